@@ -1,0 +1,188 @@
+#include "autograd/ops.h"
+#include "autograd/quantised.h"
+
+namespace ulp::ops {
+namespace {
+
+using ElementwiseKernel = Kernel<ElementwiseArgs>;
+
+/// Runs an element-wise kernel over contiguous inputs and rounds its result by `rounding`.
+Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
+             std::initializer_list<Tensor> inputs, double alpha, const Quantizer& rounding,
+             const char* role) {
+  ElementwiseArgs args;
+  size_t k = 0;
+  for (const Tensor& input : inputs) args.in[k++] = kernels::contiguous(use.tape.stream(), input);
+  // A one-element operand serves all: the result has the shape of the others.
+  const Tensor& shaped =
+      k > 1 && args.in[0].numel() == 1 && args.in[1].numel() != 1 ? args.in[1] : args.in[0];
+  const DType dtype = shaped.dtype() == DType::F64 ? DType::F64 : DType::F32;
+  args.out = Tensor::empty(shaped.shape(), dtype, shaped.device());
+  args.alpha = alpha;
+  args.output = use.fused(rounding);
+  args.key = use.fused_key(rounding, role);
+  kernel(use.tape.stream(), args);
+  return use.after(args.out, rounding, role, std::max(0, shaped.rank() - 1));
+}
+
+void check_same(const char* op, const Var& a, const Var& b) {
+  ULP_CHECK(a.value.defined() && b.value.defined() && a.shape() == b.shape(),
+            "{}: both operands must have one shape, got {} and {}", op, a.value, b.value);
+}
+
+/// y = f(x) with dx = backward(x, g).
+Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
+               const ElementwiseKernel& backward, const Var& x, const OpFormats& f,
+               RandomSite site) {
+  ULP_CHECK(x.value.defined(), "{}: the input holds no tensor", op);
+  const RoleUse use{tape, site};
+  const int last = std::max(0, x.shape().rank() - 1);
+  const Tensor xq = use.operand(x.value, f.input, "input", last);
+  const Saved saved(op, xq);
+  return tape.record(
+      op, f, {x}, apply(use, forward, {xq}, 0, f.output, "output"),
+      [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+        const Tensor g = use.operand(grads[0], f.grad_output_dx, "grad_output_dx", last);
+        return {apply(use, backward, {saved.get(), g}, 0, f.grad_input, "grad_input")};
+      });
+}
+
+}  // namespace
+
+Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
+  check_same("add", a, b);
+  const RoleUse use{tape, site};
+  return tape.record(
+      "add", f, {a, b}, apply(use, kernels::add, {a.value, b.value}, 0, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+        const Tensor g =
+            use.result(grads[0], f.grad_input, "grad_input", std::max(0, grads[0].rank() - 1));
+        return {g, g};
+      });
+}
+
+Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
+  check_same("subtract", a, b);
+  const RoleUse use{tape, site};
+  return tape.record("subtract", f, {a, b},
+                     apply(use, kernels::subtract, {a.value, b.value}, 0, f.output, "output"),
+                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+                       const Tensor g = use.result(grads[0], f.grad_input, "grad_input",
+                                                   std::max(0, grads[0].rank() - 1));
+                       Tensor minus;
+                       if (needs[1]) minus = apply(use, kernels::scale, {g}, -1, {}, "");
+                       return {g, minus};
+                     });
+}
+
+Var multiply(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
+  check_same("multiply", a, b);
+  const RoleUse use{tape, site};
+  const Saved sa("multiply", a.value), sb("multiply", b.value);
+  return tape.record(
+      "multiply", f, {a, b},
+      apply(use, kernels::multiply, {a.value, b.value}, 0, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+        Tensor da, db;
+        if (needs[0])
+          da = apply(use, kernels::multiply, {grads[0], sb.get()}, 0, f.grad_input, "grad_input");
+        if (needs[1])
+          db = apply(use, kernels::multiply, {grads[0], sa.get()}, 0, f.grad_input, "grad_input");
+        return {da, db};
+      });
+}
+
+Var scale(Tape& tape, const Var& a, double factor, const OpFormats& f, RandomSite site) {
+  const RoleUse use{tape, site};
+  return tape.record(
+      "scale", f, {a}, apply(use, kernels::scale, {a.value}, factor, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+        return {apply(use, kernels::scale, {grads[0]}, factor, f.grad_input, "grad_input")};
+      });
+}
+
+Var square(Tape& tape, const Var& a, const OpFormats& f, RandomSite site) {
+  const RoleUse use{tape, site};
+  const Saved saved("square", a.value);
+  return tape.record(
+      "square", f, {a}, apply(use, kernels::square, {a.value}, 0, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+        const Tensor twice = apply(use, kernels::scale, {saved.get()}, 2, {}, "");
+        return {apply(use, kernels::multiply, {grads[0], twice}, 0, f.grad_input, "grad_input")};
+      });
+}
+
+Var relu(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
+  return activation(tape, "relu", kernels::relu, kernels::relu_backward, x, f, site);
+}
+
+Var gelu(Tape& tape, const Var& x, Gelu form, const OpFormats& f, RandomSite site) {
+  if (form == Gelu::Tanh)
+    return activation(tape, "gelu_tanh", kernels::gelu_tanh, kernels::gelu_tanh_backward, x, f,
+                      site);
+  return activation(tape, "gelu", kernels::gelu, kernels::gelu_backward, x, f, site);
+}
+
+Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site) {
+  ULP_CHECK(x.value.defined(), "quantize: the input holds no tensor");
+  const RoleUse use{tape, site};
+  const int last = std::max(0, x.shape().rank() - 1);
+  Tensor y = kernels::contiguous(tape.stream(), x.value), mask;
+  if (q.clamp_mask && !q.forward.is_identity()) {
+    ULP_CHECK(x.value.dtype() != DType::F64, "quantize: F64 tensors are for gradient checks");
+    mask = Tensor::empty(x.shape(), DType::U8, x.value.device());
+    Tensor out = Tensor::empty(x.shape(), DType::F32, x.value.device());
+    kernels::quantise(tape.stream(),
+                      {y, out, q.forward, last, tape.key(site.stream("forward")), mask});
+    y = out;
+  } else {
+    y = use.result(y, q.forward, "forward", last);
+  }
+  const Saved saved("quantize", mask);
+  OpFormats f;
+  f.output = q.forward;
+  f.grad_input = q.backward;
+  return tape.record("quantize", f, {x}, y,
+                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                       const Tensor g = use.result(grads[0], q.backward, "backward", last);
+                       if (!saved.get().defined()) return {g};
+                       return {apply(use, kernels::mask_gradient, {saved.get(), g}, 0, {}, "")};
+                     });
+}
+
+Var reshape(Tape& tape, const Var& x, const Shape& shape) {
+  const Shape before = x.shape();
+  const Stream stream = tape.stream();
+  return tape.record("reshape", {}, {x}, kernels::contiguous(stream, x.value).reshape(shape),
+                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                       return {kernels::contiguous(stream, grads[0]).reshape(before)};
+                     });
+}
+
+Var sum(Tape& tape, const Var& x) {
+  ULP_CHECK(x.value.defined(), "sum: the input holds no tensor");
+  const Stream stream = tape.stream();
+  const Tensor in = kernels::contiguous(stream, x.value);
+  Tensor out = Tensor::empty({}, in.dtype() == DType::F64 ? DType::F64 : DType::F32, in.device());
+  kernels::sum(stream, {in, out, 1, in.numel(), 1});
+  return tape.record("sum", {}, {x}, out,
+                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                       // g for every element: 0·x would turn NaN and Inf into NaN, so write g out.
+                       Tensor dx = make_like(in);
+                       kernels::scale(stream, {{grads[0], {}, {}}, dx, 1, {}, {}});
+                       return {dx};
+                     });
+}
+
+Var mean(Tape& tape, const Var& x) {
+  ULP_CHECK(x.value.defined() && x.value.numel() > 0, "mean: there are no elements, got {}",
+            x.value);
+  return scale(tape, sum(tape, x), 1.0 / static_cast<double>(x.value.numel()));
+}
+
+Var mse(Tape& tape, const Var& prediction, const Var& target, const OpFormats& f, RandomSite site) {
+  check_same("mse", prediction, target);
+  return mean(tape, square(tape, subtract(tape, prediction, target, f, site)));
+}
+
+}  // namespace ulp::ops

@@ -1,0 +1,40 @@
+#pragma once
+
+// What differentiable ops share: rounding operands and results by their role.
+
+#include "autograd/tape.h"
+
+namespace ulp::ops {
+
+/// One role of an op on the tape: its quantizer and its random stream.
+struct RoleUse {
+  Tape& tape;
+  RandomSite site;
+
+  /// `in` as the role makes it, in the type a GEMM reads (gemm_type); `in` itself if the role changes nothing.
+  Tensor operand(const Tensor& in, const Quantizer& quantizer, const char* role,
+                 int group_axis) const;
+  /// `in` as the role makes it, in F32; `in` itself if the role changes nothing.
+  Tensor result(const Tensor& in, const Quantizer& quantizer, const char* role,
+                int group_axis) const;
+  /// What a kernel that rounds its own result gets: the quantizer if it is element-wise, else none.
+  Quantizer fused(const Quantizer& quantizer) const {
+    return quantizer.is_elementwise() ? quantizer : Quantizer{};
+  }
+  /// The draw for a fused quantizer; none is taken if nothing is fused.
+  RandomKey fused_key(const Quantizer& quantizer, const char* role) const;
+  /// Applies a block quantizer that no kernel could fuse.
+  Tensor after(const Tensor& in, const Quantizer& quantizer, const char* role,
+               int group_axis) const {
+    return quantizer.is_elementwise() ? in : result(in, quantizer, role, group_axis);
+  }
+};
+
+/// Both uses of one tensor see the same values: one draw and one tensor serve both.
+inline bool shares(const Quantizer& a, const Quantizer& b) {
+  return a == b && !a.follows_reduction();
+}
+
+Tensor make_like(const Tensor& tensor);
+
+}  // namespace ulp::ops

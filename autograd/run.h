@@ -1,0 +1,38 @@
+#pragma once
+
+#include "core/random.h"
+#include "core/step_state.h"
+#include "core/tensor.h"
+#include "kernels/kernels.h"
+
+namespace ulp {
+
+/// What the ops of one run share: the device and its stream, the seed, how products are computed, and the state of the
+/// current step in the device's memory.
+class Run {
+ public:
+  /// Throws if the device does not exist.
+  explicit Run(Device device = kCpu, uint64_t seed = 1, Math math = Math::Strict);
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  Stream stream() const { return stream_; }
+  Device device() const { return stream_.device; }
+  uint64_t seed() const { return seed_; }
+  Math math() const { return math_; }
+
+  /// The host's copy. Random draws of step 0 are those of initialisation; training begins at random_step 1.
+  const StepState& state() const { return state_; }
+  void set_state(const StepState& state);
+  /// The copy that kernels read.
+  const StepState* device_state() const;
+
+ private:
+  Stream stream_;
+  uint64_t seed_;
+  Math math_;
+  StepState state_;
+  Tensor on_device_;  // U8, sizeof(StepState)
+};
+
+}  // namespace ulp

@@ -1,0 +1,151 @@
+#pragma once
+
+#include "core/bits.h"
+#include "core/quantizer.h"
+
+namespace ulp {
+
+/// A quantizer's numbers as kernels read them: the spacing of its values near x is 2^max(exponent(x) − significand_bits,
+/// min_quantum), and everything beyond max_bits is decided by one table look-up. Index 0: x ≥ 0, index 1: x < 0.
+struct Grid {
+  int32_t significand_bits;   // kUniform: the same spacing everywhere (fixed point, one block)
+  int32_t min_quantum;        // exponent of the smallest spacing, ≥ −149
+  uint32_t max_bits[2];       // magnitude of the largest value
+  uint32_t overflow_bits[2];  // what a rounded value beyond it becomes, sign included
+  uint32_t infinity_bits[2];  // what ±Inf becomes, sign included
+  uint32_t min_normal_bits;   // results below it become zero; 0 keeps subnormals
+  uint32_t zero_sign;         // kSignBit where −0 exists, else 0
+  Rounding rounding;
+  RandomBits bits;
+  int8_t wrap_bits;  // > 0: two's complement of that many bits instead of bounds
+  bool wrap_unsigned;
+};
+
+inline constexpr int32_t kUniform = 1 << 20;
+
+/// The grid of an element-wise quantizer. Throws for block formats: their grid depends on the data (set_block).
+Grid make_grid(const Quantizer& quantizer);
+
+/// bfpW: E = max(exponent of the largest magnitude, −126), step 2^(E+2−W) but at least 2^−149, values up to
+/// 2^(E+1) − step on both sides. −0 does not exist. A block that holds Inf or NaN is all NaN: the caller checks
+/// amax_bits ≥ kInfinityBits. Source: QPyTorch's block quantiser, with a floor under E.
+ULP_HD void set_block(Grid& grid, int32_t word_bits, uint32_t amax_bits) {
+  const int32_t e = max_of(static_cast<int32_t>(amax_bits >> 23) - 127, -126);
+  const int32_t quantum = max_of(e + 2 - word_bits, -149);
+  // 2^(E+1) − step, in fp32 bits: a run of ones from 2^E down to the step.
+  const float max = (pow2(e) - pow2(quantum)) + pow2(e);
+  grid.min_quantum = quantum;
+  const uint32_t bits = bits_of(max);
+  grid.max_bits[0] = bits;
+  grid.max_bits[1] = bits;
+  grid.overflow_bits[0] = bits;
+  grid.overflow_bits[1] = bits | kSignBit;
+}
+
+/// Does the magnitude's dropped part r (of `shift` bits, shift ≥ 0) round up under stochastic rounding with word R?
+ULP_HD uint32_t stochastic_up(uint32_t r, int32_t shift, uint32_t random) {
+  const uint32_t left = r << (static_cast<uint32_t>(32 - shift) & 31u);
+  const uint32_t right = r >> static_cast<uint32_t>(min_of(max_of(shift - 32, 0), 31));
+  return random < select_bits(shift <= 32, left, right) ? 1u : 0u;
+}
+
+/// The same with `count` < 32 bits or another variant. Source: gfloat SRFF, SRF, SRC.
+ULP_HD uint32_t few_bits_up(uint32_t r, int32_t shift, uint32_t random, RandomBits bits) {
+  const uint64_t n = bits.count;
+  const uint64_t word = random >> (32 - n);
+  const uint64_t one = uint64_t{1} << n;
+  const auto scaled = [&](int32_t extra) {  // floor(r / 2^shift · 2^(n + extra))
+    const int32_t by = static_cast<int32_t>(n) + extra - shift;
+    return by >= 0 ? uint64_t{r} << min_of(by, 40) : (by <= -32 ? 0 : uint64_t{r} >> -by);
+  };
+  switch (bits.variant) {
+    case RandomBits::Variant::Plain: return scaled(0) + word >= one ? 1u : 0u;
+    case RandomBits::Variant::Centred: return scaled(1) + 2 * word + 1 >= 2 * one ? 1u : 0u;
+    case RandomBits::Variant::Nearest: {
+      const int32_t drop = shift - static_cast<int32_t>(n);
+      uint64_t fraction = scaled(0);
+      if (drop > 0) {
+        const uint64_t rest = drop > 32 ? r : r & ((uint64_t{1} << drop) - 1);
+        const uint64_t half = drop > 32 ? UINT64_MAX : uint64_t{1} << (drop - 1);
+        if (rest > half || (rest == half && (fraction & 1) != 0)) ++fraction;
+      }
+      return fraction + word >= one ? 1u : 0u;
+    }
+  }
+  return 0;
+}
+
+/// What the value x becomes. `random` is this element's word and matters to stochastic rounding only; `mode` is
+/// grid.rounding, passed apart so that a loop can fix it at compile time. NaN stays NaN; zero keeps its sign where the
+/// format has −0. One rounding, in integers, from the exact value. Sets *clamped if the rounded value lay beyond max.
+///
+/// Source: design rules of the OCP 8-bit and MX specifications; equal to ml_dtypes and Eigen where they define a cast.
+ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t random,
+                            bool* clamped = nullptr) {
+  const uint32_t a = bits_of(x) & ~kSignBit;
+  const uint32_t sign = bits_of(x) & kSignBit;
+  const bool negative = sign != 0;
+
+  // |x| = m · 2^(e−23) with 2^23 ≤ m < 2^24 (or m = 0); fp32 subnormals are first scaled up by 2^24, exactly.
+  const uint32_t subnormal = 0u - static_cast<uint32_t>(a < 0x00800000u);
+  const uint32_t n = bits_of(float_of(a) * float_of(0x3F800000u + (subnormal & (24u << 23))));
+  const int32_t e = static_cast<int32_t>(n >> 23) - 127 - static_cast<int32_t>(subnormal & 24u);
+  const uint32_t m = ((n & 0x007FFFFFu) | 0x00800000u) & (0u - static_cast<uint32_t>(a != 0));
+
+  const int32_t quantum = max_of(max_of(e - grid.significand_bits, grid.min_quantum), e - 23);
+  const int32_t shift = quantum - (e - 23);  // bits to drop, ≥ 0
+  const int32_t cut =
+      min_of(shift, 26);  // beyond 26 nothing of m is left, but a lost tail must be seen
+  const uint32_t tail = (1u << cut) - 1u;
+  const uint32_t lsb = (m >> cut) & 1u;
+  const uint32_t some = static_cast<uint32_t>(cut > 0);
+
+  uint32_t k = 0;  // |x| in units of 2^quantum, rounded
+  switch (mode) {
+    case Rounding::NearestEven: k = (m + (tail >> 1) + (lsb & some)) >> cut; break;
+    case Rounding::NearestAway: k = (m + (tail >> 1) + some) >> cut; break;
+    case Rounding::NearestUp:
+      k = (m + (tail >> 1) + (static_cast<uint32_t>(!negative) & some)) >> cut;
+      break;
+    case Rounding::TowardZero: k = m >> cut; break;
+    case Rounding::Up: k = (m + select_bits(negative, 0u, tail)) >> cut; break;
+    case Rounding::Down: k = (m + select_bits(negative, tail, 0u)) >> cut; break;
+    case Rounding::Odd: k = (m >> cut) | static_cast<uint32_t>((m & tail) != 0); break;
+    case Rounding::Stochastic: {
+      const uint32_t r = m & tail;
+      const uint32_t up = grid.bits.count == 32 && grid.bits.variant == RandomBits::Variant::Plain
+                              ? stochastic_up(r, shift, random)
+                              : few_bits_up(r, shift, random, grid.bits);
+      k = (m >> cut) + up;
+      break;
+    }
+  }
+
+  uint32_t y = bits_of(static_cast<float>(static_cast<int32_t>(k)) * pow2(min_of(quantum, 127)));
+  y = select_bits(y < grid.min_normal_bits, 0u, y);
+  const uint32_t signed_y = y | (sign & select_bits(y == 0, grid.zero_sign, kSignBit));
+  const bool beyond = y > select_bits(negative, grid.max_bits[1], grid.max_bits[0]);
+  if (clamped != nullptr) *clamped = beyond && a < kInfinityBits;
+  uint32_t result = select_bits(
+      beyond, select_bits(negative, grid.overflow_bits[1], grid.overflow_bits[0]), signed_y);
+  if (grid.wrap_bits > 0) {
+    // Two's complement: keep the low bits of the signed integer, sign-extended unless unsigned.
+    const int32_t up = quantum - grid.min_quantum;
+    const uint32_t low = up >= 32 ? 0u : k << up;
+    const uint32_t word = negative ? 0u - low : low;
+    const int32_t spare = 32 - grid.wrap_bits;
+    const float value = grid.wrap_unsigned
+                            ? static_cast<float>((word << spare) >> spare)
+                            : static_cast<float>(static_cast<int32_t>(word << spare) >> spare);
+    result = bits_of(value * pow2(grid.min_quantum));
+  }
+  result = select_bits(a >= kInfinityBits,
+                       select_bits(negative, grid.infinity_bits[1], grid.infinity_bits[0]), result);
+  return float_of(select_bits(a > kInfinityBits, kNanBits, result));
+}
+
+ULP_HD float quantise_value(float x, const Grid& grid, uint32_t random) {
+  return quantise_value(x, grid, grid.rounding, random);
+}
+
+}  // namespace ulp

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/quantizer.h"
+
+namespace ulp {
+
+/// How the sums inside a GEMM are kept. Order, chunk and start value belong to the policy, never to a tile size.
+struct Accumulator {
+  enum class Kind : uint8_t {
+    Fp32,  // one fp32 accumulator in strict order (core/sum.h), or the tensor core's in fast math
+    Rounded,  // product and sum rounded to `product` and `sum` at every step
+    Fused,    // fma, one rounding to `sum` at every step
+    Chunked,  // chunks of `chunk`, each rounded to `product`, their sum rounded to `sum`
+    Kahan,
+    TensorCore,  // a model of one matrix instruction
+  };
+  Kind kind = Kind::Fp32;
+  Quantizer product, sum;
+  int32_t chunk = 0;
+  bool operator==(const Accumulator&) const = default;
+};
+
+/// The number formats of one op, forward and backward. Immutable once an op has it; the default quantises nothing.
+/// Blocks that follow the reduction run along in_features forward, out_features for dx, the batch for dw.
+struct OpFormats {
+  Quantizer input, weight, output;                  // y  = x wᵀ
+  Quantizer grad_output_dx, weight_dx, grad_input;  // dx = g w
+  Quantizer grad_output_dw, input_dw, grad_weight;  // dw = gᵀ x
+  Quantizer interior;                               // named intermediates of norms and softmax
+  Accumulator forward_acc, dx_acc, dw_acc;
+
+  bool operator==(const OpFormats&) const = default;
+  bool is_identity() const { return *this == OpFormats{}; }
+
+  /// The usual pair: `forward` for input, weight, weight_dx and input_dw; `backward` for both uses of the gradient.
+  static OpFormats make(std::string_view forward, std::string_view backward);
+};
+
+/// One quantised role of an op. Its name is the command-line flag (with - for _) and the end of its random stream.
+struct Role {
+  const char* name;
+  Quantizer OpFormats::*quantizer;
+  const char* meaning;
+};
+inline constexpr std::array<Role, 10> kRoles = {{
+    {"input", &OpFormats::input, "x in y = x wT"},
+    {"weight", &OpFormats::weight, "w in y = x wT"},
+    {"output", &OpFormats::output, "y, the layer's result"},
+    {"grad_output_dx", &OpFormats::grad_output_dx, "g in dx = g w"},
+    {"weight_dx", &OpFormats::weight_dx, "w in dx = g w"},
+    {"grad_input", &OpFormats::grad_input, "dx, the gradient passed on"},
+    {"grad_output_dw", &OpFormats::grad_output_dw, "g in dw = gT x"},
+    {"input_dw", &OpFormats::input_dw, "x in dw = gT x"},
+    {"grad_weight", &OpFormats::grad_weight, "dw, the weight's gradient"},
+    {"interior", &OpFormats::interior, "intermediates of softmax and norms"},
+}};
+
+}  // namespace ulp

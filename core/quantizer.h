@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/format.h"
+
+namespace ulp {
+
+enum class Rounding : uint8_t {
+  NearestEven,
+  NearestAway,  // ties away from zero
+  NearestUp,    // ties toward +inf
+  TowardZero,
+  Up,
+  Down,
+  Odd,
+  Stochastic,
+};
+
+/// How many random bits a stochastic rounding uses, and how. With 32 plain bits the magnitude rounds up iff R < T. With
+/// fewer, the top `count` bits of R are added to the dropped part: truncated (Plain), with half a step more (Centred),
+/// or rounded to nearest first (Nearest). Source: the variants SRFF, SRF and SRC of gfloat.
+struct RandomBits {
+  enum class Variant : uint8_t { Plain, Centred, Nearest };
+  uint8_t count = 32;
+  Variant variant = Variant::Plain;
+  bool operator==(const RandomBits&) const = default;
+};
+
+/// Which elements share one scale.
+struct Block {
+  enum class Kind : uint8_t { None, Tensor, Axis, Group, Tile };
+  Kind kind = Kind::None;
+  int8_t axis = 0;      // Axis: one block for each index of this axis
+  int32_t rows = 0;     // Tile
+  int32_t columns = 0;  // Tile; Group: elements along the reduction axis
+  bool operator==(const Block&) const = default;
+};
+
+/// How the scale of a block is chosen and stored.
+struct Scale {
+  enum class Rule : uint8_t { None, Floor, Ceil, Even, RoundCeil };
+  Rule rule = Rule::None;
+  Format format{};  // of the stored scale
+  bool operator==(const Scale&) const = default;
+};
+
+/// What happens to a tensor before it is quantised.
+struct Transform {
+  enum class Scaling : uint8_t { None, Current, Row, Delayed };
+  uint8_t hadamard = 0;  // 0, 16 or 32
+  bool three_quarters = false;
+  Scaling scaling = Scaling::None;
+  uint16_t history = 0;  // Delayed
+  bool operator==(const Transform&) const = default;
+};
+
+/// Everything that decides what a tensor's values become. The default changes nothing.
+struct Quantizer {
+  Format format{};
+  Rounding rounding = Rounding::NearestEven;
+  RandomBits bits{};
+  Block block{};
+  Scale scale{};
+  Transform transform{};
+
+  Quantizer() = default;
+  /// parse(text), so that a format can be written where a Quantizer is wanted: options.weight = "e4m3".
+  Quantizer(const char* text) : Quantizer(parse(text)) {}
+
+  bool operator==(const Quantizer&) const = default;
+
+  bool is_identity() const { return format.is_fp32(); }
+  bool is_stochastic() const { return rounding == Rounding::Stochastic && !is_identity(); }
+  /// Elements do not depend on their neighbours: it can be applied inside another kernel.
+  bool is_elementwise() const { return block.kind == Block::Kind::None; }
+  /// Blocks follow the reduction axis of the GEMM that reads the tensor.
+  bool follows_reduction() const {
+    return block.kind == Block::Kind::Group || block.kind == Block::Kind::Tile;
+  }
+
+  /// Reads `format[:rounding]`: "e4m3", "e5m2:sr", "bfp8-axis0:rnu", "fp32". Throws ulp::Error naming what is wrong.
+  static Quantizer parse(std::string_view text);
+};
+
+/// The text that parses back to the same quantizer; the default rounding is left out.
+std::string to_string(const Quantizer& quantizer);
+std::string to_string(Rounding rounding);
+
+}  // namespace ulp

@@ -1,0 +1,196 @@
+#include <vector>
+
+#include "core/scalar_math.h"
+#include "kernels/cpu/blocks.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/strict_sum.h"
+#include "kernels/kernels.h"
+
+namespace ulp::cpu {
+namespace {
+
+/// Runs body(row) for every row of (N, C), in parallel.
+template <class Body>
+void for_rows(int64_t rows, int64_t columns, const Body& body) {
+  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, 8 * columns)),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t n = first; n < last; ++n) body(n);
+               });
+}
+
+/// The draws 0 … 3 of a log-softmax: difference, exp, sum, logarithm.
+struct Interior {
+  std::array<BlockQuantiser, 4> at;
+  explicit Interior(const Quantizer& q, const RandomKey& key)
+      : at{BlockQuantiser(q, shift(key, 0)), BlockQuantiser(q, shift(key, 1)),
+           BlockQuantiser(q, shift(key, 2)), BlockQuantiser(q, shift(key, 3))} {}
+  static RandomKey shift(RandomKey key, uint32_t by) {
+    key.ordinal += by;
+    return key;
+  }
+  void apply(size_t which, float* values, int64_t n, int64_t index) const {
+    for (int64_t i = 0; i < n; i += kBlock)
+      at[which].apply(values + i, std::min(kBlock, n - i), index + i);
+  }
+  void apply(size_t, double*, int64_t, int64_t) const {}
+};
+
+template <class T>
+void log_softmax_row(const T* x, T* y, int64_t columns, int64_t row, const Interior& interior) {
+  std::vector<T> e(static_cast<size_t>(columns));
+  T most = x[0];
+  for (int64_t j = 0; j < columns; ++j) most = !(x[j] <= most) ? x[j] : most;  // a NaN stays
+  for (int64_t j = 0; j < columns; ++j) most = x[j] == x[j] ? most : x[j];
+  T* d = y;
+  T* exps = e.data();
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) d[j] = canonical(x[j] - most);
+  });
+  interior.apply(0, d, columns, row * columns);
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) exps[j] = exp_of(d[j]);
+  });
+  interior.apply(1, exps, columns, row * columns);
+  T sum = strict_sum(exps, columns);
+  interior.apply(2, &sum, 1, row);
+  T log = log_of(sum);
+  interior.apply(3, &log, 1, row);
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) y[j] = canonical(d[j] - log);
+  });
+}
+
+template <class T>
+void log_softmax_of(const LogSoftmaxArgs& args) {
+  const int64_t rows = args.in.size(0), columns = args.in.size(1);
+  const T* x = args.in.data<T>();
+  Tensor out = args.out;
+  T* y = out.mutable_data<T>();
+  const Interior interior(args.interior, args.key);
+  for_rows(rows, columns, [&](int64_t n) {
+    log_softmax_row(x + n * columns, y + n * columns, columns, n, interior);
+  });
+}
+
+template <class T>
+void log_softmax_backward_of(const LogSoftmaxBackwardArgs& args) {
+  const int64_t rows = args.y.size(0), columns = args.y.size(1);
+  const T* g = args.grad.data<T>();
+  const T* y = args.y.data<T>();
+  Tensor out_tensor = args.out;
+  T* out = out_tensor.mutable_data<T>();
+  for_rows(rows, columns, [&](int64_t n) {
+    const T sum = strict_sum(g + n * columns, columns);
+    const T* gn = g + n * columns;
+    const T* yn = y + n * columns;
+    T* to = out + n * columns;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j) to[j] = canonical(gn[j] - exp_of(yn[j]) * sum);
+    });
+  });
+}
+
+template <class T>
+void nll_of(const NllArgs& args) {
+  const int64_t rows = args.log_probs.size(0), columns = args.log_probs.size(1);
+  const T* y = args.log_probs.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  Tensor loss_tensor = args.loss;
+  T* loss = loss_tensor.mutable_data<T>();
+  for (int64_t n = 0; n < rows; ++n) loss[n] = canonical(-y[n * columns + labels[n]]);
+}
+
+template <class T>
+void cross_entropy_backward_of(const CrossEntropyBackwardArgs& args) {
+  const int64_t rows = args.log_probs.size(0), columns = args.log_probs.size(1);
+  const T* y = args.log_probs.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  Tensor out_tensor = args.out;
+  T* out = out_tensor.mutable_data<T>();
+  const T factor = args.grad.data<T>()[0] * static_cast<T>(args.alpha);
+  for_rows(rows, columns, [&](int64_t n) {
+    const int64_t label = labels[n];
+    const T* yn = y + n * columns;
+    T* to = out + n * columns;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j)
+        to[j] = canonical((exp_of(yn[j]) - (j == label ? T(1) : T(0))) * factor);
+    });
+  });
+}
+
+void check_matrix(const char* kernel, Stream stream, const Tensor& t) {
+  check_kernel_tensor(kernel, stream, t, t.shape());
+  ULP_CHECK(t.rank() == 2 && (t.size(1) > 0 || t.size(0) == 0),
+            "{}: wanted (N, C) with C >= 1, got {}", kernel, t.shape());
+}
+
+void check_labels(const char* kernel, Stream stream, const Tensor& labels, const Tensor& rows) {
+  check_kernel_tensor(kernel, stream, labels, Shape{rows.size(0)});
+  ULP_CHECK(labels.dtype() == DType::I32, "{}: labels must be I32, got {}", kernel, labels.dtype());
+}
+
+}  // namespace
+
+void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
+  check_matrix("log_softmax", stream, args.in);
+  check_kernel_tensor("log_softmax", stream, args.out, args.in.shape());
+  if (args.in.dtype() != DType::F64) return log_softmax_of<float>(args);
+  ULP_CHECK(args.interior.is_identity(), "log_softmax: F64 values are not quantised");
+  log_softmax_of<double>(args);
+}
+
+void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
+  check_matrix("log_softmax_backward", stream, args.y);
+  check_kernel_tensor("log_softmax_backward", stream, args.grad, args.y.shape());
+  check_kernel_tensor("log_softmax_backward", stream, args.out, args.y.shape());
+  if (args.y.dtype() == DType::F64)
+    log_softmax_backward_of<double>(args);
+  else
+    log_softmax_backward_of<float>(args);
+}
+
+void nll(Stream stream, const NllArgs& args) {
+  check_matrix("nll", stream, args.log_probs);
+  check_labels("nll", stream, args.labels, args.log_probs);
+  check_kernel_tensor("nll", stream, args.loss, Shape{args.log_probs.size(0)});
+  if (args.log_probs.dtype() == DType::F64)
+    nll_of<double>(args);
+  else
+    nll_of<float>(args);
+}
+
+void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args) {
+  check_matrix("cross_entropy_backward", stream, args.log_probs);
+  check_labels("cross_entropy_backward", stream, args.labels, args.log_probs);
+  check_kernel_tensor("cross_entropy_backward", stream, args.out, args.log_probs.shape());
+  ULP_CHECK(args.grad.defined() && args.grad.numel() == 1,
+            "cross_entropy_backward: the loss gradient must be one value");
+  if (args.log_probs.dtype() == DType::F64)
+    cross_entropy_backward_of<double>(args);
+  else
+    cross_entropy_backward_of<float>(args);
+}
+
+void correct(Stream stream, const CorrectArgs& args) {
+  check_matrix("correct", stream, args.logits);
+  check_labels("correct", stream, args.labels, args.logits);
+  check_kernel_tensor("correct", stream, args.out, Shape{args.logits.size(0)});
+  const int64_t columns = args.logits.size(1);
+  const float* x = args.logits.data<float>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  Tensor out_tensor = args.out;
+  float* out = out_tensor.mutable_data<float>();
+  for (int64_t n = 0; n < args.logits.size(0); ++n) {
+    const float* row = x + n * columns;
+    int64_t best = 0;
+    bool nan = false;
+    for (int64_t j = 0; j < columns; ++j) {
+      nan = nan || row[j] != row[j];
+      if (row[j] > row[best]) best = j;
+    }
+    out[n] = !nan && best == labels[n] ? 1.0f : 0.0f;
+  }
+}
+
+}  // namespace ulp::cpu

@@ -1,0 +1,59 @@
+#pragma once
+
+// Every CUDA launch of the project goes through launch(); nothing else here decides anything.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/cuda_check.h"
+#include "core/device.h"
+#include "core/error.h"
+#include "core/tensor.h"
+
+namespace ulp::cuda {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kFullWarp = 0xFFFFFFFFu;
+
+/// Blocks for `n` items, `per_block` at a time, in a grid-stride loop: enough to fill any GPU a few times.
+inline int64_t blocks_for(int64_t n, int64_t per_block) {
+  return std::min<int64_t>((n + per_block - 1) / per_block, 8192);
+}
+
+/// Queues function(args...) on the stream; no blocks, no launch. Throws with the kernel's name if it cannot start.
+template <class... Params, class... Args>
+void launch(const char* kernel, Stream stream, int64_t blocks, dim3 threads,
+            void (*function)(Params...), const Args&... args) {
+  if (blocks <= 0) return;
+  ULP_CHECK(blocks <= INT32_MAX,
+            "{}: {} blocks are more than a CUDA grid holds; use smaller tensors", kernel, blocks);
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  function<<<dim3(static_cast<unsigned>(blocks)), threads, 0,
+             static_cast<cudaStream_t>(stream.handle)>>>(args...);
+  const cudaError_t status = cudaGetLastError();
+  ULP_CHECK(status == cudaSuccess, "{}: its CUDA launch failed with {} ({})", kernel,
+            cudaGetErrorName(status), cudaGetErrorString(status));
+}
+
+/// The bytes of a tensor that a kernel writes.
+inline void* written(Tensor tensor) { return tensor.mutable_raw(); }
+
+inline void check_no_f64(const char* kernel, const Tensor& tensor) {
+  ULP_CHECK(tensor.dtype() != DType::F64, "{}: F64 is for the CPU's gradient checks", kernel);
+}
+
+/// Throws unless the tensor's type is F32, BF16, F16, F8E4M3 or F8E5M2.
+inline void check_float(const char* kernel, const Tensor& tensor) {
+  check_no_f64(kernel, tensor);
+  ULP_CHECK(is_float_up_to_32(tensor.dtype()), "{}: wanted floats of up to 32 bits, got {}", kernel,
+            tensor.dtype());
+}
+
+inline void check_type(const char* kernel, const Tensor& tensor, DType wanted) {
+  if (wanted != DType::F64) check_no_f64(kernel, tensor);
+  ULP_CHECK(tensor.dtype() == wanted, "{}: wanted a tensor of {}, got {}", kernel, wanted,
+            tensor.dtype());
+}
+
+}  // namespace ulp::cuda

@@ -1,0 +1,197 @@
+#include "core/scalar_math.h"
+#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/sum.cuh"
+#include "kernels/kernels.h"
+
+namespace ulp::cuda {
+namespace {
+
+// Rows of (N, C), one warp each.
+
+struct Rows {
+  int64_t rows, columns;
+};
+
+/// Calls body(row) for this warp's rows, with all its lanes.
+template <class Body>
+__device__ __forceinline__ void for_rows(const Rows& shape, const Body& body) {
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+  for (int64_t row = first; row < shape.rows; row += warps) body(row);
+}
+
+int64_t row_blocks(const Rows& shape) {
+  return shape.columns == 0 ? 0 : blocks_for(shape.rows, kThreads / kWarp);
+}
+
+struct Largest {
+  float value;
+  int64_t index;
+  bool nan;  // somewhere in the row
+};
+
+/// The first largest element of a row with C ≥ 1; every lane gets it. Of +0 and −0 the first one counts.
+__device__ __forceinline__ Largest first_largest(const float* row, int64_t columns) {
+  const int64_t lane = threadIdx.x % kWarp;
+  Largest best{row[lane < columns ? lane : 0], lane < columns ? lane : 0, false};
+  for (int64_t j = lane; j < columns; j += kWarp) {
+    const float x = row[j];
+    best.nan = best.nan || x != x;
+    if (x > best.value) best.value = x, best.index = j;
+  }
+#pragma unroll
+  for (int width = kWarp / 2; width > 0; width /= 2) {
+    const float value = __shfl_xor_sync(kFullWarp, best.value, width);
+    const int64_t index = __shfl_xor_sync(kFullWarp, best.index, width);
+    if (value > best.value || (value == best.value && index < best.index))
+      best.value = value, best.index = index;
+  }
+  best.nan = __any_sync(kFullWarp, best.nan);
+  return best;
+}
+
+struct LogSoftmax {
+  const float* in;
+  float* out;
+  Rows shape;
+  Rounder interior[4];  // of the difference, its exp, the sum, the logarithm
+};
+
+__global__ void __launch_bounds__(kThreads) log_softmax_kernel(LogSoftmax w) {
+  const RandomSource random[4] = {w.interior[0].random(), w.interior[1].random(),
+                                  w.interior[2].random(), w.interior[3].random()};
+  for_rows(w.shape, [&](int64_t row) {
+    const int64_t columns = w.shape.columns, begin = row * columns;
+    const float* x = w.in + begin;
+    const Largest largest = first_largest(x, columns);
+    const float most = largest.nan ? float_of(kNanBits) : largest.value;
+    const auto difference = [&](int64_t j) {
+      return round_one(w.interior[0], random[0], begin + j, x[j] - most);
+    };
+    float sum = warp_sum(columns, [&](int64_t j) {
+      return round_one(w.interior[1], random[1], begin + j, exp_of(difference(j)));
+    });
+    sum = round_one(w.interior[2], random[2], row, sum);
+    const float log = round_one(w.interior[3], random[3], row, log_of(sum));
+    for (int64_t j = threadIdx.x % kWarp; j < columns; j += kWarp)
+      w.out[begin + j] = canonical(difference(j) - log);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    log_softmax_backward_kernel(const float* grad, const float* y, float* out, Rows shape) {
+  for_rows(shape, [&](int64_t row) {
+    const int64_t begin = row * shape.columns;
+    const float sum = warp_sum(shape.columns, [&](int64_t j) { return grad[begin + j]; });
+    for (int64_t j = begin + threadIdx.x % kWarp; j < begin + shape.columns; j += kWarp)
+      out[j] = canonical(grad[j] - exp_of(y[j]) * sum);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    nll_kernel(const float* log_probs, const int32_t* labels, float* loss, Rows shape) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < shape.rows;
+       n += step)
+    loss[n] = canonical(-log_probs[n * shape.columns + labels[n]]);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_backward_kernel(const float* log_probs, const int32_t* labels, const float* grad,
+                                  float alpha, float* out, Rows shape) {
+  const float factor = grad[0] * alpha;
+  for_rows(shape, [&](int64_t row) {
+    const int64_t begin = row * shape.columns, label = labels[row];
+    for (int64_t j = threadIdx.x % kWarp; j < shape.columns; j += kWarp)
+      out[begin + j] =
+          canonical((exp_of(log_probs[begin + j]) - (j == label ? 1.0f : 0.0f)) * factor);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    correct_kernel(const float* logits, const int32_t* labels, float* out, Rows shape) {
+  for_rows(shape, [&](int64_t row) {
+    const Largest largest = first_largest(logits + row * shape.columns, shape.columns);
+    if (threadIdx.x % kWarp == 0)
+      out[row] = !largest.nan && largest.index == labels[row] ? 1.0f : 0.0f;
+  });
+}
+
+/// An F32 matrix on the stream's device; its extents.
+Rows check_matrix(const char* kernel, Stream stream, const Tensor& matrix) {
+  check_kernel_tensor(kernel, stream, matrix, matrix.shape());
+  ULP_CHECK(matrix.rank() == 2 && (matrix.size(1) > 0 || matrix.size(0) == 0),
+            "{}: wanted (N, C) with C >= 1, got {}", kernel, matrix.shape());
+  check_type(kernel, matrix, DType::F32);
+  return {matrix.size(0), matrix.size(1)};
+}
+
+void check_like(const char* kernel, Stream stream, const Tensor& tensor, const Shape& shape,
+                DType dtype = DType::F32) {
+  check_kernel_tensor(kernel, stream, tensor, shape);
+  check_type(kernel, tensor, dtype);
+}
+
+void check_row_length(const char* kernel, const Rows& shape) {
+  ULP_CHECK(shape.columns <= kWarpSumLimit, "{}: rows of at most {} elements, got {}", kernel,
+            kWarpSumLimit, shape.columns);
+}
+
+}  // namespace
+
+void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
+  LogSoftmax w{};
+  w.shape = check_matrix("log_softmax", stream, args.in);
+  check_like("log_softmax", stream, args.out, args.in.shape());
+  check_row_length("log_softmax", w.shape);
+  w.in = args.in.data<float>();
+  w.out = static_cast<float*>(written(args.out));
+  RandomKey key = args.key;
+  for (Rounder& rounder : w.interior) {
+    rounder = make_elementwise_rounder("log_softmax", args.interior, key);
+    ++key.ordinal;
+  }
+  launch("log_softmax", stream, row_blocks(w.shape), kThreads, log_softmax_kernel, w);
+}
+
+void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
+  const Rows shape = check_matrix("log_softmax_backward", stream, args.y);
+  check_like("log_softmax_backward", stream, args.grad, args.y.shape());
+  check_like("log_softmax_backward", stream, args.out, args.y.shape());
+  check_row_length("log_softmax_backward", shape);
+  launch("log_softmax_backward", stream, row_blocks(shape), kThreads, log_softmax_backward_kernel,
+         args.grad.data<float>(), args.y.data<float>(), static_cast<float*>(written(args.out)),
+         shape);
+}
+
+void nll(Stream stream, const NllArgs& args) {
+  const Rows shape = check_matrix("nll", stream, args.log_probs);
+  check_like("nll", stream, args.labels, {shape.rows}, DType::I32);
+  check_like("nll", stream, args.loss, {shape.rows});
+  launch("nll", stream, blocks_for(shape.rows, kThreads), kThreads, nll_kernel,
+         args.log_probs.data<float>(), args.labels.data<int32_t>(),
+         static_cast<float*>(written(args.loss)), shape);
+}
+
+void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args) {
+  const Rows shape = check_matrix("cross_entropy_backward", stream, args.log_probs);
+  check_like("cross_entropy_backward", stream, args.labels, {shape.rows}, DType::I32);
+  check_like("cross_entropy_backward", stream, args.out, args.log_probs.shape());
+  ULP_CHECK(args.grad.defined() && args.grad.numel() == 1,
+            "cross_entropy_backward: the loss gradient must be one value");
+  check_like("cross_entropy_backward", stream, args.grad, args.grad.shape());
+  launch("cross_entropy_backward", stream, row_blocks(shape), kThreads,
+         cross_entropy_backward_kernel, args.log_probs.data<float>(), args.labels.data<int32_t>(),
+         args.grad.data<float>(), static_cast<float>(args.alpha),
+         static_cast<float*>(written(args.out)), shape);
+}
+
+void correct(Stream stream, const CorrectArgs& args) {
+  const Rows shape = check_matrix("correct", stream, args.logits);
+  check_like("correct", stream, args.labels, {shape.rows}, DType::I32);
+  check_like("correct", stream, args.out, {shape.rows});
+  launch("correct", stream, row_blocks(shape), kThreads, correct_kernel, args.logits.data<float>(),
+         args.labels.data<int32_t>(), static_cast<float*>(written(args.out)), shape);
+}
+
+}  // namespace ulp::cuda

@@ -1,0 +1,224 @@
+#pragma once
+
+// Every kernel, one row each: its name and its arguments. The row declares ulp::cpu::name and ulp::cuda::name and defines
+// ulp::kernels::name, which calls the side that the stream names. Tensors are contiguous unless a row says otherwise, and
+// on the stream's device. `dtype` of outputs is F32 unless a row says otherwise. Where a row says "any float", inputs may
+// be F32, BF16, F16, F8E4M3 or F8E5M2. CPU kernels also take F64 for all operands (gradient checks; no quantizers then).
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "core/error.h"
+#include "core/grid.h"
+#include "core/op_formats.h"
+#include "core/quantizer.h"
+#include "core/random.h"
+#include "core/tensor.h"
+
+namespace ulp {
+
+/// Strict: the same bits on every device. Fast: tensor cores for products of quantised operands (CUDA only).
+enum class Math : uint8_t { Strict, Fast };
+
+/// out[i] = in[i] as `quantizer` makes it. in: any float, any shape. out: the same shape, a type that `fits` the format.
+/// Groups run along `group_axis`. Element i draws word i of `key`. mask (U8, optional): 1 where a finite value's rounded
+/// result lay beyond the format's bounds.
+struct QuantiseArgs {
+  Tensor in, out;
+  Quantizer quantizer;
+  int group_axis = 0;
+  RandomKey key;
+  Tensor mask;
+};
+
+/// out (M, N) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each element.
+/// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; Math::Fast: cuBLASLt.
+struct MatmulArgs {
+  Tensor a, b, bias, out;
+  Quantizer output;
+  RandomKey key;
+  Accumulator accumulator;
+  Math math = Math::Strict;
+};
+
+/// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha), then `output` (element-wise only) rounds it. in: any float, as many
+/// as f takes. A one-element input serves every i.
+struct ElementwiseArgs {
+  std::array<Tensor, 3> in;
+  Tensor out;
+  double alpha = 0;
+  Quantizer output;
+  RandomKey key;
+};
+
+/// out[o, i] = Σ_a in[o, a, i] in the order of core/sum.h. in: any float, seen as (outer, axis, inner); out: (outer, inner).
+struct SumArgs {
+  Tensor in, out;
+  int64_t outer = 1, axis = 0, inner = 1;
+};
+
+/// Rows of logits (N, C) → out = logits − max − ln Σ exp(logits − max). NaN in a row makes the row NaN.
+/// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`.
+struct LogSoftmaxArgs {
+  Tensor in, out;
+  Quantizer interior;
+  RandomKey key;
+};
+
+/// out = g − exp(y) · Σ_row g, for y = log-softmax output (N, C).
+struct LogSoftmaxBackwardArgs {
+  Tensor grad, y, out;
+};
+
+/// loss[n] = −log_probs[n, labels[n]].  labels (N) I32 in [0, C), checked by the caller.
+struct NllArgs {
+  Tensor log_probs, labels, loss;
+};
+
+/// out (N, C) = (exp(log_probs) − onehot(labels)) · grad[0] · alpha: cross-entropy's gradient from its saved log_probs.
+struct CrossEntropyBackwardArgs {
+  Tensor log_probs, labels, grad, out;
+  double alpha = 1;
+};
+
+/// out[n] = 1 if the first largest of logits[n, :] is labels[n], else 0; a row with a NaN counts 0.
+struct CorrectArgs {
+  Tensor logits, labels, out;
+};
+
+/// out = in with its elements gathered in row-major order: any strides → contiguous. Any dtype, the same for both; or any
+/// float → F32.
+struct CopyArgs {
+  Tensor in, out;
+};
+
+/// out[...] = value. out: F32 or F64.
+struct FillArgs {
+  Tensor out;
+  double value = 0;
+};
+
+/// out[i] = low + (high − low)·u_i, u_i uniform in [0, 1) from word i of `key`; one fma.
+struct UniformArgs {
+  Tensor out;
+  float low = 0, high = 1;
+  RandomKey key;
+};
+
+/// out[n, :] = in[indices[n], :] · scale.  in (R, D) U8 or F32, indices (N) I32 in [0, R), out (N, D) F32.
+struct GatherRowsArgs {
+  Tensor in, indices, out;
+  float scale = 1;
+};
+
+/// One SGD step for one parameter, one pass, in the order of OptimLP's step:
+///   g ← Qg(grad · state.grad_scaling);  p ← master (or weight where there is none);  d ← g + weight_decay·p
+///   m ← momentum·m + d;  d ← nesterov ? d + momentum·m : m;  p ← p − state.lr·d
+///   master ← Qacc(p), p ← master;  weight ← Qw(p);  stored momentum ← Qm(m)
+/// Every multiply-add here is one fma (see functors.h). Quantizers: element-wise only; block formats are applied by the
+/// optimizer around this kernel. Each of weight, master, momentum: any float that fits its format. Undefined master or
+/// momentum: none (m = d). Momentum starts as zeros. Nothing is written if state.found_inf.
+struct SgdArgs {
+  Tensor weight, master, momentum, grad;
+  Quantizer weight_format, master_format, grad_format, momentum_format;
+  RandomKey weight_key, master_key, grad_key, momentum_key;
+  float momentum_coef = 0, weight_decay = 0;
+  bool nesterov = false;
+  bool grad_ready = false;           // grad is scaled and quantised already
+  const StepState* state = nullptr;  // on the stream's device
+};
+
+/// A kernel: called with a stream and its arguments, it runs on the stream's device.
+template <class Args>
+struct Kernel {
+  using Function = void (*)(Stream, const Args&);
+  const char* name;
+  Function cpu;
+  Function cuda;
+
+  void operator()(Stream stream, const Args& args) const {
+    const Function f = stream.device.type == DeviceType::Cpu ? cpu : cuda;
+    if (f == nullptr)
+      throw_error("{}: no {} kernel in this build", name,
+                  stream.device.type == DeviceType::Cpu ? "CPU" : "CUDA");
+    f(stream, args);
+  }
+};
+
+// clang-format off
+/// X(name, arguments): kernels with a side of their own in kernels/cpu/*.cpp and kernels/cuda/*.cu.
+#define ULP_KERNELS(X)                                  \
+  X(quantise, QuantiseArgs)                             \
+  X(matmul, MatmulArgs)                                 \
+  X(sum, SumArgs)                                       \
+  X(log_softmax, LogSoftmaxArgs)                        \
+  X(log_softmax_backward, LogSoftmaxBackwardArgs)       \
+  X(nll, NllArgs)                                       \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)   \
+  X(correct, CorrectArgs)                               \
+  X(copy, CopyArgs)                                     \
+  X(fill, FillArgs)                                     \
+  X(uniform, UniformArgs)                               \
+  X(gather_rows, GatherRowsArgs)                        \
+  X(sgd, SgdArgs)
+
+/// X(name, functor, inputs): element-wise kernels, both sides made from one functor of kernels/functors.h.
+#define ULP_ELEMENTWISE_KERNELS(X)                      \
+  X(add, Add, 2)                                        \
+  X(subtract, Subtract, 2)                              \
+  X(multiply, Multiply, 2)                              \
+  X(scale, Scale, 1)                                    \
+  X(square, Square, 1)                                  \
+  X(relu, Relu, 1)                                      \
+  X(relu_backward, ReluBackward, 2)                     \
+  X(gelu, Gelu, 1)                                      \
+  X(gelu_backward, GeluBackward, 2)                     \
+  X(gelu_tanh, GeluTanh, 1)                             \
+  X(gelu_tanh_backward, GeluTanhBackward, 2)            \
+  X(mask_gradient, MaskGradient, 2)
+// clang-format on
+
+#if defined(ULP_HAS_CUDA)
+#define ULP_CUDA_SIDE(name) cuda::name
+#else
+#define ULP_CUDA_SIDE(name) nullptr
+#endif
+
+#define ULP_DECLARE_KERNEL(name, Args)                                       \
+  namespace cpu {                                                            \
+  void name(Stream, const Args&);                                            \
+  }                                                                          \
+  namespace cuda {                                                           \
+  void name(Stream, const Args&);                                            \
+  }                                                                          \
+  namespace kernels {                                                        \
+  inline constexpr Kernel<Args> name{#name, cpu::name, ULP_CUDA_SIDE(name)}; \
+  }
+#define ULP_DECLARE_ELEMENTWISE(name, Functor, inputs) ULP_DECLARE_KERNEL(name, ElementwiseArgs)
+
+ULP_KERNELS(ULP_DECLARE_KERNEL)
+ULP_ELEMENTWISE_KERNELS(ULP_DECLARE_ELEMENTWISE)
+
+namespace kernels {
+
+#define ULP_KERNEL_NAME(name, ...) #name,
+inline constexpr const char* kAllNames[] = {ULP_KERNELS(ULP_KERNEL_NAME)
+                                                ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)};
+
+/// The tensor itself if it is contiguous, else a contiguous copy.
+inline Tensor contiguous(Stream stream, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return tensor;
+  Tensor out = Tensor::empty(tensor.shape(), tensor.dtype(), tensor.device());
+  copy(stream, {tensor, out});
+  return out;
+}
+
+}  // namespace kernels
+
+/// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
+void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,
+                         const Shape& shape);
+
+}  // namespace ulp

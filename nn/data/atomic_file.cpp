@@ -1,0 +1,93 @@
+#include "nn/data/atomic_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "core/error.h"
+
+namespace ulp::nn {
+namespace fs = std::filesystem;
+namespace {
+
+fs::path directory_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+// Short, so that any allowed file name leaves room for it.
+std::string temporary_name() {
+  static std::atomic<uint64_t> count{0};
+  return ".ulp-" + std::to_string(::getpid()) + "-" + std::to_string(count++) + ".tmp";
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
+  ULP_CHECK(path.has_filename(), "{}: cannot be written: it names no file", path.native());
+  std::error_code ignored;
+  const fs::file_status status = fs::status(path, ignored);
+  ULP_CHECK(!fs::exists(status) || fs::is_regular_file(status),
+            "{}: cannot be written: it exists and is not a regular file", path.native());
+  do {
+    temporary_ = directory_of(path) / temporary_name();
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (descriptor_ < 0 && errno == EEXIST);
+  if (descriptor_ < 0) fail("cannot be written", errno);
+}
+
+AtomicFile::~AtomicFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::fail(const char* what, int error) const {
+  throw_error("{}: {}: {}", path_.native(), what, std::generic_category().message(error));
+}
+
+void AtomicFile::write(std::span<const uint8_t> bytes) {
+  ULP_CHECK(descriptor_ >= 0, "{}: cannot be written: it is committed", path_.native());
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(descriptor_, bytes.data(), bytes.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail("cannot be written", errno);
+    bytes = bytes.subspan(static_cast<size_t>(count));
+  }
+}
+
+void AtomicFile::write(std::string_view text) {
+  write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+}
+
+void AtomicFile::commit() {
+  ULP_CHECK(descriptor_ >= 0, "{}: cannot be committed twice", path_.native());
+  if (::fsync(descriptor_) != 0) fail("cannot be written", errno);
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot be written", errno);
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be replaced", errno);
+  temporary_.clear();
+  sync_directory();
+}
+
+void AtomicFile::sync_directory() const {
+  const int directory = ::open(directory_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0 && errno == EACCES) return;  // one may write into a directory and not list it
+  if (directory < 0) fail("is written, its directory cannot be synchronised", errno);
+  const int error = ::fsync(directory) == 0 ? 0 : errno;
+  ::close(directory);
+  // EINVAL: a file system that has nothing to synchronise for directories.
+  if (error != 0 && error != EINVAL)
+    fail("is written, its directory cannot be synchronised", error);
+}
+
+void write_file_atomically(const fs::path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(bytes);
+  file.commit();
+}
+
+}  // namespace ulp::nn

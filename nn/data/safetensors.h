@@ -1,0 +1,30 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace ulp::nn {
+
+struct SafetensorsFile {
+  std::map<std::string, Tensor> tensors;  // contiguous, on the CPU
+  std::map<std::string, std::string> metadata;
+};
+
+/// The safetensors layout: header length (8 bytes, little-endian), a JSON header padded with spaces to 8 bytes, the
+/// elements, little-endian and row-major. Entries and elements come widest dtype first, then by name: without gaps,
+/// and every tensor aligned to its elements. The same input gives the same bytes. The file appears whole or not at all.
+/// CUDA tensors are copied to the CPU one at a time. Throws ulp::Error for an empty handle, text that is not UTF-8 and
+/// whatever the disk refuses.
+/// Source: https://github.com/huggingface/safetensors, "Format".
+void save_safetensors(const std::filesystem::path& path,
+                      const std::map<std::string, Tensor>& tensors,
+                      const std::map<std::string, std::string>& metadata);
+
+/// Believes nothing it reads: every length, name, type, shape and offset is checked against the file's size before
+/// memory is taken for it. Throws ulp::Error, one line with the file, what it holds and what is allowed.
+SafetensorsFile load_safetensors(const std::filesystem::path& path);
+
+}  // namespace ulp::nn

@@ -1,0 +1,27 @@
+#include "nn/linear.h"
+
+namespace ulp::nn {
+
+Linear::Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bias bias)
+    : in_(in_features), out_(out_features), formats_(std::move(formats)) {
+  ULP_CHECK(in_ >= 1 && out_ >= 1, "Linear: sizes must be at least 1, got {} → {}", in_, out_);
+  weight_ = &add_parameter("weight", {out_, in_}, Initialiser::kaiming_uniform(in_));
+  if (bias == Bias::Yes) bias_ = &add_parameter("bias", {out_}, Initialiser::zeros());
+}
+
+Var Linear::forward(Tape& tape, const Var& x) {
+  const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
+  return ops::linear(tape, x, tape.watch(*weight_), bias, formats_, site());
+}
+
+std::string Linear::describe() const {
+  return "Linear " + std::to_string(in_) + " → " + std::to_string(out_) +
+         (bias_ == nullptr ? ", no bias" : "");
+}
+
+std::vector<const char*> Linear::roles() const {
+  return {"input",      "weight",         "output",   "grad_output_dx", "weight_dx",
+          "grad_input", "grad_output_dw", "input_dw", "grad_weight"};
+}
+
+}  // namespace ulp::nn

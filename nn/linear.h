@@ -1,0 +1,27 @@
+#pragma once
+
+#include "nn/module.h"
+
+namespace ulp::nn {
+
+/// y = x wᵀ + b.  x: (…, In) → y: (…, Out).  Parameters: weight (Out, In), Kaiming uniform; bias (Out), zeros.
+/// Formats and their meaning: ops::linear.
+class Linear : public Module {
+ public:
+  enum class Bias : uint8_t { Yes, No };
+  /// Throws unless both sizes are at least 1.
+  Linear(int64_t in_features, int64_t out_features, OpFormats formats = {}, Bias bias = Bias::Yes);
+
+  Var forward(Tape& tape, const Var& x) override;
+  std::string describe() const override;
+  const OpFormats* formats() const override { return &formats_; }
+  std::vector<const char*> roles() const override;
+
+ private:
+  int64_t in_, out_;
+  OpFormats formats_;
+  Parameter* weight_ = nullptr;
+  Parameter* bias_ = nullptr;
+};
+
+}  // namespace ulp::nn

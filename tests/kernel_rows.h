@@ -1,0 +1,15 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+namespace ulp::tests {
+
+/// Kernels that no differentiable op runs; test_kernels.cpp runs the check of each row.
+struct KernelRow {
+  const char* name;
+  std::function<void()> check;
+};
+const std::vector<KernelRow>& kernel_rows();
+
+}  // namespace ulp::tests

@@ -1,0 +1,222 @@
+#include "tests/op_table.h"
+
+#include <cmath>
+#include <limits>
+
+namespace ulp::tests {
+namespace {
+
+constexpr double kNoKink = -1e30;
+
+std::vector<std::vector<Shape>> unary_shapes() {
+  return {{{1}}, {{0}}, {{3, 5}}, {{2, 3, 7}}, {{17, 33}}, {{1, 4099}}};
+}
+std::vector<std::vector<Shape>> binary_shapes() {
+  std::vector<std::vector<Shape>> all;
+  for (const auto& entry : unary_shapes()) all.push_back({entry[0], entry[0]});
+  return all;
+}
+
+Tensor labels_for(int64_t n, int64_t classes, Device device) {
+  std::vector<int32_t> labels;
+  for (int64_t i = 0; i < n; ++i) labels.push_back(static_cast<int32_t>((i * 7 + 3) % classes));
+  return Tensor::from(labels, {n}, device);
+}
+
+using Inputs = std::span<const Var>;
+
+}  // namespace
+
+const std::vector<OpRow>& op_table() {
+  static const RandomSite site(kSite);
+  static const std::vector<const char*> result{"output", "grad_input"};
+  static const std::vector<const char*> activation{"input", "output", "grad_output_dx",
+                                                   "grad_input"};
+  static const std::vector<OpRow> rows = {
+      {"linear",
+       {"matmul", "sum", "quantise"},
+       {{{1, 1}, {1, 1}, {1}},
+        {{0, 3}, {2, 3}, {2}},
+        {{3, 5}, {4, 5}, {4}},
+        {{2, 3, 9}, {7, 9}, {7}},
+        {{33, 65}, {17, 65}, {17}}},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::linear(t, in[0], in[1], in[2], f, site);
+       },
+       {"input", "weight", "output", "grad_output_dx", "weight_dx", "grad_input", "grad_output_dw",
+        "input_dw", "grad_weight"}},
+      {"linear without bias",
+       {"matmul"},
+       {{{3, 5}, {4, 5}}},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::linear(t, in[0], in[1], {}, f, site);
+       },
+       {"input", "weight", "output", "grad_output_dx", "weight_dx", "grad_input", "grad_output_dw",
+        "input_dw", "grad_weight"}},
+      {"add",
+       {"add"},
+       binary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::add(t, in[0], in[1], f, site); },
+       result},
+      {"subtract",
+       {"subtract", "scale"},
+       binary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::subtract(t, in[0], in[1], f, site);
+       },
+       {"output"}},
+      {"multiply",
+       {"multiply"},
+       binary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::multiply(t, in[0], in[1], f, site);
+       },
+       {"output"}},
+      {"scale",
+       {"scale"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::scale(t, in[0], -1.375, f, site); },
+       result},
+      {"square",
+       {"square", "scale", "multiply"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::square(t, in[0], f, site); },
+       result},
+      {"relu",
+       {"relu", "relu_backward"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::relu(t, in[0], f, site); },
+       activation,
+       -2,
+       2,
+       0},
+      {"gelu",
+       {"gelu", "gelu_backward"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::gelu(t, in[0], ops::Gelu::Erf, f, site);
+       },
+       activation,
+       -5,
+       5},
+      {"gelu_tanh",
+       {"gelu_tanh", "gelu_tanh_backward"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::gelu(t, in[0], ops::Gelu::Tanh, f, site);
+       },
+       activation,
+       -5,
+       5},
+      {"quantize",
+       {"quantise", "mask_gradient"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::quantize(t, in[0], {f.output, f.grad_input, false}, site);
+       },
+       {}},
+      {"reshape",
+       {"copy"},
+       {{{6}}, {{0}}, {{3, 5}}, {{2, 3, 7}}},
+       [](Tape& t, Inputs in, const OpFormats&) {
+         return ops::reshape(t, in[0], {in[0].value.numel(), 1});
+       },
+       {}},
+      {"sum",
+       {"sum", "scale"},
+       {{{1}}, {{0}}, {{3, 5}}, {{4097}}, {{2, 4096}}, {{3, 5000}}},
+       [](Tape& t, Inputs in, const OpFormats&) { return ops::sum(t, in[0]); },
+       {}},
+      {"mean",
+       {"sum", "scale"},
+       {{{1}}, {{3, 5}}, {{4097}}},
+       [](Tape& t, Inputs in, const OpFormats&) { return ops::mean(t, in[0]); },
+       {}},
+      {"log_softmax",
+       {"log_softmax", "log_softmax_backward"},
+       {{{1, 1}}, {{0, 4}}, {{3, 5}}, {{7, 10}}, {{3, 4097}}},
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::log_softmax(t, in[0], f, site); },
+       {"grad_input"}},
+      {"cross_entropy",
+       {"log_softmax", "nll", "sum", "scale", "cross_entropy_backward"},
+       {{{1, 1}}, {{3, 5}}, {{7, 10}}, {{129, 10}}},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::cross_entropy(
+             t, in[0], labels_for(in[0].shape()[0], in[0].shape()[1], in[0].value.device()), f,
+             site);
+       },
+       {"grad_input"}},
+      {"mse",
+       {"subtract", "square", "sum", "scale", "multiply"},
+       {{{1}, {1}}, {{3, 5}, {3, 5}}, {{17, 33}, {17, 33}}},
+       [](Tape& t, Inputs in, const OpFormats& f) { return ops::mse(t, in[0], in[1], f, site); },
+       {}},
+  };
+  return rows;
+}
+
+std::vector<double> random_values(int64_t n, double low, double high, uint64_t seed) {
+  const RandomSource random({seed, 7, 0, nullptr});
+  std::vector<double> values;
+  for (int64_t i = 0; i < n; ++i)
+    values.push_back(static_cast<float>(
+        low +
+        (high - low) * static_cast<double>(uniform01(random.word(static_cast<uint64_t>(i))))));
+  return values;
+}
+
+Tensor random_tensor(const Shape& shape, double low, double high, uint64_t seed, DType dtype,
+                     Device device) {
+  const std::vector<double> values = random_values(shape.numel(), low, high, seed);
+  if (dtype == DType::F64) return Tensor::from(values, shape, device);
+  return Tensor::from(std::vector<float>(values.begin(), values.end()), shape, device);
+}
+
+Tensor hard_tensor(const Shape& shape, uint64_t seed) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float special[] = {
+      0.0f,      -0.0f,      kInf,        -kInf, std::nanf(""), float_of(0xFFC00001u),
+      0x1p-149f, -0x1p-140f, 0x1.fp-127f, 3e38f, -3e38f,        1.0f};
+  std::vector<float> values;
+  const RandomSource random({seed, 11, 0, nullptr});
+  for (int64_t i = 0; i < shape.numel(); ++i) {
+    const uint32_t word = random.word(static_cast<uint64_t>(i));
+    const bool pick = word % 8 == 0;
+    values.push_back(pick ? special[(word >> 8) % std::size(special)]
+                          : std::ldexp(static_cast<float>(static_cast<int32_t>(word)),
+                                       -31 + static_cast<int>((word >> 4) % 16) - 8));
+  }
+  return Tensor::from(values, shape);
+}
+
+std::vector<uint32_t> bits_of_tensor(const Tensor& tensor) {
+  std::vector<uint32_t> bits;
+  for (const float v : tensor.to_floats()) bits.push_back(bits_of(v));
+  return bits;
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return a.defined() == b.defined() &&
+         (!a.defined() || (a.shape() == b.shape() && bits_of_tensor(a) == bits_of_tensor(b)));
+}
+
+Pass run_row(const OpRow& row, Run& run, std::span<const Tensor> inputs, const OpFormats& formats,
+             uint64_t cotangent_seed) {
+  Tape tape(run);
+  std::vector<Var> vars;
+  for (const Tensor& input : inputs) vars.push_back(tape.leaf(input));
+  const Var y = row.build(tape, vars, formats);
+  tape.backward(y,
+                random_tensor(y.shape(), -1, 1, cotangent_seed, y.value.dtype()).to(run.device()));
+  Pass pass{y.value, {}};
+  for (const Var& var : vars) pass.grads.push_back(tape.grad(var));
+  return pass;
+}
+
+bool same_bits(const Pass& a, const Pass& b) {
+  bool same = same_bits(a.y, b.y) && a.grads.size() == b.grads.size();
+  for (size_t i = 0; same && i < a.grads.size(); ++i) same = same_bits(a.grads[i], b.grads[i]);
+  return same;
+}
+
+}  // namespace ulp::tests

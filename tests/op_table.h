@@ -1,0 +1,48 @@
+#pragma once
+
+// One row per differentiable op. test_ops.cpp derives from it: gradient checks, thread, instruction-set and stride equality,
+// shapes, NaN and Inf, quantised laws; test_cuda_ops.cpp the equality of CPU and GPU.
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "autograd/ops.h"
+
+namespace ulp::tests {
+
+struct OpRow {
+  const char* name;
+  std::vector<const char*> kernels;  // rows of kernels.h that the op runs, forward and backward
+  std::vector<std::vector<Shape>> shapes;  // each entry: the shapes of the inputs; small ones first
+  std::function<Var(Tape&, std::span<const Var>, const OpFormats&)> build;
+  std::vector<const char*> roles;  // roles of OpFormats that it uses
+  double low = -2, high = 2;       // where gradient checks draw their inputs
+  double kink = -1e30;             // inputs closer than 1e-3 to it are moved away
+};
+
+const std::vector<OpRow>& op_table();
+inline constexpr const char* kSite = "model.layer";
+
+/// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.
+std::vector<double> random_values(int64_t n, double low, double high, uint64_t seed);
+Tensor random_tensor(const Shape& shape, double low, double high, uint64_t seed,
+                     DType dtype = DType::F32, Device device = kCpu);
+/// F32 with every kind of hard value sprinkled over random ones: ±0, ±Inf, NaNs, subnormals, huge.
+Tensor hard_tensor(const Shape& shape, uint64_t seed);
+
+/// The bits of an F32 tensor, NaNs as they are.
+std::vector<uint32_t> bits_of_tensor(const Tensor& tensor);
+bool same_bits(const Tensor& a, const Tensor& b);
+
+/// One forward and backward pass of a row: the output and the gradient of every input, for the cotangent `seed`.
+struct Pass {
+  Tensor y;
+  std::vector<Tensor> grads;
+};
+Pass run_row(const OpRow& row, Run& run, std::span<const Tensor> inputs, const OpFormats& formats,
+             uint64_t cotangent_seed = 99);
+bool same_bits(const Pass& a, const Pass& b);
+
+}  // namespace ulp::tests

@@ -1,0 +1,86 @@
+#pragma once
+
+// A second opinion about numbers. It shares no code and no method with core/grid.h: the points of a format are decoded
+// from its codes (or written as multiples of a power of two) in double, and a rounding mode picks one of the two
+// neighbours by its definition. Every difference and quotient formed here is exact in double.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/quantizer.h"
+
+namespace ulp::reference {
+
+/// True if the environment has ULP_FULL=1: all 2^32 inputs instead of a stride. Such a run takes about an
+/// hour on two cores; start ulp_tests itself, as ctest stops a test after 300 s.
+bool full();
+
+/// Distance between the fp32 bit patterns that a sweep visits: 1 if full(), else `stride` (odd, so that all low bits
+/// occur).
+uint64_t stride(uint64_t stride);
+
+struct Rounded {
+  float value;
+  bool clamped;  // finite, and its rounded value lay beyond the format's largest
+};
+
+/// What a quantizer must make of a value. Element-wise formats, or one block of a block format.
+class Reference {
+ public:
+  explicit Reference(const Quantizer& quantizer, float block_amax = 0);
+  explicit Reference(const char* quantizer) : Reference(Quantizer::parse(quantizer)) {}
+
+  /// `random` is the word R of a stochastic rounding.
+  Rounded operator()(float x, uint32_t random = 0) const;
+
+  /// |x| between two neighbours: low ≤ |x| < low + step, and low is where code or integer is odd.
+  struct Place {
+    double low, step;
+    bool low_is_odd;
+  };
+  Place place(double magnitude) const;
+
+  /// Points of the lattice from 0 to just beyond the largest value, ascending; empty if there would be over 2^17.
+  const std::vector<double>& points() const { return points_; }
+  /// Every number that can come out, ascending by magnitude, both signs, Inf too (without −0 and NaN).
+  std::vector<double> values() const;
+
+  double max() const { return max_; }
+  double lowest() const { return lowest_; }
+
+ private:
+  void read_float();
+  void read_integers(double step, double most, double least);
+  bool rounds_up(const Place& at, double magnitude, bool negative, uint32_t random) const;
+  double overflow(bool negative) const;
+  double infinity(bool negative) const;
+
+  Quantizer quantizer_;
+  std::vector<double> points_;
+  double max_ = 0, lowest_ = 0;
+  double step_ = 0;                  // spacing everywhere, or of the subnormals of a float
+  double min_normal_ = 0;            // floats only
+  bool beyond_is_infinity_ = false;  // e8mY-none: the codes from 2^128 on
+};
+
+/// The inputs on which roundings go wrong: points, midpoints, one fp32 ulp either side of both, with both signs; ±0,
+/// the least and greatest subnormal, the least normal and the greatest finite fp32 number, ±Inf, quiet and other NaNs.
+std::vector<float> hard_inputs(const Reference& reference);
+
+/// Counts disagreements across threads and keeps the first few words about them.
+class Mismatches {
+ public:
+  void add(const std::string& what);
+  int64_t count() const { return count_; }
+  const std::string& first() const { return first_; }
+
+ private:
+  int64_t count_ = 0;
+  std::string first_;
+};
+
+/// Same bits, all NaNs being one.
+bool same(float a, float b);
+
+}  // namespace ulp::reference

@@ -1,0 +1,896 @@
+// Every kernel on the CPU and on CUDA, on the same inputs: the same bits. A row of kernels.h without a case here fails.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/convert.h"
+#include "core/grid.h"
+#include "core/random.h"
+#include "core/step_state.h"
+#include "core/storage.h"
+#include "core/sum.h"
+#include "kernels/kernels.h"
+
+namespace ulp {
+namespace {
+
+constexpr Device kGpu = cuda_device(0);
+
+// ---- values ----------------------------------------------------------------------------------------------------------
+
+enum class Domain {
+  Modest,  // uniform in [−4, 4), some zeros
+  Wide,    // finite, exponents −40 … 40
+  Tiny,    // about 2^−75: products underflow, to −0 too
+  Hard,    // Modest mixed with NaN, Inf, ±0, subnormals, format limits and random bits
+  Few,     // −2, −1.5 … 2: ties
+};
+
+/// A reproducible stream of words.
+class Words {
+ public:
+  explicit Words(uint64_t seed) {
+    RandomKey key;
+    key.seed = seed;
+    source_ = RandomSource(key);
+  }
+  uint32_t next() { return source_.word(at_++); }
+  uint32_t below(uint32_t n) { return next() % n; }
+
+ private:
+  RandomSource source_;
+  uint64_t at_ = 0;
+};
+
+constexpr uint32_t kHardBits[] = {
+    0x00000000, 0x80000000, 0x7FC00000, 0xFFC00001, 0x7F800001, 0x7F800000, 0xFF800000, 0x00000001,
+    0x80000001, 0x007FFFFF, 0x807FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000, 0xBF800001,
+    0x3F7FFFFF, 0x43E00000, 0x43E80000, 0x43E80001, 0x47600000, 0x47700000, 0xC7700000, 0x477FE000,
+    0x477FF000, 0x40C00000, 0x40E00000, 0x33800000, 0x33000001, 0x3B000000, 0x7F000000, 0x00400000};
+
+float draw(Domain domain, Words& words) {
+  const uint32_t word = words.next();
+  const float modest = (uniform01(word) - 0.5f) * 8.0f;
+  switch (domain) {
+    case Domain::Modest: return word % 16 == 0 ? 0.0f : modest;
+    case Domain::Wide: return std::ldexp(modest, static_cast<int>(words.below(81)) - 40);
+    case Domain::Tiny: return std::ldexp(modest, -75);
+    case Domain::Few: return static_cast<float>(static_cast<int>(word % 9) - 4) * 0.5f;
+    case Domain::Hard: break;
+  }
+  switch (words.below(4)) {
+    case 0: return float_of(kHardBits[word % std::size(kHardBits)]);
+    case 1: return float_of(word);
+    default: return modest;
+  }
+}
+
+const char* format_of(DType dtype) {
+  switch (dtype) {
+    case DType::BF16: return "bf16";
+    case DType::F16: return "fp16";
+    case DType::F8E4M3: return "e4m3";
+    case DType::F8E5M2: return "e5m2";
+    default: return "fp32";
+  }
+}
+
+/// A CPU tensor. Small floats: the values rounded to the type; Hard ones are random codes half the time.
+Tensor values(const Shape& shape, DType dtype, Domain domain, uint64_t seed) {
+  Words words(seed);
+  Tensor t = Tensor::empty(shape, dtype, kCpu);
+  auto* bytes = static_cast<uint8_t*>(t.mutable_raw());
+  const size_t width = size_of(dtype);
+  const bool small_float = is_float_up_to_32(dtype) && dtype != DType::F32;
+  const Grid grid = make_grid(Quantizer::parse(format_of(dtype)));
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    const bool codes =
+        !is_float_up_to_32(dtype) || (small_float && domain == Domain::Hard && words.below(2) == 0);
+    if (codes) {
+      for (size_t b = 0; b < width; ++b)
+        bytes[static_cast<size_t>(i) * width + b] = static_cast<uint8_t>(words.next());
+      continue;
+    }
+    const float x = draw(domain, words);
+    if (small_float)
+      store_float(bytes, dtype, i, quantise_value(x, grid, 0));
+    else
+      std::memcpy(bytes + i * 4, &x, 4);  // NaN payloads stay
+  }
+  return t;
+}
+
+// ---- both devices ----------------------------------------------------------------------------------------------------
+
+/// The same tensor on both devices.
+struct Pair {
+  Tensor cpu, cuda;
+  const Tensor& on(Device device) const { return device.type == DeviceType::Cpu ? cpu : cuda; }
+};
+
+Pair both(const Tensor& cpu) { return {cpu, cpu.to(kGpu)}; }
+
+Pair input(const Shape& shape, DType dtype, Domain domain, uint64_t seed) {
+  return both(values(shape, dtype, domain, seed));
+}
+
+/// Filled with a pattern, so that an element nobody wrote is seen.
+Pair output(const Shape& shape, DType dtype = DType::F32) {
+  Tensor t = Tensor::empty(shape, dtype, kCpu);
+  std::memset(t.mutable_raw(), 0xCD, static_cast<size_t>(t.bytes()));
+  Pair pair{t, t.to(kGpu)};
+  return pair;
+}
+
+template <class View>
+Pair view(const Pair& pair, View f) {
+  return {f(pair.cpu), f(pair.cuda)};
+}
+
+/// Elements from 1 on: contiguous, but aligned to one element only.
+Pair unaligned(const Pair& pair) {
+  return view(pair, [](const Tensor& t) { return t.slice(0, 1, t.size(0)); });
+}
+
+Pair independent_copy(const Pair& pair) {
+  Tensor cpu = Tensor::empty(pair.cpu.shape(), pair.cpu.dtype(), kCpu);
+  std::memcpy(cpu.mutable_raw(), pair.cpu.raw(), static_cast<size_t>(cpu.bytes()));
+  return both(cpu);
+}
+
+/// A step state in each device's memory.
+Pair step_state(const StepState& state) {
+  std::vector<uint8_t> bytes(sizeof state);
+  std::memcpy(bytes.data(), &state, sizeof state);
+  return both(Tensor::from(bytes, {static_cast<int64_t>(sizeof state)}));
+}
+const StepState* state_on(const Pair& state, Device device) {
+  return static_cast<const StepState*>(state.on(device).raw());
+}
+
+StepState some_step() {
+  StepState state;
+  state.random_step = 77;
+  state.lr = 0.05f;
+  state.grad_scaling = 0.37f;
+  return state;
+}
+
+RandomKey key_on(const Pair& state, Device device, uint32_t stream = 0x1234567) {
+  RandomKey key;
+  key.seed = 0x9876543210ABCDEF;
+  key.stream = stream;
+  key.ordinal = 3;
+  key.state = state_on(state, device);
+  return key;
+}
+
+/// Runs the kernel on both sides with what make(device) returns.
+template <class Args, class Make>
+void run(const Kernel<Args>& kernel, const Make& make) {
+  for (const Device device : {kCpu, kGpu}) kernel(stream_of(device), make(device));
+}
+
+std::string hex(const uint8_t* bytes, size_t width) {
+  std::string text = "0x";
+  for (size_t b = width; b-- > 0;) {
+    text += "0123456789ABCDEF"[bytes[b] >> 4];
+    text += "0123456789ABCDEF"[bytes[b] & 15];
+  }
+  return text;
+}
+
+/// "" if every bit is the same, else where the first difference lies.
+std::string difference(const Pair& pair) {
+  const Tensor a = pair.cpu.to_cpu_contiguous(), b = pair.cuda.to(kCpu);
+  const size_t width = size_of(a.dtype());
+  const auto* x = static_cast<const uint8_t*>(a.raw());
+  const auto* y = static_cast<const uint8_t*>(b.raw());
+  int64_t wrong = 0;
+  std::string first;
+  for (int64_t i = 0; i < a.numel(); ++i) {
+    const size_t at = static_cast<size_t>(i) * width;
+    if (std::memcmp(x + at, y + at, width) == 0) continue;
+    if (wrong++ == 0)
+      first = "element " + std::to_string(i) + " of " + to_string(a.shape()) + ": cpu " +
+              hex(x + at, width) + ", cuda " + hex(y + at, width);
+  }
+  return wrong == 0 ? "" : first + " (" + std::to_string(wrong) + " differ)";
+}
+
+std::string text(DType dtype) { return std::string(to_string(dtype)); }
+
+// ---- one case a kernel -----------------------------------------------------------------------------------------------
+
+constexpr DType kFloats[] = {DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2};
+
+constexpr const char* kElementwiseFormats[] = {
+    "e4m3",     "e5m2",         "e6m9",           "e4m3-fnuz",  "e5m2-sat",         "e3m2",
+    "e2m1",     "bf16",         "fp16",           "tf32",       "e8m7-none",        "e5m2-ftz",
+    "fixed8.4", "fixed8.4-sym", "fixed16.8-wrap", "fixed8.6-u", "fixed12.3-noclamp"};
+constexpr const char* kBlockFormats[] = {"bfp8", "bfp8-axis0", "bfp8-axis1", "bfp8-g32",
+                                         "bfp16-g5"};
+constexpr const char* kRoundings[] = {"rne", "rna", "rnu", "rtz",  "ru",  "rd",
+                                      "odd", "sr",  "sr4", "sr4f", "sr4c"};
+
+/// The types that a format's values are kept in.
+std::vector<DType> stores_of(const Format& format) {
+  std::vector<DType> types = {DType::F32};
+  for (const DType dtype : {storage_type(format), gemm_type(format)})
+    if (std::find(types.begin(), types.end(), dtype) == types.end()) types.push_back(dtype);
+  return types;
+}
+
+void quantise_once(const Quantizer& q, const Pair& in, DType store, bool with_mask,
+                   int group_axis = 0) {
+  const Pair state = step_state(some_step());
+  const Pair out = output(in.cpu.shape(), store), mask = output(in.cpu.shape(), DType::U8);
+  run(kernels::quantise, [&](Device d) {
+    QuantiseArgs args{in.on(d), out.on(d), q, group_axis, key_on(state, d), {}};
+    if (with_mask) args.mask = mask.on(d);
+    return args;
+  });
+  INFO(to_string(q), " of ", text(in.cpu.dtype()), " ", to_string(in.cpu.shape()), " into ",
+       text(store), ", group axis ", group_axis);
+  CHECK(difference(out) == "");
+  if (with_mask) {
+    CHECK(difference(mask) == "");
+  }
+}
+
+void check_quantise() {
+  const Pair hard = input({61, 67}, DType::F32, Domain::Hard, 1);
+  const Pair wide = input({61, 67}, DType::F32, Domain::Wide, 2);
+  const Pair modest = input({61, 67}, DType::F32, Domain::Modest, 3);
+  std::vector<std::string> formats(std::begin(kElementwiseFormats), std::end(kElementwiseFormats));
+  formats.insert(formats.end(), std::begin(kBlockFormats), std::end(kBlockFormats));
+  for (const std::string& format : formats)
+    for (const char* rounding : kRoundings) {
+      const Quantizer q = Quantizer::parse(format + ":" + rounding);
+      for (const Pair& in : {hard, wide, modest})
+        for (const DType store : stores_of(q.format))
+          for (const bool mask : {false, true})
+            for (const int axis : {0, 1})
+              if (axis == 0 || q.follows_reduction()) quantise_once(q, in, store, mask, axis);
+    }
+
+  // Input types, ranks, and sizes that leave tails or nothing; blocks along every axis.
+  const std::vector<Shape> shapes = {
+      {},     {0},        {1},          {7},           {8},       {0, 5},   {5, 0},
+      {1, 1}, {3, 7, 11}, {2, 3, 5, 9}, {4, 1, 8, 16}, {5, 2049}, {2049, 3}};
+  for (const Shape& shape : shapes)
+    for (const DType dtype : kFloats)
+      for (const char* format : {"fp32", "e4m3", "e5m2:sr", "fixed8.4:sr4c", "bfp8",
+                                 "bfp8-axis0:sr", "bfp8-axis1", "bfp8-g32:sr", "bfp16-g5:rnu"}) {
+        const Quantizer q = Quantizer::parse(format);
+        if (q.block.kind == Block::Kind::Axis && q.block.axis >= shape.rank()) continue;
+        for (int axis = 0; axis < std::max(1, shape.rank()); ++axis) {
+          if (axis > 0 && !q.follows_reduction()) break;
+          if (q.follows_reduction() && shape.rank() == 0) break;
+          for (const Domain domain : {Domain::Modest, Domain::Hard})
+            quantise_once(q, input(shape, dtype, domain, 4), storage_type(q.format), axis % 2 == 0,
+                          axis);
+        }
+      }
+
+  // Unaligned input, output and mask, and a grid that strides.
+  for (const char* format : {"e4m3:sr", "bfp8-g32:sr", "e5m2"})
+    for (const DType dtype : kFloats) {
+      const Quantizer q = Quantizer::parse(format);
+      const Pair state = step_state(some_step());
+      const Pair in = unaligned(input({4100}, dtype, Domain::Wide, 5));
+      const Pair out = unaligned(output({4100}, storage_type(q.format)));
+      const Pair mask = unaligned(output({4100}, DType::U8));
+      run(kernels::quantise, [&](Device d) {
+        return QuantiseArgs{in.on(d), out.on(d), q, 0, key_on(state, d), mask.on(d)};
+      });
+      INFO(std::string(format), " of unaligned ", text(dtype));
+      CHECK(difference(out) == "");
+      CHECK(difference(mask) == "");
+    }
+  const Pair large = input({17000003}, DType::F32, Domain::Wide, 6);
+  quantise_once(Quantizer::parse("e4m3:sr"), large, DType::F8E4M3, true);
+  quantise_once(Quantizer::parse("bfp8:sr"), large, DType::BF16, false);
+
+  const Pair matrix = input({3, 4}, DType::F32, Domain::Modest, 7), out = output({3, 4});
+  const auto quantise_on_gpu = [&](const char* format, int axis) {
+    kernels::quantise(stream_of(kGpu),
+                      {matrix.cuda, out.cuda, Quantizer::parse(format), axis, {}, {}});
+  };
+  CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-axis2", 0), doctest::Contains("axis 2"), Error);
+  CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-g32", 5), doctest::Contains("(3, 4)"), Error);
+}
+
+struct MatmulCase {
+  int64_t m, k, n;
+  DType a = DType::F32, b = DType::F32;
+  Domain domain = Domain::Modest;
+  int layout = 0;  // bits: 1 a transposed, 2 b transposed, 4 both sliced
+  const char* output = "fp32";
+  bool bias = false;
+};
+
+/// A matrix that lies in memory as the case's layout says.
+Pair operand(int64_t rows, int64_t columns, DType dtype, const MatmulCase& c, bool transposed,
+             uint64_t seed) {
+  const int64_t margin = (c.layout & 4) != 0 ? 3 : 0;
+  Shape shape = {rows + margin, columns + 2 * margin};
+  if (transposed) std::swap(shape[0], shape[1]);
+  return view(input(shape, dtype, c.domain, seed), [&](Tensor t) {
+    if (transposed) t = t.transpose(0, 1);
+    return t.slice(0, margin, margin + rows).slice(1, margin, margin + columns);
+  });
+}
+
+void matmul_once(const MatmulCase& c) {
+  const Pair a = operand(c.m, c.k, c.a, c, (c.layout & 1) != 0, 11);
+  const Pair b = operand(c.k, c.n, c.b, c, (c.layout & 2) != 0, 12);
+  const Pair bias = input({c.n}, DType::F32, c.domain, 13);
+  const Pair out = output({c.m, c.n}), state = step_state(some_step());
+  const Quantizer q = Quantizer::parse(c.output);
+  const auto args_on = [&](Device d) {
+    MatmulArgs args;
+    args.a = a.on(d);
+    args.b = b.on(d);
+    args.out = out.on(d);
+    if (c.bias) args.bias = bias.on(d);
+    args.output = q;
+    args.key = key_on(state, d);
+    return args;
+  };
+  run(kernels::matmul, args_on);
+  INFO("(", c.m, ", ", c.k, ") · (", c.k, ", ", c.n, "), ", text(c.a), " · ", text(c.b),
+       ", layout ", c.layout, ", domain ", static_cast<int>(c.domain), ", bias ", c.bias,
+       ", output ", std::string(c.output));
+  CHECK(difference(out) == "");
+  const DType store = storage_type(q.format);
+  if (store == DType::F32) return;
+  MatmulArgs narrow = args_on(kGpu);  // the same values in the format's own type
+  narrow.out = Tensor::empty({c.m, c.n}, store, kGpu);
+  kernels::matmul(stream_of(kGpu), narrow);
+  Tensor widened = Tensor::empty({c.m, c.n}, DType::F32, kGpu);
+  kernels::copy(stream_of(kGpu), {narrow.out, widened});
+  CHECK(difference({out.cpu, widened}) == "");
+}
+
+void check_fast_matmul() {
+  const Stream gpu = stream_of(kGpu);
+  const int64_t m = 256, k = 1024, n = 320;
+  const auto product = [&](const Tensor& a, const Tensor& b, Math math) {
+    MatmulArgs args;
+    args.a = a;
+    args.b = b;
+    args.out = Tensor::empty({a.size(0), b.size(1)}, DType::F32, kGpu);
+    args.math = math;
+    kernels::matmul(gpu, args);
+    return args.out.to_floats();
+  };
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32})
+    for (const int layout : {0, 1, 2, 3, 4, 7}) {
+      // Zero-mean values of e4m3, kept in the operand's type: products are exact in all three.
+      const auto make = [&](int64_t rows, int64_t columns, bool transposed, uint64_t seed) {
+        Tensor whole = values({(rows + 3) * (columns + 6)}, DType::F32, Domain::Modest, seed);
+        Tensor exact = Tensor::empty(whole.shape(), dtype, kCpu);
+        kernels::quantise(stream_of(kCpu), {whole, exact, Quantizer::parse("e4m3"), 0, {}, {}});
+        const int64_t margin = (layout & 4) != 0 ? 3 : 0;
+        Shape shape = {rows + margin, columns + 2 * margin};
+        if (transposed) std::swap(shape[0], shape[1]);
+        Tensor t = exact.slice(0, 0, shape.numel()).reshape(shape).to(kGpu);
+        if (transposed) t = t.transpose(0, 1);
+        return t.slice(0, margin, margin + rows).slice(1, margin, margin + columns);
+      };
+      const Tensor a = make(m, k, (layout & 1) != 0, 21), b = make(k, n, (layout & 2) != 0, 22);
+      const std::vector<float> fast = product(a, b, Math::Fast),
+                               strict = product(a, b, Math::Strict);
+      double error = 0, size = 0;
+      for (size_t i = 0; i < fast.size(); ++i) {
+        error += std::pow(static_cast<double>(fast[i]) - static_cast<double>(strict[i]), 2);
+        size += std::pow(static_cast<double>(strict[i]), 2);
+      }
+      // A random walk of K partial sums, each rounded once to 24 bits (relative error of rms 2^−24 · 0.4), gives
+      // √(K/2) · 0.4 · 2^−24 = 5.4e-7 for sums that fill their 24 bits; both sides do no worse on e4m3's lattice.
+      INFO(text(dtype), " layout ", layout);
+      CHECK(size > 0);
+      CHECK(std::sqrt(error / size) <= 1e-6);
+      CHECK(fast == product(a, b, Math::Fast));
+    }
+
+  // Bias and output rounding after cuBLASLt; K = 0 without it.
+  const Tensor a = values({8, 16}, DType::BF16, Domain::Few, 23).to(kGpu);
+  const Tensor b = values({16, 12}, DType::BF16, Domain::Few, 24).to(kGpu);
+  for (const Math math : {Math::Strict, Math::Fast})
+    for (const int64_t depth : {int64_t{16}, int64_t{0}}) {
+      const auto finished = [&](Math how) {  // sums of few halves are exact in any order
+        MatmulArgs args;
+        args.a = a.slice(1, 0, depth);
+        args.b = b.slice(0, 0, depth);
+        args.bias = values({12}, DType::F32, Domain::Modest, 25).to(kGpu);
+        args.output = Quantizer::parse("e4m3:sr");
+        args.out = Tensor::empty({8, 12}, DType::F8E4M3, kGpu);
+        args.math = how;
+        kernels::matmul(gpu, args);
+        return args.out.to_floats();
+      };
+      INFO("depth ", depth);
+      CHECK(finished(math) == finished(Math::Strict));
+    }
+
+  const Tensor f16 = values({16, 12}, DType::F16, Domain::Modest, 26).to(kGpu);
+  CHECK_THROWS_WITH_AS(product(a, f16, Math::Fast), doctest::Contains("BF16 and F16"), Error);
+  const Tensor f8 = values({16, 16}, DType::F8E4M3, Domain::Modest, 27).to(kGpu);
+  CHECK_THROWS_WITH_AS(product(f8, f8, Math::Fast), doctest::Contains("F8_E4M3"), Error);
+}
+
+void check_matmul() {
+  for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},
+                                                                   {5, 0, 7},
+                                                                   {0, 5, 3},
+                                                                   {3, 5, 0},
+                                                                   {3, 1, 2},
+                                                                   {17, 31, 33},
+                                                                   {64, 64, 64},
+                                                                   {65, 129, 130},
+                                                                   {8, 4095, 11},
+                                                                   {8, 4096, 11},
+                                                                   {8, 4097, 11},
+                                                                   {33, 10000, 65},
+                                                                   {259, 515, 1031}})
+    for (const bool bias : {false, true}) {
+      MatmulCase c{m, k, n};
+      c.bias = bias;
+      matmul_once(c);
+    }
+  matmul_once({1600, 70, 1500});    // the large tile
+  matmul_once({1536, 4200, 1536});  // the large tile carrying its sums from chunk to chunk
+  for (const Domain domain : {Domain::Hard, Domain::Tiny, Domain::Wide})
+    for (const int64_t k : {1, 3, 15, 16, 17, 100}) {
+      MatmulCase c{37, k, 70};
+      c.domain = domain;
+      matmul_once(c);
+      c.bias = true;
+      matmul_once(c);
+    }
+  for (const int layout : {1, 2, 3, 4, 5, 6, 7})
+    for (const int64_t k : {40, 4100}) {
+      MatmulCase c{67, k, 41};
+      c.layout = layout;
+      matmul_once(c);
+    }
+  for (const DType a : kFloats)
+    for (const DType b : kFloats)
+      for (const int layout : {0, 3, 7}) {
+        MatmulCase c{35, 77, 66};
+        c.a = a;
+        c.b = b;
+        c.layout = layout;
+        matmul_once(c);
+        c.domain = Domain::Hard;
+        matmul_once(c);
+      }
+  for (const char* format :
+       {"e4m3", "e5m2:sr", "bf16:sr4f", "fixed8.4:rnu", "fixed16.8-wrap", "e6m9:sr"})
+    for (const bool bias : {false, true})
+      for (const int64_t k : {50, 9000}) {
+        MatmulCase c{45, k, 67};
+        c.output = format;
+        c.bias = bias;
+        matmul_once(c);
+      }
+  check_fast_matmul();
+}
+
+void check_sum() {
+  const auto once = [](int64_t outer, int64_t axis, int64_t inner, DType dtype, Domain domain,
+                       bool shifted) {
+    Pair in = input({outer * axis * inner + 1}, dtype, domain, 31);
+    in = shifted ? unaligned(in)
+                 : view(in, [](const Tensor& t) { return t.slice(0, 0, t.size(0) - 1); });
+    const Pair out = output({outer, inner});
+    run(kernels::sum, [&](Device d) {
+      SumArgs args;
+      args.in = in.on(d);
+      args.out = out.on(d);
+      args.outer = outer;
+      args.axis = axis;
+      args.inner = inner;
+      return args;
+    });
+    INFO("(", outer, ", ", axis, ", ", inner, ") ", text(dtype), " domain ",
+         static_cast<int>(domain));
+    CHECK(difference(out) == "");
+  };
+  const std::vector<std::array<int64_t, 3>> shapes = {
+      {1, 0, 1},      {3, 0, 5},     {0, 5, 3},    {2, 5, 0},     {1, 1, 1},      {4, 1, 6},
+      {1, 31, 1},     {1, 32, 1},    {3, 33, 1},   {1, 63, 1},    {5, 64, 1},     {5, 65, 1},
+      {3, 4095, 1},   {3, 4096, 1},  {3, 4097, 1}, {2, 10000, 1}, {1, 300001, 1}, {1, 1, 7},
+      {2, 63, 33},    {1, 64, 32},   {2, 65, 31},  {1, 128, 515}, {2, 4096, 5},   {3, 4097, 5},
+      {2, 10000, 37}, {1000, 10, 1}, {10, 1000, 3}};
+  for (const auto& [outer, axis, inner] : shapes)
+    for (const DType dtype : kFloats)
+      for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard})
+        once(outer, axis, inner, dtype, domain, outer % 2 == 0);
+  once(1, kSumChunk * kSumChunk + 5000, 1, DType::F32, Domain::Modest, false);  // three levels
+}
+
+Pair labels_for(int64_t rows, int64_t columns, uint64_t seed) {
+  Words words(seed);
+  std::vector<int32_t> labels(static_cast<size_t>(rows));
+  for (int32_t& label : labels)
+    label = static_cast<int32_t>(words.below(static_cast<uint32_t>(std::max<int64_t>(1, columns))));
+  return both(Tensor::from(labels, {rows}));
+}
+
+const std::vector<Shape> kRows = {{0, 10}, {1, 1},  {3, 2},    {64, 10},  {7, 31},
+                                  {7, 32}, {5, 33}, {3, 4096}, {2, 4097}, {2, 50001}};
+
+/// Rows made of the values that decide a softmax's special cases.
+Pair special_rows(int64_t columns) {
+  const float inf = float_of(kInfinityBits), nan = float_of(kNanBits);
+  const float patterns[][3] = {
+      {-0.0f, -0.0f, -0.0f},  {-0.0f, 0.0f, -0.0f}, {0.0f, -0.0f, 0.0f},    {-inf, -inf, -inf},
+      {inf, 1.0f, inf},       {-inf, 2.0f, -inf},   {1.0f, nan, inf},       {3e38f, -3e38f, 3e38f},
+      {-200.0f, 0.0f, -0.0f}, {nan, nan, nan},      {1e-40f, -1e-40f, 0.0f}};
+  std::vector<float> all;
+  for (const auto& pattern : patterns)
+    for (int64_t j = 0; j < columns; ++j) all.push_back(pattern[j % 3]);
+  return both(Tensor::from(all, {static_cast<int64_t>(std::size(patterns)), columns}));
+}
+
+void check_log_softmax() {
+  const Pair state = step_state(some_step());
+  const auto once = [&](const Pair& in, const char* interior) {
+    const Pair out = output(in.cpu.shape());
+    run(kernels::log_softmax, [&](Device d) {
+      return LogSoftmaxArgs{in.on(d), out.on(d), Quantizer::parse(interior), key_on(state, d)};
+    });
+    INFO(to_string(in.cpu.shape()), " interior ", std::string(interior));
+    CHECK(difference(out) == "");
+  };
+  for (const char* interior :
+       {"fp32", "e5m2", "bf16:sr", "fixed8.4:sr", "fixed8.-2", "e4m3:rtz", "e6m9:sr4c"}) {
+    for (const Shape& shape : kRows)
+      for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Few})
+        once(input(shape, DType::F32, domain, 41), interior);
+    for (const int64_t columns : {1, 2, 3, 40}) once(special_rows(columns), interior);
+    once(input({300, 3}, DType::F32, Domain::Hard, 42), interior);
+  }
+}
+
+void check_log_softmax_backward() {
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard}) {
+      const Pair grad = input(shape, DType::F32, domain, 51),
+                 y = input(shape, DType::F32, domain, 52);
+      const Pair out = output(shape);
+      run(kernels::log_softmax_backward, [&](Device d) {
+        return LogSoftmaxBackwardArgs{grad.on(d), y.on(d), out.on(d)};
+      });
+      INFO(to_string(shape), " domain ", static_cast<int>(domain));
+      CHECK(difference(out) == "");
+    }
+}
+
+void check_nll() {
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Modest, Domain::Hard}) {
+      const Pair log_probs = input(shape, DType::F32, domain, 61);
+      const Pair labels = labels_for(shape[0], shape[1], 62), loss = output({shape[0]});
+      run(kernels::nll, [&](Device d) {
+        return NllArgs{log_probs.on(d), labels.on(d), loss.on(d)};
+      });
+      INFO(to_string(shape));
+      CHECK(difference(loss) == "");
+    }
+}
+
+void check_cross_entropy_backward() {
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard})
+      for (const double alpha : {1.0, 1.0 / 3.0}) {
+        const Pair log_probs = input(shape, DType::F32, domain, 71),
+                   grad = input({1}, DType::F32, Domain::Modest, 72);
+        const Pair labels = labels_for(shape[0], shape[1], 73), out = output(shape);
+        run(kernels::cross_entropy_backward, [&](Device d) {
+          return CrossEntropyBackwardArgs{log_probs.on(d), labels.on(d), grad.on(d), out.on(d),
+                                          alpha};
+        });
+        INFO(to_string(shape), " alpha ", alpha);
+        CHECK(difference(out) == "");
+      }
+}
+
+void check_correct() {
+  const auto once = [](const Pair& logits) {
+    const int64_t rows = logits.cpu.size(0);
+    for (const uint64_t seed : {81, 82, 83}) {
+      const Pair labels =
+          labels_for(rows, std::min<int64_t>(logits.cpu.size(1), seed == 81 ? 1 : 3), seed);
+      const Pair out = output({rows});
+      run(kernels::correct, [&](Device d) {
+        return CorrectArgs{logits.on(d), labels.on(d), out.on(d)};
+      });
+      INFO(to_string(logits.cpu.shape()));
+      CHECK(difference(out) == "");
+    }
+  };
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Few, Domain::Modest})
+      once(input(shape, DType::F32, domain, 84));
+  for (const int64_t columns : {1, 2, 3, 40}) once(special_rows(columns));
+  once(input({500, 3}, DType::F32, Domain::Hard, 85));
+}
+
+void check_copy() {
+  const auto once = [](const Pair& in, DType to) {
+    const Pair out = output(in.cpu.shape(), to);
+    run(kernels::copy, [&](Device d) { return CopyArgs{in.on(d), out.on(d)}; });
+    INFO(text(in.cpu.dtype()), " to ", text(to), " ", to_string(in.cpu.shape()));
+    CHECK(difference(out) == "");
+  };
+  for (const DType dtype : {DType::F32, DType::F64, DType::BF16, DType::F16, DType::F8E4M3,
+                            DType::F8E5M2, DType::I32, DType::I8, DType::U8}) {
+    const Pair cube = input({6, 35, 4, 9}, dtype, Domain::Hard, 91),
+               matrix = input({67, 130}, dtype, Domain::Hard, 92);
+    const std::vector<Pair> views = {
+        matrix,
+        cube,
+        unaligned(input({1001}, dtype, Domain::Hard, 93)),
+        input({}, dtype, Domain::Hard, 94),
+        input({3, 0}, dtype, Domain::Hard, 95),
+        view(matrix, [](const Tensor& t) { return t.transpose(0, 1); }),
+        view(matrix, [](const Tensor& t) { return t.slice(1, 3, 4); }),
+        view(matrix, [](const Tensor& t) { return t.slice(0, 5, 60).slice(1, 1, 99); }),
+        view(cube, [](const Tensor& t) { return t.transpose(1, 3); }),
+        view(cube,
+             [](const Tensor& t) { return t.transpose(0, 2).slice(1, 4, 31).transpose(2, 3); })};
+    for (const Pair& in : views) {
+      once(in, dtype);
+      if (is_float_up_to_32(dtype)) once(in, DType::F32);
+    }
+  }
+}
+
+void check_fill() {
+  for (const DType dtype : {DType::F32, DType::F64})
+    for (const int64_t n : {0, 1, 5, 4099})
+      for (const double value : {0.0, -0.0, 1.0 / 3.0, 1e-42, std::nan("")}) {
+        const Pair out = output({n}, dtype);
+        run(kernels::fill, [&](Device d) { return FillArgs{out.on(d), value}; });
+        INFO(text(dtype), " ", n, " ", value);
+        CHECK(difference(out) == "");
+      }
+}
+
+void check_uniform() {
+  const Pair state = step_state(some_step());
+  for (const int64_t n : {0, 1, 2, 3, 4, 5, 8, 9, 4099, 100000})
+    for (const bool shifted : {false, true}) {
+      const Pair whole = output({n + 1});
+      const Pair out =
+          shifted ? unaligned(whole)
+                  : view(whole, [](const Tensor& t) { return t.slice(0, 0, t.size(0) - 1); });
+      run(kernels::uniform, [&](Device d) {
+        return UniformArgs{out.on(d), -0.3f, 1.7f, key_on(state, d)};
+      });
+      INFO(n);
+      CHECK(difference(whole) == "");  // the element beside the slice too
+    }
+}
+
+void check_gather_rows() {
+  for (const DType dtype : {DType::U8, DType::F32})
+    for (const int64_t width : {1, 3, 4, 10, 784})
+      for (const int64_t rows : {0, 1, 65})
+        for (const bool shifted : {false, true}) {
+          Pair in = input({51, width}, dtype, Domain::Hard, 101);
+          if (shifted) in = unaligned(in);
+          const Pair indices = labels_for(rows, 50, 102), out = output({rows, width});
+          run(kernels::gather_rows, [&](Device d) {
+            return GatherRowsArgs{in.on(d), indices.on(d), out.on(d), 1.0f / 255.0f};
+          });
+          INFO(text(dtype), " ", rows, " rows of ", width);
+          CHECK(difference(out) == "");
+        }
+}
+
+struct SgdCase {
+  const char* weight = "fp32";
+  const char* master = nullptr;    // nullptr: none
+  const char* momentum = nullptr;  // nullptr: none
+  const char* grad = "fp32";
+  bool narrow = false;  // states in their format's own type
+  bool nesterov = false, grad_ready = false, found_inf = false, shifted = false;
+  float weight_decay = 0;
+  int64_t n = 4099;
+};
+
+void sgd_once(const SgdCase& c) {
+  StepState step = some_step();
+  step.found_inf = c.found_inf ? 1 : 0;
+  const Pair state = step_state(step);
+  const auto quantizer = [](const char* format) {
+    return format == nullptr ? Quantizer{} : Quantizer::parse(format);
+  };
+  const auto tensor = [&](const char* format, uint64_t seed) -> Pair {
+    if (format == nullptr) return {};
+    const DType dtype = c.narrow ? storage_type(quantizer(format).format) : DType::F32;
+    const Pair whole = input({c.n + 1}, dtype, Domain::Modest, seed);
+    return c.shifted ? unaligned(whole)
+                     : view(whole, [](const Tensor& t) { return t.slice(0, 0, t.size(0) - 1); });
+  };
+  const Pair weight = tensor(c.weight, 111), master = tensor(c.master, 112),
+             momentum = tensor(c.momentum, 113);
+  const Pair grad = input({c.n}, DType::F32, c.n % 2 == 0 ? Domain::Hard : Domain::Modest, 114);
+  run(kernels::sgd, [&](Device d) {
+    SgdArgs args;
+    args.weight = weight.on(d);
+    args.master = master.on(d);
+    args.momentum = momentum.on(d);
+    args.grad = grad.on(d);
+    args.weight_format = quantizer(c.weight);
+    args.master_format = quantizer(c.master);
+    args.grad_format = quantizer(c.grad);
+    args.momentum_format = quantizer(c.momentum);
+    args.weight_key = key_on(state, d, 1);
+    args.master_key = key_on(state, d, 2);
+    args.grad_key = key_on(state, d, 3);
+    args.momentum_key = key_on(state, d, 4);
+    args.momentum_coef = 0.9f;
+    args.weight_decay = c.weight_decay;
+    args.nesterov = c.nesterov;
+    args.grad_ready = c.grad_ready;
+    args.state = state_on(state, d);
+    return args;
+  });
+  const auto name = [](const char* format) {
+    return std::string(format == nullptr ? "none" : format);
+  };
+  INFO("weight ", name(c.weight), ", master ", name(c.master), ", momentum ", name(c.momentum),
+       ", grad ", name(c.grad), ", narrow ", c.narrow, ", nesterov ", c.nesterov, ", decay ",
+       c.weight_decay, ", found_inf ", c.found_inf, ", n ", c.n);
+  CHECK(difference(weight) == "");
+  if (c.master != nullptr) {
+    CHECK(difference(master) == "");
+  }
+  if (c.momentum != nullptr) {
+    CHECK(difference(momentum) == "");
+  }
+}
+
+void check_sgd() {
+  for (const char* master : {static_cast<const char*>(nullptr), "fp32", "bf16:sr"})
+    for (const char* momentum : {static_cast<const char*>(nullptr), "fp32", "e5m2:sr", "bf16:sr4c"})
+      for (const char* weight : {"fp32", "e4m3", "e5m2:sr", "fixed8.6:rnu"})
+        for (const bool narrow : {false, true})
+          for (const bool nesterov : {false, true})
+            for (const float decay : {0.0f, 0.01f})
+              for (const int64_t n : {0, 1, 4099, 2050}) {
+                SgdCase c;
+                c.weight = weight;
+                c.master = master;
+                c.momentum = momentum;
+                c.grad = nesterov ? "e5m2:sr" : "fp32";
+                c.narrow = narrow;
+                c.nesterov = nesterov;
+                c.weight_decay = decay;
+                c.n = n;
+                c.shifted = n == 2050;
+                c.grad_ready = decay > 0;
+                sgd_once(c);
+                if (n != 1) continue;
+                c.found_inf = true;
+                sgd_once(c);
+              }
+}
+
+void check_elementwise(const Kernel<ElementwiseArgs>& kernel, size_t inputs) {
+  const Pair state = step_state(some_step());
+  const auto once = [&](const std::array<Pair, 2>& in, const Pair& out, const char* format,
+                        double alpha) {
+    run(kernel, [&](Device d) {
+      ElementwiseArgs args;
+      for (size_t k = 0; k < inputs; ++k) args.in[k] = in[k].on(d);
+      args.out = out.on(d);
+      args.alpha = alpha;
+      args.output = Quantizer::parse(format);
+      args.key = key_on(state, d);
+      return args;
+    });
+    INFO(to_string(in[0].cpu), ", ", to_string(in[1].cpu), " to ", to_string(out.cpu), " as ",
+         std::string(format));
+    CHECK(difference(out) == "");
+  };
+  const std::vector<Shape> shapes = {{},     {0},      {1},       {5},         {8},
+                                     {4099}, {33, 65}, {3, 5, 7}, {2, 3, 5, 7}};
+  for (const Shape& shape : shapes)
+    for (const Domain domain : {Domain::Hard, Domain::Modest, Domain::Wide})
+      for (const char* format : {"fp32", "e4m3", "e5m2:sr", "fixed16.8-wrap:sr4f"})
+        once({input(shape, DType::F32, domain, 121), input(shape, DType::F32, domain, 122)},
+             output(shape), format, -0.7);
+  for (const DType a : {DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2,
+                        DType::I32, DType::I8, DType::U8})
+    for (const DType b : kFloats)
+      for (const char* format : {"fp32", "bf16", "e5m2:sr", "e4m3:rtz"}) {
+        const Pair x = input({1003}, a, Domain::Hard, 123), y = input({1003}, b, Domain::Hard, 124);
+        const DType store = storage_type(Quantizer::parse(format).format);
+        once({x, y}, output({1003}, store), format, 1.5);
+        once({unaligned(x), unaligned(y)}, output({1002}, store), format, 1.5);
+        once({unaligned(x), unaligned(y)}, unaligned(output({1003}, store)), format, 1.5);
+        const Pair one = input({1}, b, Domain::Modest, 125);  // serves every element
+        once({x, one}, output({1003}, store), format, 1.5);
+        once({one, y}, output({1003}, store), format, 1.5);
+      }
+  // In place.
+  const Pair x = independent_copy(input({2051}, DType::F32, Domain::Hard, 126));
+  once({x, input({2051}, DType::F32, Domain::Hard, 127)}, x, "fp32", 0.5);
+
+  const Tensor doubles = Tensor::zeros({3}, DType::F64, kGpu);
+  CHECK_THROWS_WITH_AS(kernel(stream_of(kGpu), {{doubles, doubles}, doubles, 0, {}, {}}),
+                       doctest::Contains("F64 is for the CPU's gradient checks"), Error);
+  const Pair six = input({6}, DType::F32, Domain::Modest, 128), five = output({5});
+  CHECK_THROWS_WITH_AS(kernel(stream_of(kGpu), {{six.cuda, six.cuda}, five.cuda, 0, {}, {}}),
+                       doctest::Contains("(5)"), Error);
+  CHECK_THROWS_WITH_AS(kernel(stream_of(kGpu), {{six.cpu, six.cpu}, output({6}).cuda, 0, {}, {}}),
+                       doctest::Contains("cuda:0"), Error);
+}
+
+struct Case {
+  std::string_view name;
+  std::function<void()> run;
+};
+
+const std::vector<Case>& cases() {
+#define ULP_ELEMENTWISE_CASE(name, Functor, inputs) \
+  {#name, [] { check_elementwise(kernels::name, inputs); }},
+  static const std::vector<Case> all = {{"quantise", check_quantise},
+                                        {"matmul", check_matmul},
+                                        {"sum", check_sum},
+                                        {"log_softmax", check_log_softmax},
+                                        {"log_softmax_backward", check_log_softmax_backward},
+                                        {"nll", check_nll},
+                                        {"cross_entropy_backward", check_cross_entropy_backward},
+                                        {"correct", check_correct},
+                                        {"copy", check_copy},
+                                        {"fill", check_fill},
+                                        {"uniform", check_uniform},
+                                        {"gather_rows", check_gather_rows},
+                                        {"sgd", check_sgd},
+                                        ULP_ELEMENTWISE_KERNELS(ULP_ELEMENTWISE_CASE)};
+  return all;
+}
+
+}  // namespace
+
+TEST_SUITE("cuda") {
+  TEST_CASE("every kernel has a case") {
+    for (const std::string_view name : kernels::kAllNames) {
+      INFO(name);
+      CHECK(std::count_if(cases().begin(), cases().end(),
+                          [&](const Case& c) { return c.name == name; }) == 1);
+    }
+    CHECK(cases().size() == std::size(kernels::kAllNames));
+  }
+
+  TEST_CASE("every kernel gives the CPU's bits") {
+    if (cuda_device_count() == 0) return;
+    for (const Case& c : cases()) {
+      INFO(c.name);
+      c.run();
+      synchronize(stream_of(kGpu));
+    }
+  }
+
+  TEST_CASE("no kernel writes outside its tensors") {
+    if (cuda_device_count() == 0) return;
+    CHECK(guard_violations() == 0);
+  }
+}
+
+}  // namespace ulp

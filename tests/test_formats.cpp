@@ -1,0 +1,540 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/convert.h"
+#include "core/error.h"
+#include "core/format.h"
+#include "core/quantizer.h"
+#include "reference.h"
+
+namespace ulp {
+namespace {
+
+using reference::Mismatches;
+using reference::Reference;
+
+constexpr DType kNative[] = {DType::F8E4M3, DType::F8E5M2, DType::BF16, DType::F16};
+
+void report(const Mismatches& bad) {
+  INFO(bad.first());
+  CHECK(bad.count() == 0);
+}
+
+/// The message of the refusal, or "" if the text is taken.
+std::string refusal(const std::string& text) {
+  try {
+    Quantizer::parse(text);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// One float of the grammar, written down apart from Format.
+struct FloatName {
+  int e, m;
+  Specials specials;
+  const char* overflow;  // "", "-sat", "-inf", "-nan"
+  bool ftz;
+  std::optional<int> bias;
+
+  std::string base() const { return format_message("e{}m{}", {e, m}); }
+  std::vector<std::string> flags() const {
+    constexpr const char* kSpecials[] = {"-ieee", "-fn", "-fnuz", "-none"};
+    std::vector<std::string> flags = {kSpecials[static_cast<int>(specials)]};
+    if (*overflow != 0) flags.emplace_back(overflow);
+    if (ftz) flags.emplace_back("-ftz");
+    if (bias) flags.push_back("-bias" + std::to_string(*bias));
+    return flags;
+  }
+  std::string text() const {
+    std::string text = base();
+    for (const std::string& flag : flags()) text += flag;
+    return text;
+  }
+  int real_bias() const {
+    return bias.value_or((1 << (e - 1)) - (specials == Specials::Fnuz ? 0 : 1));
+  }
+  /// By numerics.md §1: which floats there are.
+  bool exists() const {
+    if (e == 8 && m == 0) return false;
+    const std::string overflow_flag = overflow;
+    if (specials == Specials::Ieee && (m == 0 || e == 1)) return false;
+    if (specials == Specials::Fn && m == 0 && e == 1) return false;
+    if (overflow_flag == "-inf" && specials != Specials::Ieee) return false;
+    if (overflow_flag == "-nan" && specials == Specials::None) return false;
+    const int last_field =
+        (1 << e) - (specials == Specials::Ieee || (specials == Specials::Fn && m == 0) ? 2 : 1);
+    const bool tops_out = e == 8 && specials == Specials::None && real_bias() == 127;
+    return 1 - real_bias() - m >= -149 && (last_field - real_bias() <= 127 || tops_out);
+  }
+};
+
+/// Calls f for a family of floats, refused ones too.
+template <class F>
+void for_each_float(int most_bits, F f) {
+  for (int e = 1; e <= 8; ++e)
+    for (int m = 0; m <= 23 && 1 + e + m <= most_bits; ++m)
+      for (const Specials specials : {Specials::Ieee, Specials::Fn, Specials::Fnuz, Specials::None})
+        for (const char* overflow : {"", "-sat", "-inf", "-nan"})
+          for (const bool ftz : {false, true})
+            for (const std::optional<int> bias :
+                 {std::optional<int>(), std::optional(0), std::optional(-5), std::optional(11),
+                  std::optional(127), std::optional(128), std::optional(150), std::optional(-125)})
+              f(FloatName{e, m, specials, overflow, ftz, bias});
+}
+
+Overflow expected_overflow(const FloatName& name) {
+  const std::string flag = name.overflow;
+  if (flag == "-sat") return Overflow::Saturate;
+  if (flag == "-nan") return Overflow::Nan;
+  return name.specials == Specials::Ieee ? Overflow::Infinity : Overflow::Clamp;
+}
+
+/// Bits from the first to the last 1.
+int significant_bits(double value) {
+  if (value == 0 || std::isinf(value)) return 0;
+  int exponent = 0;
+  const auto integer =
+      static_cast<uint64_t>(std::ldexp(std::frexp(std::fabs(value), &exponent), 53));
+  return 53 - std::countr_zero(integer);
+}
+
+/// Does every value, NaN too, come back from `dtype` as it went in?
+bool survives(const std::vector<double>& values, DType dtype) {
+  return std::all_of(values.begin(), values.end(), [&](double value) {
+    alignas(8) unsigned char bytes[8] = {};
+    const auto x = static_cast<float>(value);
+    if (!std::isnan(value) && x != value) return false;
+    store_float(bytes, dtype, 0, x);
+    return reference::same(load_as_float(bytes, dtype, 0), x);
+  });
+}
+
+std::vector<double> with_nan(std::vector<double> values) {
+  values.push_back(std::nan(""));
+  return values;
+}
+
+/// fits, storage_type and gemm_type of one format against the set of its values.
+void check_types(const std::string& name, const Format& format, const std::vector<double>& values,
+                 Mismatches& bad) {
+  DType narrowest = DType::F32, product = DType::F32;
+  for (const DType dtype : {DType::F16, DType::BF16, DType::F8E5M2, DType::F8E4M3})
+    if (survives(values, dtype)) narrowest = dtype;
+  if (narrowest == DType::F16 && survives(values, DType::BF16)) narrowest = DType::BF16;
+  for (const DType dtype : {DType::F16, DType::BF16})
+    if (survives(values, dtype)) product = dtype;
+  for (const DType dtype : kNative)
+    if (fits(format, dtype) != survives(values, dtype))
+      bad.add(format_message("{} in {}: fits says {}", {name, dtype, fits(format, dtype) ? 1 : 0}));
+  if (!fits(format, DType::F32)) bad.add(name + " does not fit F32");
+  if (storage_type(format) != narrowest)
+    bad.add(format_message("{}: storage {}, want {}", {name, storage_type(format), narrowest}));
+  if (gemm_type(format) != product)
+    bad.add(format_message("{}: gemm {}, want {}", {name, gemm_type(format), product}));
+}
+
+}  // namespace
+
+TEST_SUITE("formats") {
+  TEST_CASE("every eXmY, set of specials, policy and bias: taken or refused, and printed back") {
+    Mismatches bad;
+    int taken = 0, refused = 0;
+    for_each_float(32, [&](const FloatName& name) {
+      const std::string text = name.text();
+      std::string why;
+      Format format;
+      try {
+        format = Format::parse(text);
+      } catch (const Error& error) {
+        why = error.what();
+      }
+      if (name.exists() != why.empty()) bad.add(text + (why.empty() ? " was taken" : ": " + why));
+      if (!why.empty()) {
+        ++refused;
+        if (why.find(text) == std::string::npos) bad.add(text + " is not named in: " + why);
+        return;
+      }
+      ++taken;
+      Format want;
+      want.kind = FormatKind::Float;
+      want.exponent_bits = static_cast<uint8_t>(name.e);
+      want.significand_bits = static_cast<uint8_t>(name.m);
+      want.specials = name.specials;
+      want.bias = static_cast<int16_t>(name.real_bias());
+      want.overflow = expected_overflow(name);
+      want.flush_subnormals = name.ftz;
+      if (format != want) bad.add(text + " is read as " + to_string(format));
+      const std::string printed = to_string(format);
+      if (printed.size() > text.size() + 1 || Format::parse(printed) != format)
+        bad.add(text + " prints as " + printed);
+      if (to_string(Format::parse(printed)) != printed) bad.add(printed + " prints otherwise");
+    });
+    CHECK(taken > 5000);
+    CHECK(refused > 5000);
+    report(bad);
+  }
+
+  TEST_CASE("flags in any order") {
+    std::vector<std::string> flags = {"-ieee", "-sat", "-ftz", "-bias-3"};
+    std::sort(flags.begin(), flags.end());
+    const Format want = Format::parse("e4m3-ieee-sat-ftz-bias-3");
+    do {
+      std::string text = "e4m3";
+      for (const std::string& flag : flags) text += flag;
+      CHECK(Format::parse(text) == want);
+    } while (std::next_permutation(flags.begin(), flags.end()));
+    CHECK(Format::parse("fixed8.-2-sat-sym") == Format::parse("fixed8.-2-sym-sat"));
+    CHECK(Format::parse("fixed8.4-wrap-u") == Format::parse("fixed8.4-u-wrap"));
+  }
+
+  TEST_CASE("canonical names") {
+    const std::pair<const char*, const char*> names[] = {
+        {"e8m7", "bf16"},
+        {"e5m10", "fp16"},
+        {"e8m10", "tf32"},
+        {"bf16", "bf16"},
+        {"fp32", "fp32"},
+        {"e8m23", "e8m23"},
+        {"bf16-none", "e8m7-none"},
+        {"e5m10-sat", "fp16-sat"},
+        {"e4m3-fn", "e4m3"},
+        {"e4m3-bias7", "e4m3"},
+        {"e5m2-ieee-inf", "e5m2"},
+        {"e2m1-none", "e2m1"},
+        {"e4m3-fnuz-bias8", "e4m3-fnuz"},
+        {"e4m3-bias8-fnuz", "e4m3-fnuz"},
+        {"e4m3-bias8", "e4m3-bias8"},
+        {"e5m2-ftz-nan-fnuz", "e5m2-fnuz-nan-ftz"},
+        {"fixed8.4-u-sat", "fixed8.4-u-sat"},
+        {"fixed8.-4", "fixed8.-4"},
+        {"bfp8", "bfp8"},
+        {"bfp8-axis0:rnu", "bfp8-axis0:rnu"},
+        {"bfp6-g32:sr8f", "bfp6-g32:sr8f"},
+        {"e5m2:rne", "e5m2"},
+        {"e5m2:sr32", "e5m2:sr"},
+    };
+    for (const auto& [text, want] : names) CHECK(to_string(Quantizer::parse(text)) == want);
+  }
+
+  TEST_CASE("fixed and bfp print back") {
+    for (int w = 1; w <= 25; ++w) {
+      CHECK(block_float_format(std::max(w, 2)) ==
+            Format::parse("bfp" + std::to_string(std::max(w, 2))));
+      for (const int fraction : {-100, -1, 0, 1, 7, 30, 149})
+        for (const char* flags : {"", "-sat", "-wrap", "-noclamp", "-sym", "-sym-sat", "-u",
+                                  "-u-sat", "-u-wrap", "-u-noclamp"}) {
+          const std::string text = format_message("fixed{}.{}{}", {w, fraction, flags});
+          INFO(text);
+          const std::string_view flag = flags;
+          const bool exists =
+              !(w == 25 && flag.starts_with("-u")) && !(w == 1 && flag.starts_with("-sym"));
+          CHECK((refusal(text).empty()) == exists);
+          if (!exists) continue;
+          const Format format = Format::parse(text);
+          CHECK(to_string(format) == text);
+          CHECK(format.kind == FormatKind::Fixed);
+          CHECK(format.word_bits == w);
+          CHECK(format.fraction_bits == fraction);
+          if (flag.empty()) CHECK(format == fixed_format(w, fraction));
+        }
+    }
+    for_each_float(12, [](const FloatName& name) {
+      if (name.text() == name.base() && name.exists())
+        CHECK(Format::parse(name.base()) == float_format(name.e, name.m));
+    });
+  }
+
+  TEST_CASE("roundings") {
+    const std::pair<const char*, Rounding> names[] = {
+        {"rne", Rounding::NearestEven}, {"rna", Rounding::NearestAway},
+        {"rnu", Rounding::NearestUp},   {"rtz", Rounding::TowardZero},
+        {"ru", Rounding::Up},           {"rd", Rounding::Down},
+        {"odd", Rounding::Odd},         {"sr", Rounding::Stochastic}};
+    for (const auto& [name, rounding] : names) {
+      CHECK(to_string(rounding) == name);
+      const Quantizer q = Quantizer::parse(std::string("e5m2:") + name);
+      CHECK(q.rounding == rounding);
+      CHECK(q.format == Format::parse("e5m2"));
+      CHECK(q.bits == RandomBits{});
+      CHECK(Quantizer::parse(to_string(q)) == q);
+    }
+    using Variant = RandomBits::Variant;
+    for (int count = 1; count <= 32; ++count)
+      for (const auto& [suffix, variant] :
+           {std::pair{"", Variant::Plain}, {"f", Variant::Centred}, {"c", Variant::Nearest}}) {
+        const Quantizer q = Quantizer::parse(format_message("bf16:sr{}{}", {count, suffix}));
+        CHECK(q.is_stochastic());
+        CHECK(q.bits == RandomBits{static_cast<uint8_t>(count), variant});
+        CHECK(Quantizer::parse(to_string(q)) == q);
+      }
+    CHECK(Quantizer::parse("fp32") == Quantizer{});
+    CHECK(Quantizer::parse("fp32").is_identity());
+    CHECK(!Quantizer::parse("e8m23").is_identity());
+  }
+
+  TEST_CASE("blocks") {
+    const Quantizer whole = Quantizer::parse("bfp8");
+    CHECK(whole.block.kind == Block::Kind::Tensor);
+    CHECK(!whole.is_elementwise());
+    CHECK(!whole.follows_reduction());
+    const Quantizer axis = Quantizer::parse("bfp8-axis2:sr");
+    CHECK(axis.block.kind == Block::Kind::Axis);
+    CHECK(axis.block.axis == 2);
+    CHECK(!axis.follows_reduction());
+    const Quantizer group = Quantizer::parse("bfp4-g64");
+    CHECK(group.block.kind == Block::Kind::Group);
+    CHECK(group.block.columns == 64);
+    CHECK(group.follows_reduction());
+    CHECK(Quantizer::parse("e4m3").is_elementwise());
+  }
+
+  TEST_CASE("what cannot be is refused, and why") {
+    const std::pair<const char*, const char*> refusals[] = {
+        {"e4m0", "NaN code"},
+        {"e4m0-ieee", "NaN code"},
+        {"e1m2", "normal numbers"},
+        {"e1m2-ieee", "normal numbers"},
+        {"e1m0-fn", "normal numbers"},
+        {"e8m0", "scales"},
+        {"e8m0-none", "scales"},
+        {"e8m7-fn", "beyond fp32"},
+        {"e8m7-none-bias126", "beyond fp32"},
+        {"e5m2-bias-200", "beyond fp32"},
+        {"e8m23-bias128", "below fp32"},
+        {"e4m3-bias148", "below fp32"},
+        {"e9m2", "1 to 8 exponent bits"},
+        {"e0m2", "1 to 8 exponent bits"},
+        {"e5m24", "0 to 23 significand bits"},
+        {"e99999999999m2", "1 to 8 exponent bits"},
+        {"e4m3-inf", "Inf codes"},
+        {"e4m3-fnuz-inf", "Inf codes"},
+        {"e2m1-nan", "NaN code"},
+        {"e5m2-none-nan", "NaN code"},
+        {"e4m3-ieee-fn", "given twice"},
+        {"e4m3-sat-nan", "given twice"},
+        {"e4m3-ftz-ftz", "given twice"},
+        {"e4m3-bias3-bias3", "given twice"},
+        {"e4m3-bias", "integer"},
+        {"e4m3-biasx", "integer"},
+        {"e4m3-bias--5", "integer"},
+        {"e4m3-bias99999999999", "integer"},
+        {"e4m3-wrap", "unknown flag '-wrap'"},
+        {"e4m3-sym", "unknown flag '-sym'"},
+        {"e4m3-", "unknown flag '-'"},
+        {"e4m3--sat", "unknown flag '-'"},
+        {"fp32-sat", "unknown flag '-sat'"},
+        {"fixed26.4", "25"},
+        {"fixed0.0", "25"},
+        {"fixed25.4-u", "24 unsigned"},
+        {"fixed8.150", "2^-150"},
+        {"fixed8.-127", "2^127"},
+        {"fixed8.-121", "2^128"},
+        {"fixed8.4-sym-u", "exclude each other"},
+        {"fixed8.4-sym-wrap", "exclude each other"},
+        {"fixed8.4-sym-noclamp", "removes it"},
+        {"fixed1.0-sym", "only zero"},
+        {"fixed8.4-sat-wrap", "given twice"},
+        {"fixed8.4-sym-sym", "given twice"},
+        {"fixed8.4-ftz", "unknown flag '-ftz'"},
+        {"fixed8.4-inf", "unknown flag '-inf'"},
+        {"fixed8", "unknown format"},
+        {"fixed8.", "unknown format"},
+        {"fixed8.4.2", "unknown format"},
+        {"bfp1", "2 to 25 bits"},
+        {"bfp26", "2 to 25 bits"},
+        {"bfp8-axis8", "axis 0 to 7"},
+        {"bfp8-axis-1", "unknown flag '-axis'"},
+        {"bfp8-g0", "at least 1"},
+        {"bfp8-g32-axis1", "given twice"},
+        {"bfp8-sat", "unknown flag '-sat'"},
+        {"", "unknown format ''"},
+        {"-sat", "unknown format"},
+        {"float8", "unknown format 'float8'"},
+        {"E4M3", "unknown format"},
+        {" e4m3", "unknown format"},
+        {"e4m3 ", "unknown format"},
+        {"e4", "unknown format"},
+        {"em", "unknown format"},
+        {"e4m3x", "unknown format"},
+        {"e4m3+nothing", "'+'"},
+        {"e4m3:", "unknown rounding ''"},
+        {"e4m3:nearest", "unknown rounding 'nearest'"},
+        {"e4m3:sr0", "1 to 32 random bits"},
+        {"e4m3:sr33", "1 to 32 random bits"},
+        {"e4m3:srf", "unknown rounding"},
+        {"e4m3:sr8x", "unknown rounding"},
+        {"e4m3:sr8fc", "unknown rounding"},
+        {"e4m3:rne:sr", "unknown rounding"},
+        {"fp32:sr", "fp32 is not rounded"},
+    };
+    for (const auto& [text, word] : refusals) {
+      const std::string why = refusal(text);
+      INFO("'" << std::string(text) << "' says: " << why);
+      CHECK(why.find(word) != std::string::npos);
+      CHECK(why.find(text) != std::string::npos);
+      CHECK(why.find('\n') == std::string::npos);
+    }
+    CHECK_THROWS_AS(fixed_format(26, 0), Error);
+    CHECK_THROWS_AS(fixed_format(8, 150), Error);
+    CHECK_THROWS_AS(block_float_format(1), Error);
+    // The neighbours of refusals are taken.
+    for (const char* text :
+         {"e8m7-fn-bias128", "e8m23", "e8m22-fnuz", "e4m3-bias147", "fixed25.4", "fixed24.4-u",
+          "fixed8.149", "fixed8.-120", "fixed2.0-sym", "bfp2", "bfp25", "bfp8-axis7", "bfp8-g1",
+          "e4m3:sr1", "e4m3:sr32c", "e1m0-none", "e1m2-fn", "e4m0-none", "e8m23-none"}) {
+      INFO(text);
+      CHECK(refusal(text) == "");
+    }
+  }
+
+  TEST_CASE("limits of the standard formats") {
+    struct Row {
+      const char* name;
+      double max, min_normal, min_positive;
+      int bias, significant_bits;
+      bool has_infinity;
+    };
+    const Row rows[] = {
+        {"e4m3", 448, 0x1p-6, 0x1p-9, 7, 4, false},
+        {"e5m2", 57344, 0x1p-14, 0x1p-16, 15, 3, true},
+        {"e2m3", 7.5, 1, 0.125, 1, 4, false},
+        {"e3m2", 28, 0.25, 0.0625, 3, 3, false},
+        {"e2m1", 6, 1, 0.5, 1, 2, false},
+        {"fp16", 65504, 0x1p-14, 0x1p-24, 15, 11, true},
+        {"bf16", 0x1.fep127, 0x1p-126, 0x1p-133, 127, 8, true},
+        {"tf32", 0x1.ffcp127, 0x1p-126, 0x1p-136, 127, 11, true},
+        {"fp32", 0x1.fffffep127, 0x1p-126, 0x1p-149, 127, 24, true},
+        {"e3m4", 15.5, 0.25, 0x1p-6, 3, 5, true},
+        {"e6m9", 0x1.ff8p31, 0x1p-30, 0x1p-39, 31, 10, true},
+        {"e4m3-none", 480, 0x1p-6, 0x1p-9, 7, 4, false},
+        {"e5m2-none", 114688, 0x1p-14, 0x1p-16, 15, 3, false},
+        {"e4m3-fnuz", 240, 0x1p-7, 0x1p-10, 8, 4, false},
+        {"e5m2-fnuz", 57344, 0x1p-15, 0x1p-17, 16, 3, false},
+        {"e4m3-ieee", 240, 0x1p-6, 0x1p-9, 7, 4, true},
+        {"e4m3-ftz", 448, 0x1p-6, 0x1p-6, 7, 4, false},
+        {"e5m2-sat", 57344, 0x1p-14, 0x1p-16, 15, 3, false},
+        {"e8m7-none", 0x1.fep127, 0x1p-126, 0x1p-133, 127, 8, true},
+    };
+    for (const Row& row : rows) {
+      INFO(row.name);
+      const Format format = Format::parse(row.name);
+      const FormatLimits limits = limits_of(format);
+      CHECK(format.bias == row.bias);
+      CHECK(limits.max == row.max);
+      CHECK(limits.lowest == -row.max);
+      CHECK(limits.min_normal == row.min_normal);
+      CHECK(limits.min_positive == row.min_positive);
+      CHECK(limits.significant_bits == row.significant_bits);
+      CHECK(limits.has_infinity == row.has_infinity);
+    }
+    const FormatLimits fixed = limits_of(Format::parse("fixed8.4"));
+    CHECK(fixed.max == 7.9375);
+    CHECK(fixed.lowest == -8);
+    CHECK(fixed.min_positive == 0.0625);
+    CHECK(limits_of(Format::parse("fixed8.4-sym")).lowest == -7.9375);
+    CHECK(limits_of(Format::parse("fixed8.4-u")).lowest == 0);
+    CHECK(limits_of(Format::parse("fixed8.4-u")).max == 15.9375);
+    CHECK(limits_of(Format::parse("bfp8")).significant_bits == 7);
+  }
+
+  TEST_CASE("limits and native types against every value: floats up to 12 bits") {
+    Mismatches bad;
+    for_each_float(12, [&](const FloatName& name) {
+      if (!name.exists()) return;
+      const std::string text = name.text();
+      const Format format = Format::parse(text);
+      const std::vector<double> values = Reference(text.c_str()).values();
+      // e1m1-fn holds 0, 1, 2 only; its bounds are those of a format that also had 1.5 of 2.
+      const bool loose = name.e == 1 && name.m == 1 && name.specials == Specials::Fn;
+
+      const FormatLimits limits = limits_of(format);
+      double max = 0, min_positive = 0;
+      int bits = 0;
+      bool has_infinity = false;
+      for (const double value : values) {
+        has_infinity = has_infinity || std::isinf(value);
+        bits = std::max(bits, significant_bits(value));
+        if (std::isinf(value) || value <= 0) continue;
+        max = std::max(max, value);
+        if (min_positive == 0) min_positive = value;
+      }
+      const bool right =
+          limits.max == max && limits.lowest == -max && limits.min_positive == min_positive &&
+          limits.min_normal == std::ldexp(1.0, 1 - name.real_bias()) &&
+          limits.emin == 1 - name.real_bias() && limits.emax == std::ilogb(max) &&
+          limits.quantum == 1 - name.real_bias() - name.m && limits.has_infinity == has_infinity &&
+          (limits.significant_bits == bits || (loose && limits.significant_bits == 2));
+      if (!right)
+        bad.add(format_message(
+            "{}: max {} least {} bits {} Inf {}; limits say {} {} {} {}",
+            {text, max, min_positive, bits, has_infinity ? 1 : 0, limits.max, limits.min_positive,
+             limits.significant_bits, limits.has_infinity ? 1 : 0}));
+      check_types(text, format, with_nan(values), bad);
+    });
+    report(bad);
+  }
+
+  TEST_CASE("limits and native types against every value: fixed point up to 13 bits, and bfp") {
+    Mismatches bad;
+    for (int w = 1; w <= 13; ++w)
+      for (int fraction = -120; fraction <= 149; ++fraction)
+        for (const char* flags : {"", "-sat", "-sym", "-u", "-wrap", "-u-wrap"}) {
+          const std::string text = format_message("fixed{}.{}{}", {w, fraction, flags});
+          if (!refusal(text).empty()) continue;
+          const Format format = Format::parse(text);
+          const std::vector<double> values = Reference(text.c_str()).values();
+          const FormatLimits limits = limits_of(format);
+          const auto [least, most] = std::minmax_element(values.begin(), values.end());
+          const double step = std::ldexp(1.0, -fraction);
+          int bits = 0;
+          for (const double value : values) bits = std::max(bits, significant_bits(value));
+          if (limits.max != *most || limits.lowest != *least || limits.significant_bits != bits ||
+              limits.min_positive != (*most > 0 ? step : 0) || limits.quantum != -fraction ||
+              limits.has_infinity)
+            bad.add(text + ": limits differ from the values");
+          check_types(text, format, with_nan(values), bad);
+        }
+    for (int w = 2; w <= 13; ++w) {
+      const std::string text = "bfp" + std::to_string(w);
+      std::vector<double> values = {std::nan("")};
+      for (int exponent = -149; exponent <= 127; ++exponent)
+        for (const double value :
+             Reference(Quantizer::parse(text), std::ldexp(1.0f, exponent)).values())
+          values.push_back(value);
+      check_types(text, Format::parse(text), values, bad);
+    }
+    for (const char* wide : {"fixed8.4-noclamp", "fixed20.4", "bfp25", "e8m20", "fp32", "e8m11"}) {
+      CHECK(storage_type(Format::parse(wide)) == DType::F32);
+      CHECK(gemm_type(Format::parse(wide)) == DType::F32);
+    }
+    report(bad);
+  }
+
+  TEST_CASE("native types of the well-known formats") {
+    struct Row {
+      const char* name;
+      DType storage, gemm;
+    };
+    for (const Row& row :
+         {Row{"e4m3", DType::F8E4M3, DType::BF16}, Row{"e5m2", DType::F8E5M2, DType::BF16},
+          Row{"e2m3", DType::F8E4M3, DType::BF16}, Row{"e3m2", DType::F8E4M3, DType::BF16},
+          Row{"e2m1", DType::F8E4M3, DType::BF16}, Row{"bf16", DType::BF16, DType::BF16},
+          Row{"fp16", DType::F16, DType::F16}, Row{"tf32", DType::F32, DType::F32},
+          Row{"e6m9", DType::F32, DType::F32}, Row{"e4m3-ieee", DType::BF16, DType::BF16},
+          Row{"bfp8", DType::BF16, DType::BF16}, Row{"fixed8.4", DType::BF16, DType::BF16}}) {
+      INFO(row.name);
+      CHECK(storage_type(Format::parse(row.name)) == row.storage);
+      CHECK(gemm_type(Format::parse(row.name)) == row.gemm);
+    }
+  }
+}
+
+}  // namespace ulp

@@ -1,0 +1,380 @@
+#include <doctest/doctest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "core/convert.h"
+#include "core/scalar_math.h"
+#include "core/sum.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/functors.h"
+#include "tests/kernel_rows.h"
+#include "tests/op_table.h"
+
+namespace ulp::tests {
+namespace {
+
+const Stream kStream{};
+
+/// One number of the strict order, written out as core/sum.h says it, in plain loops.
+float sum_by_the_book(std::vector<float> v) {
+  if (v.empty()) return 0;
+  while (true) {
+    std::vector<float> chunks;
+    for (size_t begin = 0; begin < v.size(); begin += 4096) {
+      float lane[64] = {};
+      for (size_t i = begin; i < std::min(v.size(), begin + 4096); ++i)
+        lane[(i - begin) % 64] += v[i];
+      for (size_t width = 32; width > 0; width /= 2)
+        for (size_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+      chunks.push_back(lane[0]);
+    }
+    if (chunks.size() == 1) return chunks.front();
+    v = chunks;
+  }
+}
+
+Tensor quantise(const Tensor& x, const char* format, int axis, const RandomKey& key,
+                DType dtype = DType::F32, Tensor mask = {}) {
+  Tensor out = Tensor::empty(x.shape(), dtype, kCpu);
+  kernels::quantise(kStream, {x, out, Quantizer::parse(format), axis, key, mask});
+  return out;
+}
+
+/// The block that element i of a tensor belongs to, straight from the definition.
+int64_t block_of(const Quantizer& q, const Shape& shape, int group_axis, int64_t i) {
+  std::vector<int64_t> at(static_cast<size_t>(shape.rank()));
+  for (int axis = shape.rank() - 1; axis >= 0; --axis) {
+    at[static_cast<size_t>(axis)] = i % shape[axis];
+    i /= shape[axis];
+  }
+  if (q.block.kind == Block::Kind::Tensor || q.block.kind == Block::Kind::None) return 0;
+  if (q.block.kind == Block::Kind::Axis) return at[static_cast<size_t>(q.block.axis)];
+  int64_t block = 0;
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    const int64_t index = at[static_cast<size_t>(axis)];
+    block = block * (shape[axis] + 1) + (axis == group_axis ? index / q.block.columns : index);
+  }
+  return block;
+}
+
+void check_quantise() {
+  StepState state;
+  state.random_step = 9;
+  const RandomKey key{0x123456789ABCDEFull, 77, 3, &state};
+  const char* formats[] = {"fp32",
+                           "e4m3",
+                           "e5m2:sr",
+                           "e6m9:ru",
+                           "bf16:odd",
+                           "fixed8.4:rnu",
+                           "fixed12.3-wrap:sr4",
+                           "bfp8",
+                           "bfp8:sr",
+                           "bfp8-axis0:sr",
+                           "bfp8-axis1:rna",
+                           "bfp5-axis2",
+                           "bfp8-g4:sr",
+                           "bfp4-g3:rtz",
+                           "bfp16-g100:sr",
+                           "bfp8-g5:sr4c"};
+  const Shape shapes[] = {{3, 5, 7}, {1, 1, 1}, {2, 40, 33}, {0, 3, 2}, {5, 1, 1030}};
+  for (const char* format : formats)
+    for (const Shape& shape : shapes)
+      for (const int group_axis : {0, 1, 2})
+        for (const bool hard : {false, true}) {
+          CAPTURE(std::string(format));
+          CAPTURE(to_string(shape));
+          CAPTURE(group_axis);
+          const Quantizer q = Quantizer::parse(format);
+          const Tensor x = hard ? hard_tensor(shape, 4) : random_tensor(shape, -6, 6, 4);
+          const std::vector<float> v = x.to_floats();
+          std::map<int64_t, uint32_t> amax;
+          for (int64_t i = 0; i < x.numel(); ++i) {
+            uint32_t& a = amax[block_of(q, shape, group_axis, i)];
+            a = std::max(a, bits_of(v[static_cast<size_t>(i)]) & ~kSignBit);
+          }
+          std::vector<uint32_t> expected;
+          std::vector<uint8_t> clamped;
+          const RandomSource random(key);
+          for (int64_t i = 0; i < x.numel(); ++i) {
+            const float value = v[static_cast<size_t>(i)];
+            bool beyond = false;
+            if (q.is_identity()) {
+              expected.push_back(bits_of(canonical(value)));
+            } else {
+              Grid grid = make_grid(q);
+              const uint32_t a = amax[block_of(q, shape, group_axis, i)];
+              if (q.format.kind == FormatKind::BlockFloat)
+                set_block(grid, q.format.word_bits, std::min(a, 0x7F7FFFFFu));
+              const float y = quantise_value(value, grid, q.rounding,
+                                             random.word(static_cast<uint64_t>(i)), &beyond);
+              const bool spoilt = q.format.kind == FormatKind::BlockFloat && a >= kInfinityBits;
+              expected.push_back(spoilt ? kNanBits : bits_of(y));
+              beyond = beyond && !spoilt;
+            }
+            clamped.push_back(beyond ? 1 : 0);
+          }
+          Tensor mask = Tensor::empty(shape, DType::U8, kCpu);
+          CHECK(bits_of_tensor(quantise(x, format, group_axis, key)) == expected);
+          CHECK(bits_of_tensor(quantise(x, format, group_axis, key, storage_type(q.format))) ==
+                expected);
+          CHECK(bits_of_tensor(quantise(x, format, group_axis, key, gemm_type(q.format))) ==
+                expected);
+          CHECK(bits_of_tensor(quantise(x, format, group_axis, key, DType::F32, mask)) == expected);
+          const uint8_t* m = mask.data<uint8_t>();
+          CHECK(std::vector<uint8_t>(m, m + mask.numel()) == clamped);
+        }
+}
+
+void check_correct() {
+  const float nan = std::nanf("");
+  const Tensor logits =
+      Tensor::from(std::vector<float>{1, 3, 2, 5, 5, 0, nan, 9, 1, 0, 0, 7}, {4, 3});
+  const Tensor labels = Tensor::from(std::vector<int32_t>{1, 0, 1, 0}, {4});
+  Tensor out = Tensor::empty({4}, DType::F32, kCpu);
+  kernels::correct(kStream, {logits, labels, out});
+  CHECK(out.to_floats() ==
+        std::vector<float>{1, 1, 0, 0});  // the first of equals; a NaN is never right
+}
+
+void check_copy() {
+  for (const DType dtype : {DType::F32, DType::F64, DType::I32, DType::U8, DType::BF16}) {
+    Tensor t = Tensor::zeros({3, 4, 5}, dtype, kCpu);
+    auto* bytes = static_cast<uint8_t*>(t.mutable_raw());
+    for (int64_t i = 0; i < t.bytes(); ++i) bytes[i] = static_cast<uint8_t>(i * 37 % 100);
+    const Tensor view = t.transpose(0, 2).slice(1, 1, 3);
+    Tensor out = Tensor::empty(view.shape(), dtype, kCpu);
+    kernels::copy(kStream, {view, out});
+    CHECK(out.to_doubles() == view.to_doubles());
+  }
+  const Tensor narrow = quantise(random_tensor({3, 4}, -2, 2, 6), "e4m3", 0, {}, DType::F8E4M3);
+  Tensor wide = Tensor::empty({4, 3}, DType::F32, kCpu);
+  kernels::copy(kStream, {narrow.transpose(0, 1), wide});
+  CHECK(wide.to_floats() == narrow.transpose(0, 1).to_floats());
+  Tensor back = Tensor::empty({4, 3}, DType::BF16, kCpu);
+  CHECK_THROWS_WITH_AS(kernels::copy(kStream, {wide, back}), doctest::Contains("quantise it"),
+                       Error);
+}
+
+void check_fill() {
+  Tensor f = Tensor::empty({3, 3}, DType::F32, kCpu), d = Tensor::empty({2}, DType::F64, kCpu);
+  kernels::fill(kStream, {f, 0.1});
+  kernels::fill(kStream, {d, 0.1});
+  CHECK(f.to_floats() == std::vector<float>(9, 0.1f));
+  CHECK(d.to_doubles() == std::vector<double>(2, 0.1));
+}
+
+void check_uniform() {
+  Tensor t = Tensor::empty({1001}, DType::F32, kCpu);
+  const RandomKey key{5, 6, 1, nullptr};
+  kernels::uniform(kStream, {t, -0.5f, 0.25f, key});
+  double mean = 0;
+  for (int64_t i = 0; i < 1001; ++i) {
+    const float v = t.to_floats()[static_cast<size_t>(i)];
+    CHECK(v == fma_of(0.75f, uniform01(RandomSource(key).word(static_cast<uint64_t>(i))), -0.5f));
+    CHECK((v >= -0.5f && v < 0.25f));
+    mean += static_cast<double>(v) / 1001;
+  }
+  CHECK(std::abs(mean + 0.125) < 4 * 0.75 / std::sqrt(12.0 * 1001));  // four standard deviations
+}
+
+void check_gather_rows() {
+  const Tensor rows = Tensor::from(std::vector<uint8_t>{1, 2, 3, 4, 5, 255}, {3, 2});
+  const Tensor indices = Tensor::from(std::vector<int32_t>{2, 0, 2}, {3});
+  Tensor out = Tensor::empty({3, 2}, DType::F32, kCpu);
+  kernels::gather_rows(kStream, {rows, indices, out, 0.5f});
+  CHECK(out.to_floats() == std::vector<float>{2.5f, 127.5f, 0.5f, 1, 2.5f, 127.5f});
+  const Tensor floats = Tensor::from(std::vector<float>{1.5f, 2, 3, -4, 5, 6}, {3, 2});
+  kernels::gather_rows(kStream, {floats, indices, out, 2});
+  CHECK(out.to_floats() == std::vector<float>{10, 12, 3, 4, 10, 12});
+}
+
+void check_sgd() {
+  // Every combination of stored states, against the order of SgdArgs written out element by element.
+  StepState state;
+  state.random_step = 4;
+  state.lr = 0.3f;
+  state.grad_scaling = 0.125f;
+  const int64_t n = 2051;
+  for (const bool master : {false, true})
+    for (const bool momentum : {false, true})
+      for (const bool nesterov : {false, true})
+        for (const char* format : {"fp32", "e4m3", "e5m2:sr", "bf16:sr"}) {
+          if (nesterov && !momentum) continue;
+          CAPTURE(std::string(format));
+          SgdArgs a;
+          const Quantizer q = Quantizer::parse(format);
+          const auto stored = [&](uint64_t seed) {
+            return quantise(random_tensor({n}, -2, 2, seed), format, 0, {}, storage_type(q.format));
+          };
+          a.weight = stored(1);
+          if (master) a.master = stored(2);
+          if (momentum) a.momentum = stored(3);
+          a.grad = random_tensor({n}, -8, 8, 4);
+          a.weight_format = a.master_format = a.grad_format = a.momentum_format = q;
+          a.weight_key = {1, 10, 0, &state};
+          a.master_key = {1, 11, 0, &state};
+          a.grad_key = {1, 12, 0, &state};
+          a.momentum_key = {1, 13, 0, &state};
+          a.momentum_coef = 0.9f;
+          a.weight_decay = 0.01f;
+          a.nesterov = nesterov;
+          a.state = &state;
+          const auto w0 = a.weight.to_floats(), g0 = a.grad.to_floats();
+          const auto p0 = master ? a.master.to_floats() : w0;
+          const auto m0 = momentum ? a.momentum.to_floats() : std::vector<float>(n, 0.0f);
+          state.found_inf = 1;
+          kernels::sgd(kStream, a);
+          CHECK(a.weight.to_floats() == w0);  // a skipped step writes nothing
+          state.found_inf = 0;
+          kernels::sgd(kStream, a);
+          const Grid grid = make_grid(q);
+          const auto round = [&](float v, const RandomKey& key, size_t i) {
+            return q.is_identity() ? v : quantise_value(v, grid, RandomSource(key).word(i));
+          };
+          bool right = true;
+          for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+            const float g = round(g0[i] * 0.125f, a.grad_key, i);
+            const float d = std::fma(0.01f, p0[i], g);
+            const float m = momentum ? std::fma(0.9f, m0[i], d) : d;
+            const float step = nesterov ? std::fma(0.9f, m, d) : m;
+            float p = std::fma(-0.3f, step, p0[i]);
+            if (master) p = round(p, a.master_key, i);
+            const float w = round(p, a.weight_key, i);
+            right = right &&
+                    load_as_float(a.weight.raw(), a.weight.dtype(), static_cast<int64_t>(i)) == w;
+            if (master)
+              right = right &&
+                      load_as_float(a.master.raw(), a.master.dtype(), static_cast<int64_t>(i)) == p;
+            if (momentum)
+              right =
+                  right && load_as_float(a.momentum.raw(), a.momentum.dtype(),
+                                         static_cast<int64_t>(i)) == round(m, a.momentum_key, i);
+          }
+          CHECK(right);
+        }
+}
+
+}  // namespace
+
+const std::vector<KernelRow>& kernel_rows() {
+  static const std::vector<KernelRow> rows = {
+      {"quantise", check_quantise}, {"correct", check_correct}, {"copy", check_copy},
+      {"fill", check_fill},         {"uniform", check_uniform}, {"gather_rows", check_gather_rows},
+      {"sgd", check_sgd},
+  };
+  return rows;
+}
+
+}  // namespace ulp::tests
+
+using namespace ulp;
+using namespace ulp::tests;
+
+TEST_SUITE("kernels") {
+  TEST_CASE("every row") {
+    for (const KernelRow& row : kernel_rows()) {
+      CAPTURE(std::string(row.name));
+      row.check();
+    }
+  }
+
+  TEST_CASE("sums follow the stated order, along any axis") {
+    const std::array<int64_t, 3> views[] = {
+        {1, 0, 3},     {1, 1, 1},     {1, 63, 1},   {3, 65, 1},   {1, 4097, 1}, {2, 5000, 1},
+        {1, 70000, 1}, {1, 128, 100}, {2, 130, 65}, {1, 4100, 3}, {3, 9000, 2}, {0, 4, 4}};
+    for (const auto& [outer, axis, inner] : views) {
+      CAPTURE(outer);
+      CAPTURE(axis);
+      CAPTURE(inner);
+      const Tensor x = random_tensor({outer, axis, inner}, -1, 1, 17);
+      const std::vector<float> v = x.to_floats();
+      Tensor out = Tensor::empty({outer, inner}, DType::F32, kCpu);
+      kernels::sum(kStream, {x, out, outer, axis, inner});
+      for (int64_t o = 0; o < outer; ++o)
+        for (int64_t i = 0; i < inner; ++i) {
+          std::vector<float> column;
+          for (int64_t a = 0; a < axis; ++a)
+            column.push_back(v[static_cast<size_t>((o * axis + a) * inner + i)]);
+          CHECK(out.to_floats()[static_cast<size_t>(o * inner + i)] == sum_by_the_book(column));
+        }
+    }
+    const Tensor narrow = quantise(random_tensor({5000}, -1, 1, 18), "e5m2", 0, {}, DType::F8E5M2);
+    Tensor out = Tensor::empty({}, DType::F32, kCpu);
+    kernels::sum(kStream, {narrow, out, 1, 5000, 1});
+    CHECK(out.to_floats()[0] == sum_by_the_book(narrow.to_floats()));
+  }
+
+  TEST_CASE(
+      "element-wise kernels round in the same pass, read any type and serve one element to all") {
+    const Tensor x = random_tensor({37, 41}, -4, 4, 1);
+    const Tensor y = quantise(random_tensor({37, 41}, -4, 4, 2), "e4m3", 0, {}, DType::F8E4M3);
+    const RandomKey key{3, 4, 0, nullptr};
+    for (const char* format : {"fp32", "e5m2", "e4m3:sr", "fixed8.4:rd"}) {
+      const Quantizer q = Quantizer::parse(format);
+      for (const DType dtype : {DType::F32, storage_type(q.format)}) {
+        Tensor out = Tensor::empty({37, 41}, dtype, kCpu);
+        kernels::multiply(kStream, {{x, y, {}}, out, 0, q, key});
+        bool right = true;
+        for (size_t i = 0; i < 37 * 41; ++i) {
+          const float product = x.to_floats()[i] * y.to_floats()[i];
+          const float expected =
+              q.is_identity() ? product
+                              : quantise_value(product, make_grid(q), RandomSource(key).word(i));
+          right = right && out.to_floats()[i] == expected;
+          if (i > 200) break;
+        }
+        CHECK(right);
+      }
+    }
+    Tensor out = Tensor::empty({37, 41}, DType::F32, kCpu);
+    kernels::add(kStream, {{x, Tensor::from(std::vector<float>{2}, {1}), {}}, out, 0, {}, {}});
+    CHECK(out.to_floats()[100] == x.to_floats()[100] + 2);
+    Tensor small = Tensor::empty({37, 41}, DType::F8E4M3, kCpu);
+    CHECK_THROWS_WITH_AS(kernels::add(kStream, {{x, y, {}}, small, 0, {}, {}}),
+                         doctest::Contains("do not fit"), Error);
+  }
+
+  TEST_CASE("GELU reaches its limits without NaN") {
+    const float inf = std::numeric_limits<float>::infinity();
+    const Tensor x = Tensor::from(std::vector<float>{100, -100, inf, 3e38f, -3e38f}, {5});
+    const Tensor g = Tensor::from(std::vector<float>{1, 1, 1, 1, 1}, {5});
+    for (const auto* forward : {&kernels::gelu, &kernels::gelu_tanh}) {
+      Tensor y = Tensor::empty({5}, DType::F32, kCpu);
+      (*forward)(kStream, {{x, {}, {}}, y, 0, {}, {}});
+      CHECK(y.to_floats() == std::vector<float>{100, 0, inf, 3e38f, 0});
+    }
+    for (const auto* backward : {&kernels::gelu_backward, &kernels::gelu_tanh_backward}) {
+      Tensor y = Tensor::empty({5}, DType::F32, kCpu);
+      (*backward)(kStream, {{x, g, {}}, y, 0, {}, {}});
+      CHECK(y.to_floats() == std::vector<float>{1, 0, 1, 1, 0});
+    }
+  }
+
+  TEST_CASE("a kernel without a side for the device says so by name") {
+    constexpr Kernel<FillArgs> cpu_only{"fancy", cpu::fill, nullptr};
+    CHECK_THROWS_WITH_AS(cpu_only(Stream{cuda_device(0), nullptr}, {}),
+                         doctest::Contains("fancy: no CUDA kernel in this build"), Error);
+  }
+
+  TEST_CASE("wrong arguments are named") {
+    const Tensor x = random_tensor({3, 4}, -1, 1, 1);
+    Tensor out = Tensor::empty({3, 4}, DType::F32, kCpu),
+           other = Tensor::empty({4, 3}, DType::F32, kCpu);
+    CHECK_THROWS_WITH_AS(kernels::relu(kStream, {{x.transpose(0, 1), {}, {}}, other, 0, {}, {}}),
+                         doctest::Contains("relu: wanted a contiguous tensor"), Error);
+    CHECK_THROWS_WITH_AS(kernels::relu(kStream, {{x, {}, {}}, other, 0, {}, {}}),
+                         doctest::Contains("wanted a tensor of shape (4, 3), got (3, 4)"), Error);
+    CHECK_THROWS_WITH_AS(quantise(x, "bfp8-axis2", 0, {}), doctest::Contains("needs axis 2"),
+                         Error);
+    CHECK_THROWS_WITH_AS(
+        kernels::quantise(kStream, {x, other, Quantizer::parse("e4m3"), 0, {}, {}}),
+        doctest::Contains("shape"), Error);
+    CHECK_THROWS_WITH_AS(
+        kernels::relu(kStream, {{x, {}, {}}, out, 0, Quantizer::parse("bfp8"), {}}),
+        doctest::Contains("block formats"), Error);
+  }
+}

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "core/device.h"
+
+namespace ulp::tools {
+
+// One function per subcommand of `ulp`; each adds its options and a callback that runs it. Callbacks report what is
+// wrong by throwing ulp::Error (exit 1) or ulp::UsageError (exit 2).
+void add_train(CLI::App& app);
+void add_eval(CLI::App& app);
+void add_bench(CLI::App& app);
+
+/// "cpu", "cuda", "cuda:1". Throws UsageError for anything else.
+Device parse_device(const std::string& text);
+
+}  // namespace ulp::tools

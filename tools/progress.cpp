@@ -1,0 +1,62 @@
+#include "tools/progress.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace ulp::tools {
+namespace {
+
+constexpr int kBar = 24;
+
+std::string time_left(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+                   : fmt::format("{}:{:02}", s / 60, s % 60);
+}
+
+}  // namespace
+
+Progress::Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step)
+    : epochs_(epochs),
+      steps_(steps_per_epoch),
+      samples_(samples_per_step),
+      terminal_(isatty(STDOUT_FILENO) != 0),
+      start_(std::chrono::steady_clock::now()),
+      last_(start_) {}
+
+Progress::~Progress() { clear(); }
+
+void Progress::clear() {
+  if (!drawn_) return;
+  fmt::print("\r\033[K");
+  std::fflush(stdout);
+  drawn_ = false;
+}
+
+void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy) {
+  if (!terminal_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last_ < std::chrono::milliseconds(100) && step + 1 < steps_) return;
+  last_ = now;
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double done = static_cast<double>(epoch * steps_ + step + 1);
+  const double total = static_cast<double>(epochs_ * steps_);
+  const auto filled = static_cast<size_t>(kBar * (step + 1) / steps_);
+  const std::string bar = std::string(filled, '=') + std::string(kBar - filled, ' ');
+  fmt::print("\r\033[Kepoch {}/{} [{}] loss {:.4f}  accuracy {:.4f}  {:.0f} samples/s  {} left",
+             epoch + 1, epochs_, bar, loss, accuracy,
+             done * static_cast<double>(samples_) / std::max(seconds, 1e-9),
+             time_left(seconds / done * (total - done)));
+  std::fflush(stdout);
+  drawn_ = true;
+}
+
+void Progress::epoch_done(const std::string& line) {
+  clear();
+  fmt::print("{}\n", line);
+  std::fflush(stdout);
+}
+
+}  // namespace ulp::tools

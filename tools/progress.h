@@ -1,0 +1,28 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace ulp::tools {
+
+/// On a terminal: one line that is drawn again a few times a second. Piped: nothing until the epoch's plain line.
+class Progress {
+ public:
+  Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step);
+  ~Progress();
+
+  void step(int64_t epoch, int64_t step, double loss, double accuracy);
+  /// Ends the drawn line and prints `line`.
+  void epoch_done(const std::string& line);
+
+ private:
+  void clear();
+
+  int64_t epochs_, steps_, samples_;
+  bool terminal_;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point start_, last_;
+};
+
+}  // namespace ulp::tools
