@@ -12,8 +12,8 @@
 
 namespace ulp::reference {
 
-/// True if the environment has ULP_FULL=1: all 2^32 inputs instead of a stride. Such a run takes about an
-/// hour on two cores; start ulp_tests itself, as ctest stops a test after 300 s.
+/// True if the environment has ULP_FULL=1: finer strides, or all 2^32 inputs. That takes far longer than the 300 s that
+/// ctest grants a test: start ulp_tests itself.
 bool full();
 
 /// Distance between the fp32 bit patterns that a sweep visits: 1 if full(), else `stride` (odd, so that all low bits

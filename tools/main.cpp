@@ -1,7 +1,9 @@
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 #include <numeric>
 
@@ -14,6 +16,15 @@ int fail(int status, const std::string& message) {
   std::fflush(stdout);
   fmt::print(stderr, "ulp: {}\n", message);
   return status;
+}
+
+/// Threads that wait for others spin first, in libgomp by default for about a millisecond: on a machine that has other work
+/// to do this makes training tens of times slower. libgomp reads its settings when it is loaded, so the program starts
+/// itself again once with a short spin, unless the user chose one.
+void restart_with_short_spin(char** argv) {
+  if (getenv("GOMP_SPINCOUNT") != nullptr || getenv("OMP_WAIT_POLICY") != nullptr) return;
+  setenv("GOMP_SPINCOUNT", "5000", 1);
+  execv("/proc/self/exe", argv);  // returns only if it fails; then everything works, perhaps slower
 }
 
 /// Single-character edits from a to b.
@@ -32,8 +43,12 @@ size_t distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
+/// The known words that go on where this one stops, else the one that is nearest in spelling, if any is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& known) {
   std::string best;
+  for (const std::string& name : known)
+    if (name.starts_with(word + "-")) best += (best.empty() ? "" : " or ") + name;
+  if (!best.empty()) return best;
   for (const std::string& name : known)
     if (distance(word, name) <= 2 + word.size() / 4 &&
         (best.empty() || distance(word, name) < distance(word, best)))
@@ -68,6 +83,7 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_short_spin(argv);
   CLI::App app{"ulp: train neural networks in low precision, exactly and fast"};
   app.name("ulp");
   app.set_version_flag("--version", std::string("ulp ") + ULP_VERSION);

@@ -14,7 +14,7 @@
 namespace ulp::cpu {
 
 inline constexpr int64_t kBlock = 1024;   // elements
-inline constexpr int64_t kGrain = 16384;  // least elements worth a thread
+inline constexpr int64_t kGrain = 65536;  // least elements worth a thread
 using BlockBuffer = std::array<float, kBlock>;
 
 /// Elements [begin, begin + n) of an array, n ≤ kBlock, as fp32: a pointer into the array itself if it is F32, else into

@@ -31,17 +31,17 @@ namespace {
 
 constexpr int64_t kStep = 256;    // k steps whose part of b's panel stays in the L1 cache
 constexpr int64_t kBlock = 2048;  // rows and columns of out whose operands are packed together
-constexpr int64_t kPackedFloats = 1 << 19;   // packed operands at a time
-constexpr int64_t kItemTiles = 8;            // tiles along each side of one piece of work, at most
+constexpr int64_t kPackedFloats = 1 << 19;              // packed operands at a time
+constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
 constexpr int64_t kWorkPerThread = 1 << 19;  // multiply-adds that pay for waking a thread
 constexpr int64_t kAhead = 16;               // rows of b's panel fetched before they are used
-constexpr int64_t kDirectRows =
-    128;  // up to so many rows of out, b is read where it lies if that is as fast
+constexpr int64_t kDirectRows = 128;         // rows of out up to which b is read where it lies
 static_assert(kMatmulChunk % kStep == 0);
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
-/// c[i, j] = Σ_k a[i·kStep + k] · b[k·b_step + j], k ascending, k > 0 terms, starting from +0 or (carry) from c[i, j].
+/// c[i, j] = Σ_k a[i·kStep + k] · b[k·b_step + j], k ascending over 1 … kStep terms,
+/// starting from +0 or (carry) from c[i, j].
 struct Tile {
   const float* a;
   const float* b;
@@ -50,7 +50,7 @@ struct Tile {
   int64_t c_step;
   int64_t k;
   bool carry;
-  const float* next_c;  // fetched early: the tile that comes next
+  const float* next_c;  // the tile that comes next, fetched early
 };
 using TileFunction = void (*)(const Tile&);
 
@@ -92,8 +92,11 @@ ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
+  const float* next_a = a + kRows * kStep;  // the tile below reads these
   do {
     __m256 row[kVectors];
+    __builtin_prefetch(next_a);
+    next_a += kRows;
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm256_loadu_ps(b + v * 8);
     for (int i = 0; i < kRows; ++i) {
@@ -119,8 +122,11 @@ ULP_TARGET_AVX512 void tile_avx512(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
+  const float* next_a = a + kRows * kStep;  // the tile below reads these
   do {
     __m512 row[kVectors];
+    __builtin_prefetch(next_a);
+    next_a += kRows;
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_ps(b + v * 16);
     for (int i = 0; i < kRows; ++i) {
@@ -208,7 +214,12 @@ ULP_HD void decode(float* to, const void* from, DType dtype, int64_t n) {
     case DType::F8E5M2:
       for (int64_t i = 0; i < n; ++i) to[i] = e5m2_to_float(bytes[i]);
       break;
-    default: std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+    default: {
+      const auto* words = static_cast<const float*>(from);
+      int64_t i = 0;
+      for (; i + 16 <= n; i += 16) std::memcpy(to + i, words + i, 16 * sizeof(float));
+      for (; i < n; ++i) to[i] = words[i];
+    }
   }
 }
 
@@ -397,8 +408,8 @@ class BlockProduct {
     // Few tiles and many chunks: several chunks at a time, each with sums of its own.
     const int64_t wanted = threads_ == 1 ? 1 : 4 * threads_, chunks = pieces(k_, kMatmulChunk);
     group_ = std::clamp<int64_t>(wanted / (tiles_m_ * panels_), 1, chunks);
-    items_m_ = pieces(tiles_m_, kItemTiles);
-    items_n_ = pieces(panels_, kItemTiles);
+    items_m_ = pieces(m_, kItemRows);
+    items_n_ = pieces(n_, kItemColumns);
     while (group_ * items_m_ * items_n_ < wanted && (items_m_ < tiles_m_ || items_n_ < panels_)) {
       if (pieces(tiles_m_, items_m_) >= pieces(panels_, items_n_))
         items_m_ = std::min(tiles_m_, 2 * items_m_);
@@ -418,13 +429,14 @@ class BlockProduct {
 
   void run() {
     const int64_t chunks = pieces(k_, kMatmulChunk);
+    const int64_t rows = pieces(m_, kPackRows), panels = pieces(panels_, kPackPanels);
     for (first_chunk_ = 0; first_chunk_ < chunks; first_chunk_ += group_) {
       now_ = std::min(group_, chunks - first_chunk_);
       const int64_t length = std::min(kMatmulChunk, k_ - first_chunk_ * kMatmulChunk);
       for (from_ = 0; from_ < length; from_ += depth_) {
-        for_each_item(now_ * (pieces(m_, kPackRows) + panels_), threads_, [&](int64_t i) {
-          const int64_t each = pieces(m_, kPackRows) + panels_, g = i / each, line = i % each;
-          line < panels_ ? pack_panel(g, line) : pack_rows(g, line - panels_);
+        for_each_item(now_ * (rows + panels), threads_, [&](int64_t i) {
+          const int64_t g = i / (rows + panels), part = i % (rows + panels);
+          part < panels ? pack_panels(g, part) : pack_rows(g, part - panels);
         });
         const bool ends = now_ == 1 && from_ + depth_ >= length;
         for_each_item(now_ * items_m_ * items_n_, threads_, [&](int64_t i) {
@@ -437,7 +449,7 @@ class BlockProduct {
   }
 
  private:
-  static constexpr int64_t kPackRows = 64;
+  static constexpr int64_t kPackRows = 64, kPackPanels = 8;  // packed by one thread at a time
 
   struct Range {
     int64_t begin, end;
@@ -479,15 +491,20 @@ class BlockProduct {
            std::min(kStep, k.size() - s));
   }
 
-  void pack_panel(int64_t g, int64_t panel) const {
-    if (is_direct(panel)) return;
+  /// Few lines of b at a time, so that they are read once for all panels of the group.
+  void pack_panels(int64_t g, int64_t group) const {
     const Range k = packed_k(g);
-    const int64_t step = tiles_.columns(), columns = panel_columns(panel);
-    float* to = b_panel(g, panel);
-    pack(to, step, b_, k.begin, k.size(), column_ + panel * step, columns);
-    if (columns < step)
-      for (int64_t i = 0; i < k.size(); ++i)
-        std::fill(to + i * step + columns, to + (i + 1) * step, 0.0f);
+    const int64_t step = tiles_.columns(), high = b_.column_step == 1 ? 16 : 64;
+    const int64_t first = group * kPackPanels, last = std::min(panels_, first + kPackPanels);
+    for (int64_t s = 0; s < k.size(); s += high)
+      for (int64_t panel = first; panel < last; ++panel) {
+        if (is_direct(panel)) continue;
+        const int64_t columns = panel_columns(panel), lines = std::min(high, k.size() - s);
+        float* to = b_panel(g, panel) + s * step;
+        pack(to, step, b_, k.begin + s, lines, column_ + panel * step, columns);
+        for (int64_t i = 0; i < lines && columns < step; ++i)
+          std::fill(to + i * step + columns, to + (i + 1) * step, 0.0f);
+      }
   }
 
   void multiply(int64_t g, int64_t item) const {

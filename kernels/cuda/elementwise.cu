@@ -55,7 +55,7 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
   for (size_t k = 0; k < kInputs; ++k) {
     const Tensor& in = args.in[k];
     ULP_CHECK(in.defined(), "{}: input {} is missing", name, k);
-    w.single[k] = in.numel() == 1 && w.n != 1;
+    w.single[k] = in.numel() == 1;
     check_kernel_tensor(name, stream, in, w.single[k] ? in.shape() : args.out.shape());
     check_no_f64(name, in);
     w.in[k] = source_of(in);
