@@ -29,9 +29,9 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int64_t kStep = 256;    // k steps whose part of b's panel stays in the L1 cache
+constexpr int64_t kStep = 512;    // k steps between loading and storing the sums of a tile
 constexpr int64_t kBlock = 2048;  // rows and columns of out whose operands are packed together
-constexpr int64_t kPackedFloats = 1 << 19;              // packed operands at a time
+constexpr int64_t kPackedFloats = 1 << 20;              // packed operands at a time
 constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
 constexpr int64_t kWorkPerThread = 1 << 19;  // multiply-adds that pay for waking a thread
 constexpr int64_t kAhead = 16;               // rows of b's panel fetched before they are used
