@@ -24,7 +24,7 @@ Tensor quantise_to(const RoleUse& use, const Tensor& in, const Quantizer& quanti
 
 Tensor RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const char* role,
                         int group_axis) const {
-  return quantise_to(*this, in, quantizer, role, group_axis, gemm_type(quantizer.format));
+  return quantise_to(*this, in, quantizer, role, group_axis, gemm_type(quantizer));
 }
 
 Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char* role,

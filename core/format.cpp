@@ -12,7 +12,8 @@ namespace ulp {
 namespace {
 
 constexpr const char* kNames =
-    "fp32, fp16, bf16, tf32, eXmY (e4m3, e5m2, e3m2 …), fixedW.F (fixed8.4) or bfpW (bfp8)";
+    "fp32, fp16, bf16, tf32, eXmY (e4m3, e5m2, e3m2 …), fixedW.F (fixed8.4), bfpW (bfp8), hbfpM, "
+    "mxfp8, mxfp6, mxfp4, mxint8 or binary8pP";
 
 struct Alias {
   const char* name;
@@ -30,12 +31,17 @@ Specials default_specials(int e, int m) {
   return Specials::Ieee;
 }
 
+bool is_p3109(Specials specials) {
+  return specials == Specials::P3109 || specials == Specials::P3109Finite;
+}
+
 int default_bias(int exponent_bits, Specials specials) {
-  return (1 << (exponent_bits - 1)) - (specials == Specials::Fnuz ? 0 : 1);
+  return (1 << (exponent_bits - 1)) - (specials == Specials::Fnuz || is_p3109(specials) ? 0 : 1);
 }
 
 Overflow default_overflow(Specials specials) {
-  return specials == Specials::Ieee ? Overflow::Infinity : Overflow::Clamp;
+  return specials == Specials::Ieee || specials == Specials::P3109 ? Overflow::Infinity
+                                                                   : Overflow::Clamp;
 }
 
 /// e8mY-none with the usual bias: its top binade lies beyond fp32 and reads as Inf.
@@ -59,7 +65,8 @@ void check_float(const Format& f, std::string_view text) {
   ULP_CHECK(!(f.specials == Specials::Fn && m == 0 && e == 1),
             "{}: the NaN code leaves no normal numbers; add -none", text);
   if (f.overflow == Overflow::Infinity)
-    ULP_CHECK(f.specials == Specials::Ieee, "{}: -inf needs a format with Inf codes (-ieee)", text);
+    ULP_CHECK(f.specials == Specials::Ieee || f.specials == Specials::P3109,
+              "{}: -inf needs a format with Inf codes (-ieee)", text);
   if (f.overflow == Overflow::Nan)
     ULP_CHECK(f.specials != Specials::None, "{}: -nan needs a format with a NaN code", text);
   const FormatLimits limits = limits_of(f);
@@ -170,6 +177,23 @@ Format block_float_format(int word_bits) {
   return f;
 }
 
+Format hbfp_format(int significand_bits) {
+  Format f = blank(FormatKind::Hbfp);
+  f.word_bits = static_cast<uint8_t>(significand_bits + 1);
+  return f;
+}
+
+Format p3109_format(int precision, bool is_unsigned) {
+  ULP_CHECK(precision >= 1 && precision <= 7,
+            "binary8p{}: P3109's 8-bit formats have 1 to 7 significand bits", precision);
+  Format f = float_format(is_unsigned ? 9 - precision : 8 - precision, precision - 1);
+  f.specials = Specials::P3109;
+  f.is_unsigned = is_unsigned;
+  f.bias = static_cast<int16_t>(default_bias(f.exponent_bits, f.specials));
+  f.overflow = default_overflow(f.specials);
+  return f;
+}
+
 namespace {
 
 /// The base name, without flags; nullopt if it is no format's name.
@@ -191,6 +215,19 @@ std::optional<Format> parse_base(std::string_view name, std::string_view whole) 
     format.word_bits = static_cast<uint8_t>(*w);
     format.fraction_bits = static_cast<int16_t>(*f);
     return format;
+  }
+  if (text::take(rest, "hbfp")) {
+    const auto m = text::number(rest);
+    if (!m) return std::nullopt;
+    ULP_CHECK(*m >= 1 && *m <= 24, "{}: an hbfp significand has 1 to 24 bits, got {}", whole, *m);
+    return hbfp_format(*m);
+  }
+  if (text::take(rest, "binary8p")) {
+    const auto p = text::number(rest);
+    if (!p) return std::nullopt;
+    ULP_CHECK(*p >= 1 && *p <= 7, "{}: P3109's 8-bit formats have 1 to 7 significand bits, got {}",
+              whole, *p);
+    return p3109_format(*p);
   }
   if (text::take(rest, "bfp")) {
     const auto w = text::number(rest);
@@ -240,6 +277,17 @@ struct FlagReader {
   bool read(std::string_view flag) {
     const bool is_float = format.kind == FormatKind::Float,
                fixed = format.kind == FormatKind::Fixed;
+    if (is_p3109(format.specials)) {
+      if (flag == "finite") return specials(Specials::P3109Finite), true;
+      if (flag == "unsigned") {
+        set(format.is_unsigned, flag);
+        ++format.exponent_bits;  // the sign's bit
+        return true;
+      }
+      if (flag == "sat") return overflow(Overflow::Saturate), true;
+      if (flag == "nan") return overflow(Overflow::Nan), true;
+      return false;
+    }
     if (is_float && flag == "ieee") return specials(Specials::Ieee), true;
     if (is_float && flag == "fn") return specials(Specials::Fn), true;
     if (is_float && flag == "fnuz") return specials(Specials::Fnuz), true;
@@ -266,10 +314,16 @@ struct FlagReader {
 
 const char* flags_of(FormatKind kind) {
   switch (kind) {
-    case FormatKind::Float: return "-ieee -fn -fnuz -none, -sat -inf -nan, -ftz, -biasB";
-    case FormatKind::Fixed: return "-sym -u, -sat -wrap -noclamp";
-    case FormatKind::BlockFloat: return "-axisK, -gN";
-    default: return "none";
+    case FormatKind::Float:
+      return "-ieee -fn -fnuz -none, -sat -inf -nan, -ftz, -biasB (binary8pP: -finite -unsigned, "
+             "-sat -nan), and for blocks "
+             "-gN -axisK -tRxC with -floor -ceil -even -rceil";
+    case FormatKind::Fixed:
+      return "-sym -u, -sat -wrap -noclamp, and for blocks -gN -axisK -tRxC with -floor -ceil "
+             "-even -rceil";
+    case FormatKind::BlockFloat:
+    case FormatKind::Hbfp: return "-axisK, -gN, -tRxC";
+    default: return "no flags";
   }
 }
 
@@ -324,6 +378,7 @@ std::string to_string(const Format& f) {
     case FormatKind::Posit: return "posit";
     case FormatKind::Codebook: return "codebook";
     case FormatKind::BlockFloat: return "bfp" + std::to_string(f.word_bits);
+    case FormatKind::Hbfp: return "hbfp" + std::to_string(f.word_bits - 1);
     case FormatKind::Fixed:
       name = "fixed" + std::to_string(f.word_bits) + "." + std::to_string(f.fraction_bits);
       if (f.symmetric) name += "-sym";
@@ -333,6 +388,14 @@ std::string to_string(const Format& f) {
       if (f.overflow == Overflow::None) name += "-noclamp";
       return name;
     case FormatKind::Float: break;
+  }
+  if (is_p3109(f.specials)) {
+    name = "binary8p" + std::to_string(f.significand_bits + 1);
+    if (f.specials == Specials::P3109Finite) name += "-finite";
+    if (f.is_unsigned) name += "-unsigned";
+    if (f.overflow != default_overflow(f.specials))
+      name += f.overflow == Overflow::Nan ? "-nan" : "-sat";
+    return name;
   }
   name = "e" + std::to_string(f.exponent_bits) + "m" + std::to_string(f.significand_bits);
   for (const Alias& alias : kAliases)
@@ -353,31 +416,49 @@ std::string to_string(const Format& f) {
   return name;
 }
 
+namespace {
+
+/// Codes of a float, signs aside, above that of the largest number.
+int codes_above(const Format& f) {
+  switch (f.specials) {
+    case Specials::Ieee: return 1 << f.significand_bits;
+    case Specials::Fn: return 1;
+    case Specials::P3109:
+      return f.is_unsigned ? 2 : 1;  // Inf; NaN takes the sign-only code, or the topmost
+    case Specials::P3109Finite: return f.is_unsigned ? 1 : 0;
+    case Specials::Fnuz:
+    case Specials::None: break;
+  }
+  return 0;
+}
+
+}  // namespace
+
 FormatLimits limits_of(const Format& f) {
   FormatLimits r;
   switch (f.kind) {
     case FormatKind::Fp32:
       return {-126, 127, -149, 0x1.fffffep127, -0x1.fffffep127, 0x1p-126, 0x1p-149, 24, true};
     case FormatKind::Float: {
-      const int m = f.significand_bits, top = (1 << f.exponent_bits) - 1;
-      const bool nan_exponent =
-          f.specials == Specials::Ieee || (f.specials == Specials::Fn && m == 0);
+      // Numbers are codes in ascending order; what is no number stands above the last one.
+      const int m = f.significand_bits;
+      const int64_t last = (int64_t{1} << (f.exponent_bits + m)) - 1 - codes_above(f);
+      const int field = static_cast<int>(last >> m);
+      const double fraction = static_cast<double>(last - (int64_t{field} << m));
       r.emin = 1 - f.bias;
-      r.emax = (nan_exponent ? top - 1 : top) - f.bias;
+      r.emax = field - f.bias;
       r.quantum = r.emin - m;
-      const double last_place = std::ldexp(1.0, -m);
-      const double significand =
-          f.specials == Specials::Fn && m > 0 ? 2.0 - 2 * last_place : 2.0 - last_place;
-      r.max = std::ldexp(significand, r.emax);
+      r.max = std::ldexp(1.0 + std::ldexp(fraction, -m), r.emax);
       if (tops_out_at_infinity(f)) {
         r.emax = 127;
-        r.max = std::ldexp(2.0 - last_place, 127);
+        r.max = std::ldexp(2.0 - std::ldexp(1.0, -m), 127);
       }
-      r.lowest = -r.max;
+      r.lowest = f.is_unsigned ? 0 : -r.max;
       r.min_normal = std::ldexp(1.0, r.emin);
       r.min_positive = f.flush_subnormals || m == 0 ? r.min_normal : std::ldexp(1.0, r.quantum);
       r.significant_bits = m + 1;
-      r.has_infinity = (f.specials == Specials::Ieee || tops_out_at_infinity(f)) &&
+      r.has_infinity = (f.specials == Specials::Ieee || f.specials == Specials::P3109 ||
+                        tops_out_at_infinity(f)) &&
                        f.overflow != Overflow::Saturate;
       return r;
     }
@@ -405,6 +486,12 @@ FormatLimits limits_of(const Format& f) {
       r.lowest = -r.max;
       r.min_positive = std::ldexp(1.0, r.quantum);
       return r;
+    case FormatKind::Hbfp: {  // one step less at the same exponents, which reach one higher
+      r = limits_of(block_float_format(f.word_bits));
+      r.quantum = std::max(-126 + 1 - f.word_bits, -149);
+      r.min_positive = std::ldexp(1.0, r.quantum);
+      return r;
+    }
     case FormatKind::Posit:
     case FormatKind::Codebook: break;
   }
@@ -424,18 +511,6 @@ bool fits(const Format& format, DType dtype) {
       return f.significant_bits <= 4 && f.quantum >= -9 && most <= 448 && !f.has_infinity;
     default: return false;
   }
-}
-
-DType storage_type(const Format& format) {
-  for (const DType dtype : {DType::F8E4M3, DType::F8E5M2, DType::BF16, DType::F16})
-    if (fits(format, dtype)) return dtype;
-  return DType::F32;
-}
-
-DType gemm_type(const Format& format) {
-  for (const DType dtype : {DType::BF16, DType::F16})
-    if (fits(format, dtype)) return dtype;
-  return DType::F32;
 }
 
 }  // namespace ulp

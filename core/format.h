@@ -8,7 +8,7 @@
 
 namespace ulp {
 
-enum class FormatKind : uint8_t { Fp32, Float, Fixed, BlockFloat, Posit, Codebook };
+enum class FormatKind : uint8_t { Fp32, Float, Fixed, BlockFloat, Hbfp, Posit, Codebook };
 
 /// Which codes of a float are not numbers.
 enum class Specials : uint8_t {
@@ -16,6 +16,8 @@ enum class Specials : uint8_t {
   Fn,    // one NaN, all ones below the sign; no Inf
   Fnuz,  // one NaN, the sign-only code; no Inf, no −0
   None,  // every code is a number
+  P3109,  // IEEE P3109, extended domain: one NaN (sign-only, or all ones if unsigned), ±Inf on top, no −0
+  P3109Finite,  // the same without Inf
 };
 
 /// What a finite value beyond the largest one becomes.
@@ -32,6 +34,7 @@ enum class Overflow : uint8_t {
 ///  Float       exponent_bits, significand_bits (stored fraction), bias, specials, overflow, flush_subnormals
 ///  Fixed       word_bits (with the sign), fraction_bits, symmetric, is_unsigned, overflow
 ///  BlockFloat  word_bits: two's-complement significands under one power-of-two exponent a block
+///  Hbfp        word_bits: the same with significands of word_bits − 1 bits and a sign, the exponent rounded up
 struct Format {
   FormatKind kind = FormatKind::Fp32;
   Specials specials = Specials::Ieee;
@@ -60,6 +63,8 @@ std::string to_string(const Format& format);
 Format float_format(int exponent_bits, int significand_bits);
 Format fixed_format(int word_bits, int fraction_bits);
 Format block_float_format(int word_bits);
+/// IEEE P3109 binary8pP: P significand bits with the leading one.
+Format p3109_format(int precision, bool is_unsigned = false);
 
 /// What the format can hold, for tables, storage choice and tests. Fp32 included. For BlockFloat only word_bits count.
 struct FormatLimits {
@@ -75,14 +80,7 @@ struct FormatLimits {
 };
 FormatLimits limits_of(const Format& format);
 
-/// True if `dtype` represents every value of the format (as quantised, block formats included) exactly.
+/// True if `dtype` represents every number of the format exactly (any block's numbers, for block formats).
 bool fits(const Format& format, DType dtype);
-
-/// The narrowest native type that holds every value of the format exactly. What parameters and saved tensors use.
-DType storage_type(const Format& format);
-
-/// What a matrix unit reads so that products of two such operands are exact in fp32: BF16 for ≤ 8 significant bits,
-/// F16 for ≤ 11 within its range, else F32.
-DType gemm_type(const Format& format);
 
 }  // namespace ulp

@@ -26,14 +26,78 @@ inline constexpr int32_t kUniform = 1 << 20;
 /// The grid of an element-wise quantizer. Throws for block formats: their grid depends on the data (set_block).
 Grid make_grid(const Quantizer& quantizer);
 
-/// bfpW: E = max(exponent of the largest magnitude, −126), step 2^(E+2−W) but at least 2^−149, values up to
-/// 2^(E+1) − step on both sides. −0 does not exist. A block that holds Inf or NaN is all NaN: the caller checks
-/// amax_bits ≥ kInfinityBits. Source: QPyTorch's block quantiser, with a floor under E.
-ULP_HD void set_block(Grid& grid, int32_t word_bits, uint32_t amax_bits) {
-  const int32_t e = max_of(static_cast<int32_t>(amax_bits >> 23) - 127, -126);
-  const int32_t quantum = max_of(e + 2 - word_bits, -149);
-  // 2^(E+1) − step, in fp32 bits: a run of ones from 2^E down to the step.
-  const float max = (pow2(e) - pow2(quantum)) + pow2(e);
+/// How a block's grid follows from its largest magnitude. Made once a quantizer and output type (make_block_rule).
+struct BlockRule {
+  enum class Kind : uint8_t { BlockFloat, Hbfp, Scaled };
+  Kind kind;
+  Scale::Rule scale;    // Scaled, as the rest
+  int32_t word_bits;    // BlockFloat, Hbfp
+  int32_t emax;         // exponent of the element's largest number
+  int32_t precision;    // significant bits of an element
+  float inverse_max;    // 1 / the element's largest number
+  int32_t least_scale;  // biased; what the output type can follow
+};
+
+/// `out`: the type that the values will be stored in. BF16's grid ends at 2^−133, so scales stop where an element's smallest
+/// step would fall below; every other type takes all scales from 2^−127.
+BlockRule make_block_rule(const Quantizer& quantizer, DType out);
+
+/// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite; 0 gives the least scale.
+/// Source: the four rules of torchao's MX formats; RoundCeil multiplies by fl(1/max) as TransformerEngine does.
+ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
+  const int32_t e = static_cast<int32_t>(amax_bits >> 23);
+  const uint32_t m = amax_bits & 0x007FFFFFu;
+  int32_t x = e - rule.emax;
+  switch (rule.scale) {
+    case Scale::Rule::Ceil: x += m != 0 ? 1 : 0; break;
+    case Scale::Rule::Even:
+      x = static_cast<int32_t>((amax_bits + (1u << (23 - rule.precision))) >> 23) - rule.emax;
+      break;
+    case Scale::Rule::RoundCeil: {
+      const uint32_t f = bits_of(float_of(amax_bits) * rule.inverse_max);
+      const int32_t fe = static_cast<int32_t>(f >> 23);
+      const uint32_t fm = f & 0x007FFFFFu;
+      x = fe + (fm != 0 && fe != 254 && !(fe == 0 && fm <= 0x00400000u) ? 1 : 0);
+      break;
+    }
+    default: break;
+  }
+  return max_of(min_of(x, 254), rule.least_scale);
+}
+
+/// x · 2^exponent for a finite x ≥ 0 and |exponent| ≤ 254; beyond fp32 it is Inf.
+ULP_HD float scaled(float x, int32_t exponent) {
+  const int32_t half = exponent >> 1;
+  return (x * pow2(half)) * pow2(exponent - half);
+}
+
+/// Turns a quantizer's grid (make_grid) into that of one block. amax_bits: the largest magnitude in it; a block that holds
+/// Inf or NaN is all NaN, and the caller sees to that (amax_bits ≥ kInfinityBits).
+///  BlockFloat  E = max(exponent of amax, −126), step 2^(E+2−W), at least 2^−149, bounds ±(2^(E+1) − step), no −0.
+///              Source: QPyTorch's block quantiser, with a floor under E.
+///  Hbfp        E = ⌈log2 amax⌉, at least −126, step 2^(E−M), at least 2^−149, bounds ±(2^E − step), no −0.
+///              Source: Drumond et al., "Training DNNs with Hybrid Block Floating Point", arXiv 1804.01526.
+///  Scaled      the element's grid times 2^(X−127), X by scale_exponent. Source: OCP MX specification 1.0, §6.3.
+ULP_HD void set_block(Grid& grid, const BlockRule& rule, uint32_t amax_bits) {
+  if (rule.kind == BlockRule::Kind::Scaled) {
+    const int32_t shift = scale_exponent(rule, amax_bits) - 127;
+    grid.min_quantum += shift;
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t sign = grid.overflow_bits[s] & kSignBit;
+      grid.max_bits[s] = bits_of(scaled(float_of(grid.max_bits[s]), shift));
+      grid.overflow_bits[s] = grid.max_bits[s] | sign;
+    }
+    if (grid.min_normal_bits != 0)
+      grid.min_normal_bits = bits_of(scaled(float_of(grid.min_normal_bits), shift));
+    return;
+  }
+  const int32_t e = static_cast<int32_t>(amax_bits >> 23) - 127;
+  int32_t top = e + 1;  // values stay below 2^top
+  if (rule.kind == BlockRule::Kind::Hbfp) top = e + ((amax_bits & 0x007FFFFFu) != 0 ? 1 : 0);
+  top = max_of(top, rule.kind == BlockRule::Kind::Hbfp ? -126 : -125);
+  const int32_t quantum = max_of(top + 1 - rule.word_bits, -149);
+  // 2^top − step without overflow at top = 128.
+  const float max = (pow2(top - 1) - pow2(quantum)) + pow2(top - 1);
   grid.min_quantum = quantum;
   const uint32_t bits = bits_of(max);
   grid.max_bits[0] = bits;

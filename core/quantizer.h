@@ -34,16 +34,22 @@ struct Block {
   enum class Kind : uint8_t { None, Tensor, Axis, Group, Tile };
   Kind kind = Kind::None;
   int8_t axis = 0;      // Axis: one block for each index of this axis
-  int32_t rows = 0;     // Tile
+  int32_t rows = 0;     // Tile: over the last two axes
   int32_t columns = 0;  // Tile; Group: elements along the reduction axis
   bool operator==(const Block&) const = default;
 };
 
-/// How the scale of a block is chosen and stored.
+/// How the power-of-two scale of a block is chosen from its largest magnitude amax, with e its exponent and emax that of the
+/// element's largest number. None: the format needs no scale, or has its own rule (bfp, hbfp).
 struct Scale {
-  enum class Rule : uint8_t { None, Floor, Ceil, Even, RoundCeil };
+  enum class Rule : uint8_t {
+    None,
+    Floor,      // e − emax.                            Source: OCP MX specification 1.0, §6.3
+    Ceil,       // the same, one more if amax is no power of two.
+    Even,       // amax is first rounded to the element's precision.
+    RoundCeil,  // the exponent of amax / max, rounded up.  Source: PTX cvt.rp.ue8m0
+  };
   Rule rule = Rule::None;
-  Format format{};  // of the stored scale
   bool operator==(const Scale&) const = default;
 };
 
@@ -69,6 +75,11 @@ struct Quantizer {
   Quantizer() = default;
   /// parse(text), so that a format can be written where a Quantizer is wanted: options.weight = "e4m3".
   Quantizer(const char* text) : Quantizer(parse(text)) {}
+  /// Nearest-even; a block format shares one exponent over the whole tensor.
+  Quantizer(const Format& f) : format(f) {
+    if (f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp)
+      block.kind = Block::Kind::Tensor;
+  }
 
   bool operator==(const Quantizer&) const = default;
 
@@ -77,9 +88,7 @@ struct Quantizer {
   /// Elements do not depend on their neighbours: it can be applied inside another kernel.
   bool is_elementwise() const { return block.kind == Block::Kind::None; }
   /// Blocks follow the reduction axis of the GEMM that reads the tensor.
-  bool follows_reduction() const {
-    return block.kind == Block::Kind::Group || block.kind == Block::Kind::Tile;
-  }
+  bool follows_reduction() const { return block.kind == Block::Kind::Group; }
 
   /// Reads `format[:rounding]`: "e4m3", "e5m2:sr", "bfp8-axis0:rnu", "fp32". Throws ulp::Error naming what is wrong.
   static Quantizer parse(std::string_view text);
@@ -88,5 +97,14 @@ struct Quantizer {
 /// The text that parses back to the same quantizer; the default rounding is left out.
 std::string to_string(const Quantizer& quantizer);
 std::string to_string(Rounding rounding);
+
+/// True if `dtype` represents everything the quantizer can make exactly. A scaled block's numbers have fp32's range, less
+/// the scales that `dtype` cannot follow: then the least scale is raised (least_scale).
+bool fits(const Quantizer& quantizer, DType dtype);
+/// The narrowest native type that holds every value exactly. What parameters and saved tensors use.
+DType storage_type(const Quantizer& quantizer);
+/// What a matrix unit reads so that products of two such operands are exact in fp32: BF16 for ≤ 8 significant bits,
+/// F16 for ≤ 11 within its range, else F32.
+DType gemm_type(const Quantizer& quantizer);
 
 }  // namespace ulp

@@ -47,17 +47,16 @@ Sgd::Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options
     };
     if (options_.accumulator) {
       const Quantizer& q = *options_.accumulator;
-      state.master = q.is_identity()
-                         ? as_f32(run_.stream(), p->value)
-                         : quantised(p->value, q, first("master"), storage_type(q.format));
+      state.master = q.is_identity() ? as_f32(run_.stream(), p->value)
+                                     : quantised(p->value, q, first("master"), storage_type(q));
     }
     if (options_.momentum > 0)
-      state.momentum = Tensor::zeros(p->value.shape(),
-                                     storage_type(options_.momentum_format.format), run_.device());
+      state.momentum =
+          Tensor::zeros(p->value.shape(), storage_type(options_.momentum_format), run_.device());
     const Tensor& source = state.master.defined() ? state.master : p->value;
     p->value = options_.weight.is_identity() ? as_f32(run_.stream(), source)
                                              : quantised(source, options_.weight, first("weight"),
-                                                         storage_type(options_.weight.format));
+                                                         storage_type(options_.weight));
     p->grad = {};
     states_.push_back(std::move(state));
   }

@@ -131,7 +131,7 @@ uint64_t golden_block_hash(const char* name, std::vector<float> values, size_t b
     amax[block_of(i)] = std::max(amax[block_of(i)], bits_of(values[i]) & ~kSignBit);
   Grid grid = make_grid(quantizer);
   for (uint32_t i = 0; i < kSetSize; ++i) {
-    set_block(grid, quantizer.format.word_bits, amax[block_of(i)]);
+    set_block(grid, make_block_rule(quantizer, DType::F32), amax[block_of(i)]);
     values[i] = quantise_value(values[i], grid, 0);
   }
   return fnv1a64(values);
@@ -218,7 +218,8 @@ TEST_SUITE("quantise_value") {
              {0.0f, 0x1p-149f, 0x1.8p-130f, 0x1p-126f, 0x1.fffffep-126f, 0x1p-125f, 0x1.4p-3f, 1.0f,
               0x1.fffffep0f, 6.25f, 0x1p126f, 0x1p127f, 0x1.fffffep127f}) {
           Grid grid = make_grid(quantizer);
-          set_block(grid, word_bits, bits_of(amax));
+          set_block(grid, make_block_rule(block_float_format(word_bits), DType::F32),
+                    bits_of(amax));
           const Reference reference(quantizer, amax);
           const std::string label = name + " amax " + hex(amax);
           for (uint32_t i = 0; i < 400; ++i) {

@@ -32,9 +32,8 @@ int64_t parameter_count(nn::Module& model) {
 }
 
 std::string storage_text(const char* what, const Quantizer& q) {
-  return fmt::format("{} {} ({}, {} byte{})", what, to_string(q), to_string(storage_type(q.format)),
-                     size_of(storage_type(q.format)),
-                     size_of(storage_type(q.format)) == 1 ? "" : "s");
+  return fmt::format("{} {} ({}, {} byte{})", what, to_string(q), to_string(storage_type(q)),
+                     size_of(storage_type(q)), size_of(storage_type(q)) == 1 ? "" : "s");
 }
 
 std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {

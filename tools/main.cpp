@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <new>
 #include <numeric>
 
@@ -24,7 +25,10 @@ int fail(int status, const std::string& message) {
 void restart_with_short_spin(char** argv) {
   if (getenv("GOMP_SPINCOUNT") != nullptr || getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "5000", 1);
-  execv("/proc/self/exe", argv);  // returns only if it fails; then everything works, perhaps slower
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error)
+    execv(self.c_str(), argv);  // returns only if it fails: everything works, perhaps slower
 }
 
 /// Single-character edits from a to b.

@@ -58,11 +58,11 @@ void plain_span(const float* in, float* out, int64_t n, const Grid& grid, const 
 
 template <Rounding kMode>
 void block_span(const float* in, float* out, int64_t n, const Grid& grid, const uint32_t* words,
-                int32_t word_bits, const uint32_t* amax) {
+                const BlockRule& rule, const uint32_t* amax) {
   with_isa([=]() ULP_INLINE {
     for (int64_t i = 0; i < n; ++i) {
       Grid g = plain(grid);
-      set_block(g, word_bits, amax[i]);
+      set_block(g, rule, amax[i]);
       const float y =
           quantise_value(in[i], g, kMode, kMode == Rounding::Stochastic ? words[i] : 0u);
       out[i] = float_of(select_bits(amax[i] >= kInfinityBits, kNanBits, bits_of(y)));
@@ -150,7 +150,7 @@ void quantise_span(const float* in, float* out, int64_t n, const Grid& grid,
 }
 
 void quantise_span_blocks(const float* in, float* out, int64_t n, const Grid& grid,
-                          const RandomSource& random, int64_t index, int32_t word_bits,
+                          const BlockRule& rule, const RandomSource& random, int64_t index,
                           const uint32_t* amax) {
   std::array<uint32_t, kBlock + 8> buffer;
   const bool stochastic = grid.rounding == Rounding::Stochastic;
@@ -158,15 +158,14 @@ void quantise_span_blocks(const float* in, float* out, int64_t n, const Grid& gr
   if (grid.bits != RandomBits{}) {
     for (int64_t i = 0; i < n; ++i) {
       Grid g = grid;
-      set_block(g, word_bits, amax[i]);
+      set_block(g, rule, amax[i]);
       out[i] = quantise_value(in[i], g, stochastic ? words[i] : 0u);
       if (amax[i] >= kInfinityBits) out[i] = float_of(kNanBits);
     }
     return;
   }
-  for_rounding(grid.rounding, [&]<Rounding kMode>() {
-    block_span<kMode>(in, out, n, grid, words, word_bits, amax);
-  });
+  for_rounding(grid.rounding,
+               [&]<Rounding kMode>() { block_span<kMode>(in, out, n, grid, words, rule, amax); });
 }
 
 uint32_t amax_span(const float* in, int64_t n, uint32_t amax) {
@@ -193,8 +192,8 @@ BlockQuantiser::BlockQuantiser(const Quantizer& quantizer, const RandomKey& key)
 }
 
 void check_output_type(const char* kernel, const Tensor& out, const Quantizer& quantizer) {
-  ULP_CHECK(is_float_up_to_32(out.dtype()) && fits(quantizer.format, out.dtype()),
-            "{}: {} values do not fit the output's {}", kernel, quantizer.format, out.dtype());
+  ULP_CHECK(is_float_up_to_32(out.dtype()) && fits(quantizer, out.dtype()),
+            "{}: {} values do not fit the output's {}", kernel, quantizer, out.dtype());
 }
 
 }  // namespace ulp::cpu

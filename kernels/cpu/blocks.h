@@ -31,7 +31,7 @@ void quantise_span(const float* in, float* out, int64_t n, const Grid& grid,
 
 /// The same where element i belongs to a block of its own with the largest magnitude amax[i].
 void quantise_span_blocks(const float* in, float* out, int64_t n, const Grid& grid,
-                          const RandomSource& random, int64_t index, int32_t word_bits,
+                          const BlockRule& rule, const RandomSource& random, int64_t index,
                           const uint32_t* amax);
 
 /// max(amax, |in[i]| as bits): exact in any order; Inf and NaN sort above all numbers.

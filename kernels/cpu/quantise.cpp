@@ -18,7 +18,7 @@ struct Work {
   int64_t n;
   Grid grid;
   RandomSource random;
-  int32_t word_bits;
+  BlockRule rule;
 };
 
 /// A contiguous run whose elements share one grid.
@@ -37,7 +37,7 @@ void run_uniform(const Work& w, const Grid& grid, int64_t first, int64_t last) {
 void run_block(const Work& w, uint32_t amax, int64_t first, int64_t last) {
   Grid grid = w.grid;
   if (amax < kInfinityBits) {
-    set_block(grid, w.word_bits, amax);
+    set_block(grid, w.rule, amax);
   } else {  // everything becomes NaN: no number is within the bounds, and beyond them lies NaN
     BlockBuffer nan;
     nan.fill(float_of(kNanBits));
@@ -57,7 +57,7 @@ void run_blocks(const Work& w, const uint32_t* amax, int64_t first, int64_t last
     const float* in = read_block(w.in, w.in_type, begin, count, in_buffer.data());
     const uint32_t* own = amax + (begin - first);
     if (w.mask == nullptr) {
-      quantise_span_blocks(in, result.data(), count, w.grid, w.random, begin, w.word_bits, own);
+      quantise_span_blocks(in, result.data(), count, w.grid, w.rule, w.random, begin, own);
       write_block(w.out, w.out_type, begin, count, result.data());
     } else {
       for (int64_t i = 0; i < count; ++i) run_block(w, own[i], begin + i, begin + i + 1);
@@ -156,6 +156,23 @@ void quantise_groups(const Work& w, View v, int64_t size) {
   });
 }
 
+/// Tiles of rows × columns over (axis, inner).
+void quantise_tiles(const Work& w, View v, int64_t rows, int64_t columns) {
+  const int64_t bands = (v.axis + rows - 1) / rows, across = (v.inner + columns - 1) / columns;
+  parallel_for(v.outer * bands, rows_grain(rows * v.inner), [&](int64_t first, int64_t last) {
+    for (int64_t band = first; band < last; ++band) {
+      const int64_t o = band / bands, a0 = band % bands * rows, a1 = std::min(v.axis, a0 + rows);
+      for (int64_t tile = 0; tile < across; ++tile) {
+        const int64_t c0 = tile * columns, c1 = std::min(v.inner, c0 + columns);
+        const auto row = [&](int64_t a) { return (o * v.axis + a) * v.inner; };
+        uint32_t amax = 0;
+        for (int64_t a = a0; a < a1; ++a) amax = amax_run(w, amax, row(a) + c0, row(a) + c1);
+        for (int64_t a = a0; a < a1; ++a) run_block(w, amax, row(a) + c0, row(a) + c1);
+      }
+    }
+  });
+}
+
 void copy_through(const Work& w) {
   parallel_for_units(w.n, kBlock, kGrain, [&](int64_t first, int64_t last) {
     BlockBuffer buffer;
@@ -193,7 +210,7 @@ void quantise(Stream stream, const QuantiseArgs& args) {
          args.in.numel(),
          {},
          RandomSource(args.key),
-         q.format.word_bits};
+         {}};
   if (mask.defined()) {
     check_kernel_tensor("quantise", stream, mask, args.in.shape());
     w.mask = mask.mutable_data<uint8_t>();
@@ -201,6 +218,7 @@ void quantise(Stream stream, const QuantiseArgs& args) {
   if (w.n == 0) return;
   if (q.is_identity()) return copy_through(w);
   w.grid = make_grid(q);
+  if (!q.is_elementwise()) w.rule = make_block_rule(q, out.dtype());
   switch (q.block.kind) {
     case Block::Kind::None:
       return parallel_for_units(w.n, kBlock, kGrain, [&](int64_t first, int64_t last) {
@@ -213,9 +231,12 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     case Block::Kind::Group:
       check_axis(q, args.in, args.group_axis);
       return quantise_groups(w, view_along(args.in, args.group_axis), q.block.columns);
-    case Block::Kind::Tile: break;
+    case Block::Kind::Tile: {
+      const int rank = args.in.rank();
+      View v = rank < 2 ? View{1, 1, args.in.numel()} : view_along(args.in, rank - 2);
+      return quantise_tiles(w, v, q.block.rows, q.block.columns);
+    }
   }
-  throw_error("quantise: {}: tiles are not in this build", q);
 }
 
 }  // namespace ulp::cpu

@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(kThreads) quantise_kernel(Work w) {
 }
 
 /// Where the blocks lie in a tensor seen as (outer, axis, inner): element (o, a, r) belongs to block
-/// o·outer_step + (a / group)·group_step + r·inner_step.
+/// o·outer_step + (a / group)·group_step + (r / columns)·inner_step.
 struct BlockMap {
-  int64_t axis = 1, inner = 1, group = 1;
+  int64_t axis = 1, inner = 1, group = 1, columns = 1;
   int64_t outer_step = 0, group_step = 0, inner_step = 0;
   int64_t blocks = 1;
 };
@@ -58,7 +58,8 @@ struct BlockCursor {
     in_group = at % m.group;
   }
   __device__ int64_t block() const {
-    return outer * map.outer_step + group * map.group_step + rest * map.inner_step;
+    return outer * map.outer_step + group * map.group_step +
+           (map.columns == 1 ? rest : rest / map.columns) * map.inner_step;
   }
   __device__ void next() {
     if (++rest < map.inner) return;
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    quantise_blocks_kernel(Work w, BlockMap map, int32_t word_bits, const uint32_t* amax) {
+    quantise_blocks_kernel(Work w, BlockMap map, BlockRule rule, const uint32_t* amax) {
   const RandomSource random = w.rounder.random();
   const bool stochastic = w.rounder.grid.rounding == Rounding::Stochastic;
   for_packs(w.n, [&](int64_t i, int count) {
@@ -137,7 +138,8 @@ __global__ void __launch_bounds__(kThreads)
       if (cursor.block() != block) {
         block = cursor.block();
         finite = amax[block] < kInfinityBits;
-        set_block(grid, word_bits, finite ? amax[block] : 0u);
+        grid = w.rounder.grid;
+        set_block(grid, rule, finite ? amax[block] : 0u);
       }
       const Rounded r = round_with(w.rounder.how, grid, values[k], words[k]);
       values[k] = finite ? r.value : float_of(kNanBits);
@@ -155,6 +157,21 @@ BlockMap map_blocks(const QuantiseArgs& args) {
   BlockMap map;
   if (block.kind == Block::Kind::Tensor) {
     map.inner = shape.numel();
+    return map;
+  }
+  if (block.kind == Block::Kind::Tile) {
+    const int rank = shape.rank();
+    map.inner = rank == 0 ? 1 : shape[rank - 1];
+    map.axis = rank < 2 ? 1 : shape[rank - 2];
+    map.group = block.rows;
+    map.columns = block.columns;
+    const int64_t across = (map.inner + map.columns - 1) / map.columns;
+    const int64_t bands = (map.axis + map.group - 1) / map.group;
+    map.inner_step = 1;
+    map.group_step = across;
+    map.outer_step = bands * across;
+    const int64_t plane = map.axis * map.inner;
+    map.blocks = (plane == 0 ? 0 : shape.numel() / plane) * map.outer_step;
     return map;
   }
   const int axis = block.kind == Block::Kind::Axis ? block.axis : args.group_axis;
@@ -188,7 +205,7 @@ void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w) {
                                  static_cast<cudaStream_t>(stream.handle)));
   launch("quantise", stream, pack_blocks(w.n), kThreads, amax_kernel, w.in, w.n, map, amax);
   launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map,
-         static_cast<int32_t>(args.quantizer.format.word_bits), static_cast<const uint32_t*>(amax));
+         make_block_rule(args.quantizer, args.out.dtype()), static_cast<const uint32_t*>(amax));
 }
 
 }  // namespace
@@ -210,10 +227,7 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     w.mask = static_cast<uint8_t*>(written(args.mask));
     w.mask_aligned = is_aligned(w.mask, DType::U8);
   }
-  ULP_CHECK(q.block.kind != Block::Kind::Tile, "quantise: {}: tiles are not in this build", q);
   const bool blocks = q.block.kind != Block::Kind::None;
-  ULP_CHECK(q.is_identity() || blocks == (q.format.kind == FormatKind::BlockFloat),
-            "quantise: {}: blocks belong to block formats (bfpW)", q);
   if (blocks && !q.is_identity()) return quantise_blocks(stream, args, w);
   launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_kernel, w);
 }
