@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/codebook.h"
 #include "core/error.h"
 #include "core/format_text.h"
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr const char* kNames =
     "fp32, fp16, bf16, tf32, eXmY (e4m3, e5m2, e3m2 …), fixedW.F (fixed8.4), bfpW (bfp8), hbfpM, "
-    "mxfp8, mxfp6, mxfp4, mxint8 or binary8pP";
+    "mxfp8, mxfp6, mxfp4, mxint8, positN.E, binary8pP, nf4, pow2xW or table=FILE";
 
 struct Alias {
   const char* name;
@@ -201,7 +202,25 @@ std::optional<Format> parse_base(std::string_view name, std::string_view whole) 
   if (name == "fp32") return Format{};
   for (const Alias& alias : kAliases)
     if (name == alias.name) return float_format(alias.exponent_bits, alias.significand_bits);
+  if (const int table = find_codebook(name); table >= 0) {
+    Format format = blank(FormatKind::Codebook);
+    format.table = static_cast<uint8_t>(table);
+    return format;
+  }
   std::string_view rest = name;
+  if (text::take(rest, "posit")) {
+    const size_t dot = rest.find('.');
+    if (dot == std::string_view::npos) return std::nullopt;
+    const auto n = text::number(rest.substr(0, dot)), es = text::number(rest.substr(dot + 1));
+    if (!n || !es) return std::nullopt;
+    ULP_CHECK(*n >= 3 && *n <= 16 && *es >= 0 && *es <= 3,
+              "{}: positN.E has 3 to 16 bits, 0 to 3 of them exponent, got {} and {}", whole, *n,
+              *es);
+    Format format = blank(FormatKind::Posit);
+    format.word_bits = static_cast<uint8_t>(*n);
+    format.exponent_bits = static_cast<uint8_t>(*es);
+    return format;
+  }
   if (text::take(rest, "fixed")) {
     const size_t dot = rest.find('.');
     if (dot == std::string_view::npos) return std::nullopt;
@@ -375,8 +394,9 @@ std::string to_string(const Format& f) {
   std::string name;
   switch (f.kind) {
     case FormatKind::Fp32: return "fp32";
-    case FormatKind::Posit: return "posit";
-    case FormatKind::Codebook: return "codebook";
+    case FormatKind::Posit:
+      return "posit" + std::to_string(f.word_bits) + "." + std::to_string(f.exponent_bits);
+    case FormatKind::Codebook: return codebook(f.table).name;
     case FormatKind::BlockFloat: return "bfp" + std::to_string(f.word_bits);
     case FormatKind::Hbfp: return "hbfp" + std::to_string(f.word_bits - 1);
     case FormatKind::Fixed:
@@ -492,8 +512,34 @@ FormatLimits limits_of(const Format& f) {
       r.min_positive = std::ldexp(1.0, r.quantum);
       return r;
     }
-    case FormatKind::Posit:
-    case FormatKind::Codebook: break;
+    case FormatKind::Posit: {
+      r.emax = (f.word_bits - 2) << f.exponent_bits;
+      r.emin = r.quantum = -r.emax;
+      r.max = std::ldexp(1.0, r.emax);
+      r.lowest = -r.max;
+      r.min_normal = r.min_positive = std::ldexp(1.0, r.emin);
+      r.significant_bits = std::max(1, f.word_bits - 2 - f.exponent_bits);
+      return r;
+    }
+    case FormatKind::Codebook: {
+      const std::vector<float>& values = codebook(f.table).values;
+      r.max = values.back();
+      r.lowest = values.front();
+      r.emax = std::ilogb(std::max(std::abs(r.max), std::abs(r.lowest)));
+      r.quantum = 127;
+      for (const float v : values) {
+        if (v > 0 && (r.min_positive == 0 || v < r.min_positive)) r.min_positive = v;
+        if (v == 0) continue;
+        int exponent = 0;  // v = odd · 2^low
+        const auto digits =
+            static_cast<int64_t>(std::ldexp(std::frexp(std::abs(v), &exponent), 24));
+        const int zeros = __builtin_ctzll(static_cast<uint64_t>(digits));
+        r.significant_bits = std::max(r.significant_bits, 24 - zeros);
+        r.quantum = std::min(r.quantum, exponent - 24 + zeros);
+      }
+      r.emin = r.min_positive > 0 ? std::ilogb(r.min_positive) : 0;
+      return r;
+    }
   }
   throw_error("{}: limits are not known", f);
 }

@@ -34,6 +34,8 @@ enum class Overflow : uint8_t {
 ///  Float       exponent_bits, significand_bits (stored fraction), bias, specials, overflow, flush_subnormals
 ///  Fixed       word_bits (with the sign), fraction_bits, symmetric, is_unsigned, overflow
 ///  BlockFloat  word_bits: two's-complement significands under one power-of-two exponent a block
+///  Posit       word_bits (3 … 16), exponent_bits (0 … 3)
+///  Codebook    table: an id of core/codebook.h
 ///  Hbfp        word_bits: the same with significands of word_bits − 1 bits and a sign, the exponent rounded up
 struct Format {
   FormatKind kind = FormatKind::Fp32;
@@ -43,6 +45,7 @@ struct Format {
   uint8_t significand_bits = 23;
   int16_t bias = 127;
   uint8_t word_bits = 0;
+  uint8_t table = 0;  // Codebook: its id
   int16_t fraction_bits = 0;
   bool flush_subnormals = false;
   bool symmetric = false;

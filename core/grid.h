@@ -1,13 +1,24 @@
 #pragma once
 
 #include "core/bits.h"
+#include "core/posit.h"
 #include "core/quantizer.h"
 
 namespace ulp {
 
 /// A quantizer's numbers as kernels read them: the spacing of its values near x is 2^max(exponent(x) − significand_bits,
 /// min_quantum), and everything beyond max_bits is decided by one table look-up. Index 0: x ≥ 0, index 1: x < 0.
+enum class GridKind : uint8_t {
+  Lattice,  // everything below
+  Posit,    // posit_bits, posit_exponent_bits
+  Table,    // table, table_size
+};
+
 struct Grid {
+  GridKind kind;
+  int8_t posit_bits, posit_exponent_bits;
+  int32_t table_size;
+  const float* table;         // ascending, in the memory of the device that reads it
   int32_t significand_bits;   // kUniform: the same spacing everywhere (fixed point, one block)
   int32_t min_quantum;        // exponent of the smallest spacing, ≥ −149
   uint32_t max_bits[2];       // magnitude of the largest value
@@ -139,6 +150,121 @@ ULP_HD uint32_t few_bits_up(uint32_t r, int32_t shift, uint32_t random, RandomBi
   return 0;
 }
 
+/// Stochastic rounding between two listed numbers: up iff the word lies below the fraction T / 2^32 of the way.
+ULP_HD uint32_t between_up(uint32_t t, uint32_t random, RandomBits bits) {
+  const uint64_t n = bits.count;
+  const uint64_t word = random >> (32 - n), one = uint64_t{1} << n;
+  switch (bits.variant) {
+    case RandomBits::Variant::Plain:
+      return n == 32 ? (random < t ? 1u : 0u) : ((t >> (32 - n)) + word >= one ? 1u : 0u);
+    case RandomBits::Variant::Centred:
+      return (uint64_t{t} << 1 >> (32 - n)) + 2 * word + 1 >= 2 * one ? 1u : 0u;
+    case RandomBits::Variant::Nearest: {
+      if (n == 32) return t + word >= one ? 1u : 0u;
+      const uint64_t half = uint64_t{1} << (31 - n), rest = t & (2 * half - 1);
+      uint64_t fraction = t >> (32 - n);
+      if (rest > half || (rest == half && (fraction & 1) != 0)) ++fraction;
+      return fraction + word >= one ? 1u : 0u;
+    }
+  }
+  return 0;
+}
+
+/// ⌊(x − low) / (high − low) · 2^32⌋ for low ≤ x < high.
+ULP_HD uint32_t fraction_between(float x, float low, float high) {
+  const double part = (static_cast<double>(x) - static_cast<double>(low)) /
+                      (static_cast<double>(high) - static_cast<double>(low));
+  const double scaled_part = part * 4294967296.0;
+  return scaled_part >= 4294967295.0 ? 0xFFFFFFFFu : static_cast<uint32_t>(scaled_part);
+}
+
+/// Posits: never to zero and never to NaR except from NaN and Inf; beyond maxpos it is maxpos, below minpos minpos (biased
+/// under stochastic rounding). Nearest modes cut the bit string, stochastic rounding is linear in value.
+ULP_HD float quantise_posit(float x, const Grid& grid, Rounding mode, uint32_t random,
+                            bool* clamped) {
+  const uint32_t a = bits_of(x) & ~kSignBit, sign = bits_of(x) & kSignBit;
+  if (clamped != nullptr) *clamped = false;
+  if (a >= kInfinityBits) return float_of(kNanBits);
+  if (a == 0) return 0.0f;
+  const bool negative = sign != 0;
+  const int32_t n = grid.posit_bits, es = grid.posit_exponent_bits;
+  const int32_t lost =
+      a < 0x00800000u ? leading_zeros(a) - 8 : 0;  // fp32 subnormals: shift the first 1 up
+  const uint32_t m = a < 0x00800000u ? a << lost : a;
+  const int32_t e = a < 0x00800000u ? -126 - lost : static_cast<int32_t>(a >> 23) - 127;
+  const int32_t k = e >> es;
+  const uint32_t top = (1u << (n - 1)) - 1u;
+  uint32_t code = 0;
+  if (k >= n - 2) {
+    code = top;
+    if (clamped != nullptr) *clamped = float_of(a) > posit_value(top, n, es);
+  } else if (k < 2 - n) {
+    code = 1;
+  } else {
+    const PositPlace at = posit_place(e, m & 0x007FFFFFu, n, es);
+    code = at.code;
+    if (at.rest != 0 || at.sticky) {
+      const bool above = at.rest > kSignBit || (at.rest == kSignBit && at.sticky);
+      const bool tie = at.rest == kSignBit && !at.sticky;
+      switch (mode) {
+        case Rounding::NearestEven: code += above || (tie && (code & 1u) != 0) ? 1 : 0; break;
+        case Rounding::NearestAway: code += above || tie ? 1 : 0; break;
+        case Rounding::NearestUp: code += above || (tie && !negative) ? 1 : 0; break;
+        case Rounding::TowardZero: break;
+        case Rounding::Up: code += negative ? 0 : 1; break;
+        case Rounding::Down: code += negative ? 1 : 0; break;
+        case Rounding::Odd: code |= 1u; break;
+        case Rounding::Stochastic:
+          code += between_up(
+              fraction_between(float_of(a), posit_value(code, n, es), posit_value(code + 1, n, es)),
+              random, grid.bits);
+          break;
+      }
+      code = code < top ? code : top;
+    }
+  }
+  return float_of(bits_of(posit_value(code, n, es)) | sign);
+}
+
+/// Any list of numbers: nearest by exact distance (ties to the even index), directed, odd index, or stochastic and linear in
+/// value. Beyond the ends it is the end; Inf and NaN are NaN.
+ULP_HD float quantise_table(float x, const Grid& grid, Rounding mode, uint32_t random,
+                            bool* clamped) {
+  if (clamped != nullptr) *clamped = false;
+  if ((bits_of(x) & ~kSignBit) >= kInfinityBits) return float_of(kNanBits);
+  const float* v = grid.table;
+  const int32_t last = grid.table_size - 1;
+  if (x <= v[0] || x >= v[last]) {
+    if (clamped != nullptr) *clamped = x < v[0] || x > v[last];
+    return x <= v[0] ? v[0] : v[last];
+  }
+  int32_t low = 0, high = last;  // v[low] ≤ x < v[high]
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    if (v[middle] <= x)
+      low = middle;
+    else
+      high = middle;
+  }
+  if (v[low] == x) return v[low];
+  const double below = static_cast<double>(x) - static_cast<double>(v[low]);
+  const double above = static_cast<double>(v[high]) - static_cast<double>(x);
+  bool up = false;
+  switch (mode) {
+    case Rounding::NearestEven: up = below > above || (below == above && (low & 1) != 0); break;
+    case Rounding::NearestAway: up = below > above || (below == above && x > 0); break;
+    case Rounding::NearestUp: up = below >= above; break;
+    case Rounding::TowardZero: up = x < 0; break;
+    case Rounding::Up: up = true; break;
+    case Rounding::Down: break;
+    case Rounding::Odd: up = (low & 1) == 0; break;
+    case Rounding::Stochastic:
+      up = between_up(fraction_between(x, v[low], v[high]), random, grid.bits) != 0;
+      break;
+  }
+  return v[up ? high : low];
+}
+
 /// What the value x becomes. `random` is this element's word and matters to stochastic rounding only; `mode` is
 /// grid.rounding, passed apart so that a loop can fix it at compile time. NaN stays NaN; zero keeps its sign where the
 /// format has −0. One rounding, in integers, from the exact value. Sets *clamped if the rounded value lay beyond max.
@@ -146,6 +272,8 @@ ULP_HD uint32_t few_bits_up(uint32_t r, int32_t shift, uint32_t random, RandomBi
 /// Source: design rules of the OCP 8-bit and MX specifications; equal to ml_dtypes and Eigen where they define a cast.
 ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t random,
                             bool* clamped = nullptr) {
+  if (grid.kind == GridKind::Posit) return quantise_posit(x, grid, mode, random, clamped);
+  if (grid.kind == GridKind::Table) return quantise_table(x, grid, mode, random, clamped);
   const uint32_t a = bits_of(x) & ~kSignBit;
   const uint32_t sign = bits_of(x) & kSignBit;
   const bool negative = sign != 0;

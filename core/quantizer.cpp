@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/codebook.h"
 #include "core/error.h"
 #include "core/format_text.h"
 #include "core/grid.h"
@@ -152,11 +153,15 @@ void check_scaled(const Quantizer& q, std::string_view whole) {
 
 Quantizer Quantizer::parse(std::string_view whole) {
   Quantizer q;
-  const size_t colon = whole.find(':');
+  const size_t colon = whole.rfind(':');  // table=PATH may contain others
   const std::string_view name = whole.substr(0, colon);
-  ULP_CHECK(name.find('+') == std::string_view::npos,
+  ULP_CHECK(name.starts_with("table=") || name.find('+') == std::string_view::npos,
             "{}: parts after '+' (transforms, scales) are not known here", whole);
-  std::vector<std::string_view> own, tokens = expand_mx(text::format_tokens(name));
+  std::vector<std::string_view> own, tokens;
+  if (name.starts_with("table="))
+    tokens = {name};
+  else
+    tokens = expand_mx(text::format_tokens(name));
   own.push_back(tokens.front());
   for (size_t i = 1; i < tokens.size(); ++i)
     if (!parse_block(q, tokens[i], whole) && !parse_rule(q, tokens[i], whole))
@@ -218,6 +223,19 @@ Grid make_grid(const Quantizer& q) {
   grid.infinity_bits[0] = grid.infinity_bits[1] = kNanBits;
   if (f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp) {
     grid.significand_bits = kUniform;
+    return grid;
+  }
+  if (f.kind == FormatKind::Posit) {
+    grid.kind = GridKind::Posit;
+    grid.posit_bits = static_cast<int8_t>(f.word_bits);
+    grid.posit_exponent_bits = static_cast<int8_t>(f.exponent_bits);
+    return grid;
+  }
+  if (f.kind == FormatKind::Codebook) {
+    const std::vector<float>& values = codebook(f.table).values;
+    grid.kind = GridKind::Table;
+    grid.table = values.data();
+    grid.table_size = static_cast<int32_t>(values.size());
     return grid;
   }
   const FormatLimits limits = limits_of(f);

@@ -42,6 +42,7 @@ const uint32_t* random_words(const RandomSource& random, int64_t index, int64_t 
 /// A grid whose rare cases are known to be absent, so that the loop around it vectorises.
 ULP_HD Grid plain(const Grid& grid) {
   Grid g = grid;
+  g.kind = GridKind::Lattice;
   g.wrap_bits = 0;
   g.bits = RandomBits{};
   return g;
@@ -137,7 +138,8 @@ void quantise_span(const float* in, float* out, int64_t n, const Grid& grid,
   std::array<uint32_t, kBlock + 8> buffer;
   const bool stochastic = grid.rounding == Rounding::Stochastic;
   const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
-  if (mask != nullptr || grid.wrap_bits > 0 || grid.bits != RandomBits{}) {
+  if (mask != nullptr || grid.kind != GridKind::Lattice || grid.wrap_bits > 0 ||
+      grid.bits != RandomBits{}) {
     for (int64_t i = 0; i < n; ++i) {
       bool clamped = false;
       out[i] = quantise_value(in[i], grid, grid.rounding, stochastic ? words[i] : 0u, &clamped);

@@ -51,7 +51,7 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
   Work w{};
   w.n = args.out.numel();
   w.alpha = static_cast<float>(args.alpha);
-  w.rounder = make_elementwise_rounder(name, args.output, args.key);
+  w.rounder = make_elementwise_rounder(name, stream.device, args.output, args.key);
   for (size_t k = 0; k < kInputs; ++k) {
     const Tensor& in = args.in[k];
     ULP_CHECK(in.defined(), "{}: input {} is missing", name, k);

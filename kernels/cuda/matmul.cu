@@ -258,7 +258,7 @@ void matmul(Stream stream, const MatmulArgs& args) {
   ULP_CHECK(args.accumulator.kind == Accumulator::Kind::Fp32,
             "matmul: this build has only the fp32 accumulator");
   Finish finish{};
-  finish.rounder = make_elementwise_rounder("matmul", args.output, args.key);
+  finish.rounder = make_elementwise_rounder("matmul", stream.device, args.output, args.key);
   if (m == 0 || n == 0) return;
 
   const bool fast = args.math == Math::Fast && k > 0;

@@ -220,7 +220,7 @@ void quantise(Stream stream, const QuantiseArgs& args) {
   w.n = args.in.numel();
   w.in = source_of(args.in);
   w.out = sink_of(args.out);
-  w.rounder = make_rounder("quantise", q, args.key);
+  w.rounder = make_rounder("quantise", stream.device, q, args.key);
   if (args.mask.defined()) {
     check_kernel_tensor("quantise", stream, args.mask, args.in.shape());
     check_type("quantise", args.mask, DType::U8);

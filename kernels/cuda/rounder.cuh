@@ -21,8 +21,12 @@ struct Rounder {
   }
 };
 
+/// The numbers of a codebook in a device's memory, copied there once.
+const float* table_on(Device device, int table);
+
 /// Block formats included: their grid is set later, by set_block.
-inline Rounder make_rounder(const char* kernel, const Quantizer& quantizer, const RandomKey& key) {
+inline Rounder make_rounder(const char* kernel, Device device, const Quantizer& quantizer,
+                            const RandomKey& key) {
   Rounder rounder;
   if (quantizer.is_identity()) return rounder;
   ULP_CHECK(quantizer.transform == Transform{}, "{}: {}: transforms are not in this build", kernel,
@@ -30,18 +34,20 @@ inline Rounder make_rounder(const char* kernel, const Quantizer& quantizer, cons
   rounder.grid = make_grid(quantizer);
   rounder.key = key;
   rounder.how = Rounder::How::Any;
-  if (rounder.grid.wrap_bits > 0) return rounder;
+  if (rounder.grid.kind == GridKind::Table)
+    rounder.grid.table = table_on(device, quantizer.format.table);
+  if (rounder.grid.kind != GridKind::Lattice || rounder.grid.wrap_bits > 0) return rounder;
   if (quantizer.rounding == Rounding::NearestEven) rounder.how = Rounder::How::Nearest;
   if (quantizer.rounding == Rounding::Stochastic && quantizer.bits == RandomBits{})
     rounder.how = Rounder::How::Stochastic;
   return rounder;
 }
 
-inline Rounder make_elementwise_rounder(const char* kernel, const Quantizer& quantizer,
-                                        const RandomKey& key) {
+inline Rounder make_elementwise_rounder(const char* kernel, Device device,
+                                        const Quantizer& quantizer, const RandomKey& key) {
   ULP_CHECK(quantizer.is_elementwise(),
             "{}: {}: block formats cannot be applied inside this kernel", kernel, quantizer);
-  return make_rounder(kernel, quantizer, key);
+  return make_rounder(kernel, device, quantizer, key);
 }
 
 /// Throws unless `out` is contiguous, of this shape, and of a float type that holds what the quantizer makes.
@@ -67,6 +73,7 @@ __device__ __forceinline__ Rounded round_with(Rounder::How how, const Grid& grid
                                               uint32_t random) {
   if (how == Rounder::How::Any) return round_any(x, grid, random);
   Grid plain = grid;  // the rare cases are absent: they fold away
+  plain.kind = GridKind::Lattice;
   plain.wrap_bits = 0;
   plain.bits = RandomBits{};
   Rounded r;

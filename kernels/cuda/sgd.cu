@@ -73,10 +73,13 @@ void sgd(Stream stream, const SgdArgs& args) {
   w.weight = check_state(stream, args.weight, shape, args.weight_format);
   w.master = check_state(stream, args.master, shape, args.master_format);
   w.momentum = check_state(stream, args.momentum, shape, args.momentum_format);
-  w.grad_format = make_elementwise_rounder("sgd", args.grad_format, args.grad_key);
-  w.weight_format = make_elementwise_rounder("sgd", args.weight_format, args.weight_key);
-  w.master_format = make_elementwise_rounder("sgd", args.master_format, args.master_key);
-  w.momentum_format = make_elementwise_rounder("sgd", args.momentum_format, args.momentum_key);
+  w.grad_format = make_elementwise_rounder("sgd", stream.device, args.grad_format, args.grad_key);
+  w.weight_format =
+      make_elementwise_rounder("sgd", stream.device, args.weight_format, args.weight_key);
+  w.master_format =
+      make_elementwise_rounder("sgd", stream.device, args.master_format, args.master_key);
+  w.momentum_format =
+      make_elementwise_rounder("sgd", stream.device, args.momentum_format, args.momentum_key);
   w.momentum_coef = args.momentum_coef;
   w.weight_decay = args.weight_decay;
   w.nesterov = args.nesterov;

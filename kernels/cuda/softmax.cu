@@ -148,7 +148,7 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   w.out = static_cast<float*>(written(args.out));
   RandomKey key = args.key;
   for (Rounder& rounder : w.interior) {
-    rounder = make_elementwise_rounder("log_softmax", args.interior, key);
+    rounder = make_elementwise_rounder("log_softmax", stream.device, args.interior, key);
     ++key.ordinal;
   }
   launch("log_softmax", stream, row_blocks(w.shape), kThreads, log_softmax_kernel, w);

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ulp {
+
+/// A format that is a list of numbers: 2 to 256 of them, ascending, distinct, finite.
+struct Codebook {
+  std::string name;
+  std::vector<float> values;
+  std::string source;
+};
+
+/// The codebook of a name, loading it if the name is table=PATH (one number a line; # begins a comment); −1 if there is
+/// none of that name. Known: nf4, and pow2x4 … pow2x8 (0 and ±2^−j: W bits, j = 0 … 2^(W−1) − 2).
+/// Throws ulp::Error for a file that is no such list, naming its line.
+int find_codebook(std::string_view name);
+const Codebook& codebook(int id);
+/// The names that need no file.
+std::vector<std::string> codebook_names();
+
+}  // namespace ulp
