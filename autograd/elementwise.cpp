@@ -6,6 +6,9 @@ namespace {
 
 using ElementwiseKernel = Kernel<ElementwiseArgs>;
 
+/// The random stream of the second input's gradient: both gradients have the format grad_input and draws of their own.
+constexpr const char* kSecond = "grad_input2";
+
 /// Runs an element-wise kernel over contiguous inputs and rounds its result by `rounding`.
 Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
              std::initializer_list<Tensor> inputs, double alpha, const Quantizer& rounding,
@@ -52,13 +55,15 @@ Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
 Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
   check_same("add", a, b);
   const RoleUse use{tape, site};
-  return tape.record(
-      "add", f, {a, b}, apply(use, kernels::add, {a.value, b.value}, 0, f.output, "output"),
-      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Tensor g =
-            use.result(grads[0], f.grad_input, "grad_input", std::max(0, grads[0].rank() - 1));
-        return {g, g};
-      });
+  return tape.record("add", f, {a, b},
+                     apply(use, kernels::add, {a.value, b.value}, 0, f.output, "output"),
+                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+                       Tensor da, db;
+                       const int last = std::max(0, grads[0].rank() - 1);
+                       if (needs[0]) da = use.result(grads[0], f.grad_input, "grad_input", last);
+                       if (needs[1]) db = use.result(grads[0], f.grad_input, kSecond, last);
+                       return {da, db};
+                     });
 }
 
 Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
@@ -67,11 +72,12 @@ Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
   return tape.record("subtract", f, {a, b},
                      apply(use, kernels::subtract, {a.value, b.value}, 0, f.output, "output"),
                      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-                       const Tensor g = use.result(grads[0], f.grad_input, "grad_input",
-                                                   std::max(0, grads[0].rank() - 1));
-                       Tensor minus;
-                       if (needs[1]) minus = apply(use, kernels::scale, {g}, -1, {}, "");
-                       return {g, minus};
+                       Tensor da, db;
+                       const int last = std::max(0, grads[0].rank() - 1);
+                       if (needs[0]) da = use.result(grads[0], f.grad_input, "grad_input", last);
+                       if (needs[1])
+                         db = apply(use, kernels::scale, {grads[0]}, -1, f.grad_input, kSecond);
+                       return {da, db};
                      });
 }
 
@@ -87,7 +93,7 @@ Var multiply(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
         if (needs[0])
           da = apply(use, kernels::multiply, {grads[0], sb.get()}, 0, f.grad_input, "grad_input");
         if (needs[1])
-          db = apply(use, kernels::multiply, {grads[0], sa.get()}, 0, f.grad_input, "grad_input");
+          db = apply(use, kernels::multiply, {grads[0], sa.get()}, 0, f.grad_input, kSecond);
         return {da, db};
       });
 }
@@ -133,7 +139,7 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
     mask = Tensor::empty(x.shape(), DType::U8, x.value.device());
     Tensor out = Tensor::empty(x.shape(), DType::F32, x.value.device());
     kernels::quantise(tape.stream(),
-                      {y, out, q.forward, last, tape.key(site.stream("forward")), mask});
+                      {y, out, q.forward, last, tape.run().key(site.stream("forward")), mask});
     y = out;
   } else {
     y = use.result(y, q.forward, "forward", last);
@@ -165,10 +171,12 @@ Var sum(Tape& tape, const Var& x) {
   const Tensor in = kernels::contiguous(stream, x.value);
   Tensor out = Tensor::empty({}, in.dtype() == DType::F64 ? DType::F64 : DType::F32, in.device());
   kernels::sum(stream, {in, out, 1, in.numel(), 1});
+  const Shape shape = in.shape();
+  const DType dtype = out.dtype();
+  const Device device = in.device();
   return tape.record("sum", {}, {x}, out,
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-                       // g for every element: 0·x would turn NaN and Inf into NaN, so write g out.
-                       Tensor dx = make_like(in);
+                       Tensor dx = Tensor::empty(shape, dtype, device);
                        kernels::scale(stream, {{grads[0], {}, {}}, dx, 1, {}, {}});
                        return {dx};
                      });

@@ -22,9 +22,11 @@ Tensor product(const RoleUse& use, const Tensor& a, const Tensor& b, const Tenso
   return use.after(out, rounding, role, 1);
 }
 
-Tensor flat(Stream stream, const Tensor& x, int64_t columns) {
-  const Tensor whole = kernels::contiguous(stream, x);
-  return x.rank() == 2 ? whole : whole.reshape({columns == 0 ? 0 : x.numel() / columns, columns});
+/// (…, columns) → (rows, columns).
+Tensor flat(Stream stream, const Tensor& x) {
+  int64_t rows = 1;
+  for (int axis = 0; axis + 1 < x.rank(); ++axis) rows *= x.size(axis);
+  return kernels::contiguous(stream, x).reshape({rows, x.size(x.rank() - 1)});
 }
 
 }  // namespace
@@ -43,7 +45,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
             out_features, b.value);
   const Stream stream = tape.stream();
   const RoleUse use{tape, site};
-  const Tensor x2 = flat(stream, x.value, in_features), w2 = kernels::contiguous(stream, w.value);
+  const Tensor x2 = flat(stream, x.value), w2 = kernels::contiguous(stream, w.value);
 
   const Tensor xq = use.operand(x2, f.input, "input", 1);
   const Tensor wq = use.operand(w2, f.weight, "weight", 1);
@@ -63,7 +65,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
   return tape.record(
       "linear", f, {x, w, b}, y.reshape(y_shape),
       [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-        const Tensor g = flat(stream, grads[0], out_features);
+        const Tensor g = flat(stream, grads[0]);
         Tensor dx, dw, db, g_dx;
         if (needs[0]) {
           g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1);

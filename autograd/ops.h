@@ -18,7 +18,8 @@ namespace ulp::ops {
 Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats& formats = {},
            RandomSite site = {});
 
-/// a + b, a − b, a · b for equal shapes.  Formats: output; grad_input rounds both gradients.
+/// a + b, a − b, a · b for equal shapes.  Formats: output; grad_input rounds both gradients, b's with the draws of the
+/// stream "grad_input2".
 Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& formats = {},
         RandomSite site = {});
 Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& formats = {},
@@ -63,7 +64,7 @@ Var log_softmax(Tape& tape, const Var& x, const OpFormats& formats = {}, RandomS
 Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels,
                   const OpFormats& formats = {}, RandomSite site = {});
 
-/// Mean of (prediction − target)² over all elements → one value.
+/// Mean of (prediction − target)² over all elements → one value.  Formats: those of the difference (see subtract).
 Var mse(Tape& tape, const Var& prediction, const Var& target, const OpFormats& formats = {},
         RandomSite site = {});
 

@@ -15,7 +15,7 @@ Tensor quantise_to(const RoleUse& use, const Tensor& in, const Quantizer& quanti
                                         out,
                                         quantizer,
                                         group_axis,
-                                        use.tape.key(use.site.stream(role)),
+                                        use.tape.run().key(use.site.stream(role)),
                                         {}});
   return out;
 }
@@ -34,7 +34,7 @@ Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char*
 
 RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const {
   if (quantizer.is_identity() || !quantizer.is_elementwise()) return {};
-  return tape.key(site.stream(role));
+  return tape.run().key(site.stream(role));
 }
 
 Tensor make_like(const Tensor& tensor) {

@@ -13,8 +13,16 @@ Run::Run(Device device, uint64_t seed, Math math)
 }
 
 void Run::set_state(const StepState& state) {
+  if (state.random_step != state_.random_step) ordinals_.clear();
   state_ = state;
   copy_bytes(on_device_.mutable_raw(), device(), &state_, kCpu, sizeof(StepState));
+}
+
+RandomKey Run::key(uint32_t stream, uint32_t draws) {
+  uint32_t& next = ordinals_[stream];
+  const RandomKey key{seed_, stream, next, device_state()};
+  next += draws;
+  return key;
 }
 
 const StepState* Run::device_state() const {

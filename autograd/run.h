@@ -1,5 +1,7 @@
 #pragma once
 
+#include <unordered_map>
+
 #include "core/random.h"
 #include "core/step_state.h"
 #include "core/tensor.h"
@@ -27,12 +29,17 @@ class Run {
   /// The copy that kernels read.
   const StepState* device_state() const;
 
+  /// The next draw of a random stream; `draws` ordinals are taken. Ordinals count the uses within a step, whatever tape
+  /// they come from, so that no word repeats; they begin anew when random_step changes.
+  RandomKey key(uint32_t stream, uint32_t draws = 1);
+
  private:
   Stream stream_;
   uint64_t seed_;
   Math math_;
   StepState state_;
   Tensor on_device_;  // U8, sizeof(StepState)
+  std::unordered_map<uint32_t, uint32_t> ordinals_;
 };
 
 }  // namespace ulp

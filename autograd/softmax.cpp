@@ -13,7 +13,7 @@ Tensor forward(const RoleUse& use, const Tensor& in, const Quantizer& interior) 
   Tensor y = make_like(in);
   // The kernel takes four draws of the stream: difference, exp, sum, logarithm.
   const RandomKey key =
-      interior.is_identity() ? RandomKey{} : use.tape.key(use.site.stream("interior"), 4);
+      interior.is_identity() ? RandomKey{} : use.tape.run().key(use.site.stream("interior"), 4);
   kernels::log_softmax(use.tape.stream(), {in, y, interior, key});
   return y;
 }
@@ -24,15 +24,16 @@ Var log_softmax(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   check_rows("log_softmax", x);
   const RoleUse use{tape, site};
   const Tensor in = kernels::contiguous(tape.stream(), x.value);
-  const Tensor y = use.result(forward(use, in, f.interior), f.output, "output", 1);
-  const Saved saved("log_softmax", y);
-  return tape.record(
-      "log_softmax", f, {x}, y, [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        Tensor dx = make_like(y);
-        kernels::log_softmax_backward(
-            use.tape.stream(), {kernels::contiguous(use.tape.stream(), grads[0]), saved.get(), dx});
-        return {use.result(dx, f.grad_input, "grad_input", 1)};
-      });
+  const Tensor y = forward(use, in, f.interior);
+  const Saved saved("log_softmax", y);  // unrounded: rounding the result is straight-through
+  return tape.record("log_softmax", f, {x}, use.result(y, f.output, "output", 1),
+                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                       Tensor dx = make_like(y);
+                       kernels::log_softmax_backward(
+                           use.tape.stream(),
+                           {kernels::contiguous(use.tape.stream(), grads[0]), saved.get(), dx});
+                       return {use.result(dx, f.grad_input, "grad_input", 1)};
+                     });
 }
 
 Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpFormats& f,

@@ -61,12 +61,12 @@ Var Tape::record(const char* op, const OpFormats& formats, std::initializer_list
       .front();
 }
 
-void Tape::backward(const Var& loss, double seed) {
+void Tape::backward(const Var& loss) {
   ULP_CHECK(loss.value.defined() && loss.value.numel() == 1,
             "backward: wanted a loss of one value, got {}; give a gradient of its shape instead",
             loss.value);
   Tensor grad = Tensor::empty(loss.shape(), loss.value.dtype(), loss.value.device());
-  kernels::fill(stream(), {grad, seed});
+  kernels::fill(stream(), {grad, run_.state().loss_scale});
   backward(loss, grad);
 }
 
@@ -128,13 +128,6 @@ const Tensor& Tape::grad(const Var& leaf) const {
   ULP_CHECK(leaf.tape == this && leaf.needs_grad(), "grad: not a leaf of this tape");
   const auto& grads = grads_[static_cast<size_t>(leaf.node)];
   return grads.empty() ? none : grads[static_cast<size_t>(leaf.output)];
-}
-
-RandomKey Tape::key(uint32_t stream, uint32_t draws) {
-  uint32_t& next = ordinals_[stream];
-  const RandomKey key{run_.seed(), stream, next, run_.device_state()};
-  next += draws;
-  return key;
 }
 
 }  // namespace ulp

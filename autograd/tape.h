@@ -101,15 +101,12 @@ class Tape {
   Var record(const char* op, const OpFormats& formats, std::initializer_list<Var> inputs,
              Tensor output, Backward backward);
 
-  /// Sweeps from `loss` (one value) with gradient `seed`, the loss scale if there is one.
-  void backward(const Var& loss, double seed = 1);
+  /// Sweeps from `loss` (one value), whose gradient is the step state's loss_scale.
+  void backward(const Var& loss);
   /// Sweeps from any output with its gradient.
   void backward(const Var& output, Tensor grad);
   /// The gradient of a leaf after backward; undefined if the result does not depend on it.
   const Tensor& grad(const Var& leaf) const;
-
-  /// The next draw of a random stream; `draws` ordinals are taken.
-  RandomKey key(uint32_t stream, uint32_t draws = 1);
 
   const std::vector<Node>& nodes() const { return nodes_; }
 
@@ -123,7 +120,6 @@ class Tape {
   std::vector<Node> nodes_;
   std::vector<std::vector<Tensor>> grads_;  // [node][output]
   std::unordered_map<const Parameter*, Var> watched_;
-  std::unordered_map<uint32_t, uint32_t> ordinals_;
 };
 
 }  // namespace ulp

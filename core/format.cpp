@@ -111,8 +111,8 @@ std::optional<int> number(std::string_view digits) {
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   if (error == std::errc::result_out_of_range) return digits.front() == '-' ? -1000000 : 1000000;
   const size_t first = digits.starts_with('-') ? 1 : 0;
-  if (digits.size() > first + 1 && digits[first] == '0')
-    return std::nullopt;  // one spelling a number
+  if (digits.size() > first + 1 && digits[first] == '0') return std::nullopt;
+  if (digits == "-0") return std::nullopt;  // one spelling a number
   if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
   return value;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -11,6 +12,8 @@
 namespace ulp {
 
 inline constexpr int kMaxRank = 8;
+inline constexpr int64_t kMostElements = int64_t{1}
+                                         << 59;  // bytes of the widest type still fit 63 bits
 
 /// Up to eight extents, outermost first. Rank 0 is a scalar (one element).
 class Shape {
@@ -21,10 +24,14 @@ class Shape {
   explicit Shape(std::span<const int64_t> extents) : rank_(static_cast<int>(extents.size())) {
     ULP_CHECK(extents.size() <= kMaxRank, "shape: at most {} axes, got {}", kMaxRank,
               extents.size());
+    int64_t elements = 1;  // with empty axes counted as 1, so that strides fit too
     for (int i = 0; i < rank_; ++i) {
       ULP_CHECK(extents[static_cast<size_t>(i)] >= 0, "shape: extents must be >= 0, got {}",
                 extents[static_cast<size_t>(i)]);
       extents_[static_cast<size_t>(i)] = extents[static_cast<size_t>(i)];
+      const int64_t factor = std::max<int64_t>(1, extents[static_cast<size_t>(i)]);
+      ULP_CHECK(factor <= kMostElements / elements, "shape: more than 2^59 elements");
+      elements *= factor;
     }
   }
 

@@ -58,7 +58,8 @@ struct ReluBackward {
 struct Gelu {
   template <class T>
   ULP_HD T operator()(T x, T) const {
-    return (T(0.5) * x) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+    const T twice_cdf = T(1) + erf_of(x * T(0.70710678118654752440));
+    return twice_cdf == T(0) ? T(0) : (T(0.5) * x) * twice_cdf;  // also where x is −Inf
   }
 };
 /// x, g: g·(Φ(x) + x·φ(x)).
@@ -78,7 +79,8 @@ struct GeluTanh {
   template <class T>
   ULP_HD T operator()(T x, T) const {
     const T inner = T(0.79788456080286535588) * (x + (T(0.044715) * (x * x)) * x);
-    return (T(0.5) * x) * (T(1) + tanh_of(inner));
+    const T twice_cdf = T(1) + tanh_of(inner);
+    return twice_cdf == T(0) ? T(0) : (T(0.5) * x) * twice_cdf;
   }
 };
 struct GeluTanhBackward {

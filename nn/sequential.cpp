@@ -5,6 +5,7 @@ namespace ulp::nn {
 Sequential& Sequential::append(const std::string& name, std::unique_ptr<Module> module) {
   ULP_CHECK(!name.empty() && name.find_first_of("./") == std::string::npos,
             "Sequential: a child needs a name without '.' and '/', got '{}'", name);
+  ULP_CHECK(module != nullptr, "Sequential: the child '{}' is no module", name);
   for (const auto& [taken, layer] : layers_)
     ULP_CHECK(taken != name, "Sequential: there is a child '{}' already", name);
   layers_.emplace_back(name, std::move(module));

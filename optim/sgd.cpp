@@ -12,8 +12,15 @@ void check_coefficient(const char* name, double value) {
             value);
 }
 
+/// The format as one parameter has it: a vector has one axis, whatever axis is asked for.
+Quantizer at_rank(Quantizer q, int rank) {
+  if (q.block.kind == Block::Kind::Axis && rank == 1) q.block.axis = 0;
+  return q;
+}
+
 void check_axis(const Parameter& parameter, const char* what, const Quantizer& q) {
-  ULP_CHECK(q.block.kind != Block::Kind::Axis || q.block.axis < parameter.value.rank(),
+  ULP_CHECK(q.block.kind != Block::Kind::Axis || parameter.value.rank() == 1 ||
+                q.block.axis < parameter.value.rank(),
             "sgd: the {} format {} needs axis {}, but {} has shape {}", what, q, q.block.axis,
             parameter.path, parameter.value.shape());
 }
@@ -36,6 +43,8 @@ Sgd::Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options
   ULP_CHECK(options.momentum > 0 || options.momentum_format.is_identity(),
             "sgd: a momentum format ({}) needs a momentum above 0", options.momentum_format);
   for (Parameter* p : parameters) {
+    for (const State& state : states_)
+      ULP_CHECK(state.parameter != p, "sgd: {} is given twice", p->path);
     ULP_CHECK(p->value.defined(), "sgd: {} has no value yet; initialise the model first", p->path);
     check_axis(*p, "weight", options_.weight);
     check_axis(*p, "accumulator", options_.accumulator.value_or(Quantizer{}));
@@ -60,16 +69,11 @@ Sgd::Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options
     p->grad = {};
     states_.push_back(std::move(state));
   }
-  set_lr(options_.lr);
 }
 
 void Sgd::set_lr(double lr) {
   check_coefficient("lr", lr);
   options_.lr = lr;
-  StepState state = run_.state();
-  state.lr = static_cast<float>(lr);
-  state.grad_scaling = static_cast<float>(options_.grad_scaling);
-  run_.set_state(state);
 }
 
 RandomKey Sgd::key(const Parameter& parameter, const char* role) const {
@@ -80,7 +84,7 @@ Tensor Sgd::quantised(const Tensor& in, const Quantizer& quantizer, const Random
                       DType dtype) const {
   Tensor out = Tensor::empty(in.shape(), dtype, in.device());
   const int last = std::max(0, in.rank() - 1);
-  kernels::quantise(run_.stream(), {in, out, quantizer, last, key, {}});
+  kernels::quantise(run_.stream(), {in, out, at_rank(quantizer, in.rank()), last, key, {}});
   return out;
 }
 
@@ -145,6 +149,10 @@ void Sgd::update_blocks(State& state) {
 }
 
 void Sgd::step() {
+  StepState now = run_.state();  // another optimizer of the run may have left its own
+  now.lr = static_cast<float>(options_.lr);
+  now.grad_scaling = static_cast<float>(options_.grad_scaling);
+  run_.set_state(now);
   const bool elementwise = options_.weight.is_elementwise() && options_.grad.is_elementwise() &&
                            options_.momentum_format.is_elementwise() &&
                            (!options_.accumulator || options_.accumulator->is_elementwise());
@@ -161,7 +169,8 @@ void Sgd::step() {
   }
   StepState next = run_.state();
   ++next.random_step;
-  ++next.optimizer_step;
+  if (next.found_inf == 0) ++next.optimizer_step;
+  next.found_inf = 0;
   run_.set_state(next);
 }
 

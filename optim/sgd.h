@@ -26,11 +26,11 @@ struct SgdOptions {
 ///   p ← p − lr·(nesterov ? d + momentum·m : m), with the unrounded new m;  accumulator ← Qacc(p), p ← same;
 ///   weight ← Qw(p);  stored m ← Qm(m).
 /// Unlike there: gradients are scaled with or without a gradient format, and weights are quantised before the first step.
-/// Groups of block formats run along the last axis.  Source: QPyTorch, qtorch.optim.OptimLP.
+/// Groups of block formats run along the last axis; axis blocks of a vector are one element each, whatever axis is named.  Source: QPyTorch, qtorch.optim.OptimLP.
 class Sgd {
  public:
   /// Takes over the parameters: makes masters and momenta and quantises the weights at once (draws of step 0). The model
-  /// must be initialised. Throws for a negative or infinite coefficient, nesterov without momentum, or a block axis that
+  /// must be initialised. Several optimizers may share a run if each has its own parameters. Throws for a negative or infinite coefficient, nesterov without momentum, or a block axis that
   /// a parameter lacks (naming it).
   Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options);
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // One row per differentiable op. test_ops.cpp derives from it: gradient checks, thread, instruction-set and stride equality,
-// shapes, NaN and Inf, quantised laws; test_cuda_ops.cpp the equality of CPU and GPU.
+// shapes, NaN and Inf, quantised laws; test_cuda_training.cpp the equality of CPU and GPU.
 
 #include <functional>
 #include <span>
@@ -20,6 +20,8 @@ struct OpRow {
   std::vector<const char*> roles;  // roles of OpFormats that it uses
   double low = -2, high = 2;       // where gradient checks draw their inputs
   double kink = -1e30;             // inputs closer than 1e-3 to it are moved away
+  bool common_law =
+      true;  // output and grad_input round the plain result; else the op has a law of its own
 };
 
 const std::vector<OpRow>& op_table();
@@ -44,5 +46,7 @@ struct Pass {
 Pass run_row(const OpRow& row, Run& run, std::span<const Tensor> inputs, const OpFormats& formats,
              uint64_t cotangent_seed = 99);
 bool same_bits(const Pass& a, const Pass& b);
+/// Makes every random stream begin anew at the same step, so that a pass can be repeated.
+void restart_step(Run& run);
 
 }  // namespace ulp::tests

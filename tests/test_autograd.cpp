@@ -51,6 +51,38 @@ TEST_SUITE("autograd") {
     CHECK(tape.nodes().back().formats == f);
   }
 
+  TEST_CASE("the loss's gradient is the step state's loss scale") {
+    Run run;
+    StepState state = run.state();
+    state.loss_scale = 8;
+    run.set_state(state);
+    Tape tape(run);
+    const Var x = tape.leaf(vector_of({3}));
+    tape.backward(ops::sum(tape, x));
+    CHECK(tape.grad(x).to_floats() == std::vector<float>{8});
+  }
+
+  TEST_CASE("linear takes empty axes anywhere") {
+    Run run;
+    const Shape cases[][2] = {{{2, 3, 0}, {4, 0}}, {{0, 3}, {4, 3}}, {{2, 3, 5}, {0, 5}}};
+    for (const auto& [xs, ws] : cases) {
+      Tape tape(run);
+      const Var x = tape.leaf(Tensor::zeros(xs, DType::F32, kCpu)),
+                w = tape.leaf(Tensor::zeros(ws, DType::F32, kCpu));
+      const Var y = ops::linear(tape, x, w, {});
+      CHECK(y.shape()[y.shape().rank() - 1] == ws[0]);
+      tape.backward(y, Tensor::zeros(y.shape(), DType::F32, kCpu));
+      CHECK(tape.grad(x).shape() == xs);
+      CHECK(tape.grad(w).shape() == ws);
+    }
+  }
+
+  TEST_CASE("shapes beyond what memory can address are refused") {
+    CHECK_THROWS_WITH_AS((Shape{int64_t{1} << 32, int64_t{1} << 30}), doctest::Contains("2^59"),
+                         Error);
+    CHECK_THROWS_WITH_AS((Shape{0, int64_t{1} << 62}), doctest::Contains("2^59"), Error);
+  }
+
   TEST_CASE("an op with several outputs gets a gradient for each that was used") {
     Run run;
     Tape tape(run);
@@ -119,6 +151,7 @@ TEST_SUITE("autograd") {
     const OpFormats f = OpFormats::make("e4m3:sr", "e5m2");
     Tape train(run), infer(run, Tape::Recording::Off);
     const Var a = ops::linear(train, train.leaf(x), train.leaf(w), {}, f, RandomSite("fc"));
+    restart_step(run);
     const Var b = ops::linear(infer, infer.leaf(x), infer.leaf(w), {}, f, RandomSite("fc"));
     CHECK(infer.nodes().empty());
     CHECK(same_bits(a.value, b.value));
@@ -135,6 +168,11 @@ TEST_SUITE("autograd") {
     Tape tape(run);
     const Tensor first = draw(tape), second = draw(tape);
     CHECK(!same_bits(first, second));
+    Tape micro_batch(run);  // of the same step
+    const Tensor third = draw(micro_batch);
+    CHECK(!same_bits(first, third));
+    CHECK(!same_bits(second, third));
+    restart_step(run);
     Tape again(run);
     CHECK(same_bits(first, draw(again)));
     StepState next = run.state();

@@ -211,17 +211,38 @@ std::string text(DType dtype) { return std::string(to_string(dtype)); }
 
 constexpr DType kFloats[] = {DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2};
 
-constexpr const char* kElementwiseFormats[] = {
-    "e4m3",     "e5m2",         "e6m9",           "e4m3-fnuz",  "e5m2-sat",         "e3m2",
-    "e2m1",     "bf16",         "fp16",           "tf32",       "e8m7-none",        "e5m2-ftz",
-    "fixed8.4", "fixed8.4-sym", "fixed16.8-wrap", "fixed8.6-u", "fixed12.3-noclamp"};
-constexpr const char* kBlockFormats[] = {"bfp8", "bfp8-axis0", "bfp8-axis1", "bfp8-g32",
-                                         "bfp16-g5"};
+constexpr const char* kElementwiseFormats[] = {"e4m3",
+                                               "e5m2",
+                                               "e6m9",
+                                               "e4m3-fnuz",
+                                               "e5m2-sat",
+                                               "e3m2",
+                                               "e2m1",
+                                               "bf16",
+                                               "fp16",
+                                               "tf32",
+                                               "e8m7-none",
+                                               "e5m2-ftz",
+                                               "fixed8.4",
+                                               "fixed8.4-sym",
+                                               "fixed16.8-wrap",
+                                               "fixed8.6-u",
+                                               "fixed12.3-noclamp",
+                                               "binary8p3",
+                                               "binary8p4-finite-unsigned",
+                                               "posit8.1",
+                                               "posit16.2",
+                                               "nf4",
+                                               "pow2x6"};
+constexpr const char* kBlockFormats[] = {
+    "bfp8",      "bfp8-axis0",  "bfp8-axis1",       "bfp8-g32",   "bfp16-g5",        "bfp8-t4x8",
+    "hbfp8-g32", "mxfp8",       "mxfp8-e5m2-rceil", "mxfp6-ceil", "mxfp6-e3m2-even", "mxfp4",
+    "mxint8",    "e4m3-t16x16", "e2m1-axis0-rceil"};
 constexpr const char* kRoundings[] = {"rne", "rna", "rnu", "rtz",  "ru",  "rd",
                                       "odd", "sr",  "sr4", "sr4f", "sr4c"};
 
 /// The types that a format's values are kept in.
-std::vector<DType> stores_of(const Format& format) {
+std::vector<DType> stores_of(const Quantizer& format) {
   std::vector<DType> types = {DType::F32};
   for (const DType dtype : {storage_type(format), gemm_type(format)})
     if (std::find(types.begin(), types.end(), dtype) == types.end()) types.push_back(dtype);
@@ -255,7 +276,7 @@ void check_quantise() {
     for (const char* rounding : kRoundings) {
       const Quantizer q = Quantizer::parse(format + ":" + rounding);
       for (const Pair& in : {hard, wide, modest})
-        for (const DType store : stores_of(q.format))
+        for (const DType store : stores_of(q))
           for (const bool mask : {false, true})
             for (const int axis : {0, 1})
               if (axis == 0 || q.follows_reduction()) quantise_once(q, in, store, mask, axis);
@@ -267,16 +288,16 @@ void check_quantise() {
       {1, 1}, {3, 7, 11}, {2, 3, 5, 9}, {4, 1, 8, 16}, {5, 2049}, {2049, 3}};
   for (const Shape& shape : shapes)
     for (const DType dtype : kFloats)
-      for (const char* format : {"fp32", "e4m3", "e5m2:sr", "fixed8.4:sr4c", "bfp8",
-                                 "bfp8-axis0:sr", "bfp8-axis1", "bfp8-g32:sr", "bfp16-g5:rnu"}) {
+      for (const char* format :
+           {"fp32", "e4m3", "e5m2:sr", "fixed8.4:sr4c", "bfp8", "bfp8-axis0:sr", "bfp8-axis1",
+            "bfp8-g32:sr", "bfp16-g5:rnu", "mxfp4:sr", "e4m3-t2x3", "posit8.2:sr", "nf4"}) {
         const Quantizer q = Quantizer::parse(format);
         if (q.block.kind == Block::Kind::Axis && q.block.axis >= shape.rank()) continue;
         for (int axis = 0; axis < std::max(1, shape.rank()); ++axis) {
           if (axis > 0 && !q.follows_reduction()) break;
           if (q.follows_reduction() && shape.rank() == 0) break;
           for (const Domain domain : {Domain::Modest, Domain::Hard})
-            quantise_once(q, input(shape, dtype, domain, 4), storage_type(q.format), axis % 2 == 0,
-                          axis);
+            quantise_once(q, input(shape, dtype, domain, 4), storage_type(q), axis % 2 == 0, axis);
         }
       }
 
@@ -286,7 +307,7 @@ void check_quantise() {
       const Quantizer q = Quantizer::parse(format);
       const Pair state = step_state(some_step());
       const Pair in = unaligned(input({4100}, dtype, Domain::Wide, 5));
-      const Pair out = unaligned(output({4100}, storage_type(q.format)));
+      const Pair out = unaligned(output({4100}, storage_type(q)));
       const Pair mask = unaligned(output({4100}, DType::U8));
       run(kernels::quantise, [&](Device d) {
         return QuantiseArgs{in.on(d), out.on(d), q, 0, key_on(state, d), mask.on(d)};
@@ -350,7 +371,7 @@ void matmul_once(const MatmulCase& c) {
        ", layout ", c.layout, ", domain ", static_cast<int>(c.domain), ", bias ", c.bias,
        ", output ", std::string(c.output));
   CHECK(difference(out) == "");
-  const DType store = storage_type(q.format);
+  const DType store = storage_type(q);
   if (store == DType::F32) return;
   MatmulArgs narrow = args_on(kGpu);  // the same values in the format's own type
   narrow.out = Tensor::empty({c.m, c.n}, store, kGpu);
@@ -720,7 +741,7 @@ void sgd_once(const SgdCase& c) {
   };
   const auto tensor = [&](const char* format, uint64_t seed) -> Pair {
     if (format == nullptr) return {};
-    const DType dtype = c.narrow ? storage_type(quantizer(format).format) : DType::F32;
+    const DType dtype = c.narrow ? storage_type(quantizer(format)) : DType::F32;
     const Pair whole = input({c.n + 1}, dtype, Domain::Modest, seed);
     return c.shifted ? unaligned(whole)
                      : view(whole, [](const Tensor& t) { return t.slice(0, 0, t.size(0) - 1); });
@@ -819,7 +840,7 @@ void check_elementwise(const Kernel<ElementwiseArgs>& kernel, size_t inputs) {
     for (const DType b : kFloats)
       for (const char* format : {"fp32", "bf16", "e5m2:sr", "e4m3:rtz"}) {
         const Pair x = input({1003}, a, Domain::Hard, 123), y = input({1003}, b, Domain::Hard, 124);
-        const DType store = storage_type(Quantizer::parse(format).format);
+        const DType store = storage_type(Quantizer::parse(format));
         once({x, y}, output({1003}, store), format, 1.5);
         once({unaligned(x), unaligned(y)}, output({1002}, store), format, 1.5);
         once({unaligned(x), unaligned(y)}, unaligned(output({1003}, store)), format, 1.5);

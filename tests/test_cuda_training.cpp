@@ -28,6 +28,9 @@ Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& 
   const auto net = nn::mlp(64, std::vector<int64_t>{48, 33}, 10, formats);
   net->initialise(run);
   optim::Sgd sgd(run, net->parameters(), options);
+  StepState state = run.state();
+  state.loss_scale = 4;
+  run.set_state(state);
   const nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
   int step = 0;
   for (int epoch = 0; step < steps; ++epoch)
@@ -35,7 +38,7 @@ Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& 
       if (step++ == steps) break;
       Tape tape(run);
       tape.backward(
-          ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels), 4);
+          ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels));
       sgd.step();
     }
   Trained result;
@@ -59,6 +62,7 @@ TEST_SUITE("cuda_training") {
         {"e4m3:sr", "e5m2:sr", "e5m2:sr", "bf16:sr", nullptr, "e5m2:sr", "bf16"},
         {"bfp8-axis0:sr", "bfp8-axis0:sr", "bfp8-axis0:sr", "bfp8-axis0:sr", nullptr,
          "bfp8-axis0:sr", "bfp8-axis0:sr"},
+        {"mxfp8", "mxfp8-e5m2:sr", "posit16.1", "mxfp6-rceil", "fp32", "fp32", "posit8.1"},
         {"bfp8-g16:sr", "bfp8-g16:sr", "bfp8", "fixed8.6:sr", "fp32", "fp32", "fp32"},
         {"fixed8.5:rtz", "fixed16.12:sr4c", "e6m9:ru", "e5m2", "fp32", "fp32", "e6m9:odd"},
     };

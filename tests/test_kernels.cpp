@@ -394,17 +394,17 @@ TEST_SUITE("kernels") {
 
   TEST_CASE("GELU reaches its limits without NaN") {
     const float inf = std::numeric_limits<float>::infinity();
-    const Tensor x = Tensor::from(std::vector<float>{100, -100, inf, 3e38f, -3e38f}, {5});
-    const Tensor g = Tensor::from(std::vector<float>{1, 1, 1, 1, 1}, {5});
+    const Tensor x = Tensor::from(std::vector<float>{100, -100, inf, 3e38f, -3e38f, -inf}, {6});
+    const Tensor g = Tensor::from(std::vector<float>{1, 1, 1, 1, 1, 1}, {6});
     for (const auto* forward : {&kernels::gelu, &kernels::gelu_tanh}) {
-      Tensor y = Tensor::empty({5}, DType::F32, kCpu);
+      Tensor y = Tensor::empty({6}, DType::F32, kCpu);
       (*forward)(kStream, {{x, {}, {}}, y, 0, {}, {}});
-      CHECK(y.to_floats() == std::vector<float>{100, 0, inf, 3e38f, 0});
+      CHECK(y.to_floats() == std::vector<float>{100, 0, inf, 3e38f, 0, 0});
     }
     for (const auto* backward : {&kernels::gelu_backward, &kernels::gelu_tanh_backward}) {
-      Tensor y = Tensor::empty({5}, DType::F32, kCpu);
+      Tensor y = Tensor::empty({6}, DType::F32, kCpu);
       (*backward)(kStream, {{x, g, {}}, y, 0, {}, {}});
-      CHECK(y.to_floats() == std::vector<float>{1, 0, 1, 1, 0});
+      CHECK(y.to_floats() == std::vector<float>{1, 0, 1, 1, 0, 0});
     }
   }
 

@@ -165,7 +165,7 @@ TEST_SUITE("ops") {
           some = some || (b & ~kSignBit) > kInfinityBits;
         const std::string name = row.name;
         if (name != "reshape" &&
-            name != "quantize") {  // a view, and no format: what was given stays
+            !name.starts_with("quantize")) {  // without a format they pass it on
           look(pass.y);
           for (const Tensor& g : pass.grads) look(g);
         }
@@ -278,7 +278,7 @@ TEST_SUITE("ops") {
   TEST_CASE("law of the other ops: results rounded by output and grad_input") {
     Run run;
     for (const OpRow& row : op_table()) {
-      if (row.roles.size() > 2 || row.roles.empty()) continue;
+      if (row.roles.size() > 2 || row.roles.empty() || !row.common_law) continue;
       const auto& shapes = row.shapes[row.shapes.size() - 2];
       for (const char* a : kFormats) {
         CAPTURE(std::string(row.name));
@@ -296,12 +296,51 @@ TEST_SUITE("ops") {
           const Pass pass = run_row(row, run, in, f);
           if (forward) {
             CHECK(same_bits(pass.y, by_role(run, plain.y, q, name, plain.y.rank() - 1)));
-          } else {
-            CHECK(same_bits(pass.y, plain.y));
-            CHECK(same_bits(pass.grads[0],
-                            by_role(run, plain.grads[0], q, name, plain.grads[0].rank() - 1)));
+            for (size_t k = 0; k < plain.grads.size();
+                 ++k)  // rounding the result is straight-through
+              CHECK(same_bits(pass.grads[k], plain.grads[k]));
+            continue;
           }
+          CHECK(same_bits(pass.y, plain.y));
+          for (size_t k = 0; k < plain.grads.size(); ++k)
+            CHECK(same_bits(pass.grads[k],
+                            by_role(run, plain.grads[k], q, k == 0 ? name : "grad_input2",
+                                    plain.grads[k].rank() - 1)));
         }
+      }
+    }
+  }
+
+  TEST_CASE(
+      "law of quantize: both directions by their formats and streams, zero exactly where clamped") {
+    Run run;
+    for (const OpRow& row : op_table()) {
+      if (row.common_law) continue;
+      const bool masked = std::string(row.name) != "quantize";
+      for (const char* a : {"fixed8.6:sr", "e4m3-bias15", "bfp4:sr", "bfp6-g4:rtz"}) {
+        CAPTURE(std::string(row.name));
+        CAPTURE(std::string(a));
+        OpFormats f;
+        f.output = Quantizer::parse(a);
+        f.grad_input = Quantizer::parse("e5m2:sr");
+        const std::vector<Tensor> in = {random_tensor({17, 33}, -3, 3, 8)};
+        const Pass pass = run_row(row, run, in, f);
+        Tensor mask = Tensor::zeros({17, 33}, DType::U8, kCpu),
+               out = Tensor::empty({17, 33}, DType::F32, kCpu);
+        const RandomKey key{run.seed(), RandomSite(kSite).stream("forward"), 0, run.device_state()};
+        kernels::quantise(run.stream(), {in[0], out, f.output, 1, key, mask});
+        CHECK(same_bits(pass.y, out));
+        const std::vector<float> g =
+            by_role(run, random_tensor({17, 33}, -1, 1, 99), f.grad_input, "backward", 1)
+                .to_floats();
+        int64_t clamped = 0, wrong = 0;
+        for (size_t i = 0; i < g.size(); ++i) {
+          const bool zero = masked && mask.data<uint8_t>()[i] != 0;
+          clamped += mask.data<uint8_t>()[i];
+          wrong += pass.grads[0].to_floats()[i] != (zero ? 0.0f : g[i]);
+        }
+        CHECK(wrong == 0);
+        if (f.output.is_elementwise()) CHECK(clamped > 20);
       }
     }
   }
@@ -388,5 +427,14 @@ TEST_SUITE("ops") {
                          doctest::Contains("F64"), Error);
   }
 
-  TEST_CASE("guard bytes are intact") { CHECK(guard_violations() == 0); }
+#if defined(ULP_GUARD)
+  TEST_CASE("guard bytes are intact, and a write beyond a tensor is noticed") {
+    CHECK(guard_violations() == 0);
+    {
+      Tensor t = Tensor::empty({4}, DType::U8, kCpu);
+      static_cast<volatile uint8_t*>(t.mutable_raw())[4] = 1;
+    }
+    CHECK(guard_violations() == 1);
+  }
+#endif
 }

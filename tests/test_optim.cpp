@@ -37,9 +37,12 @@ struct Book {
         const auto column = [&](size_t k) { return static_cast<int64_t>(k) % columns; };
         const bool rows =
             q.block.kind == Block::Kind::Axis && q.block.axis == 0 && shape.rank() == 2;
+        const bool columns_own =
+            q.block.kind == Block::Kind::Axis && q.block.axis == 1 && shape.rank() == 2;
         const bool own = q.block.kind == Block::Kind::Axis && shape.rank() == 1;
         const bool group = q.block.kind == Block::Kind::Group;
-        const bool same = (!rows || row(i) == row(j)) && (!own || i == j) &&
+        const bool same = (!rows || row(i) == row(j)) && (!columns_own || column(i) == column(j)) &&
+                          (!own || i == j) &&
                           (!group || (row(i) == row(j) &&
                                       column(i) / q.block.columns == column(j) / q.block.columns));
         if (same) amax = std::max(amax, std::abs(v[j]));
@@ -86,6 +89,7 @@ TEST_SUITE("optim") {
         {"bf16:sr", "", "e5m2", "e5m2:sr"},
         {"bfp8:sr", "", "bfp8:sr", "bfp8:sr"},
         {"bfp8-axis0:sr", "fp32", "bfp8-axis0:sr", "bfp8-axis0"},
+        {"bfp8-axis1:sr", "", "bfp8-axis1", "bfp8-axis1:sr"},
         {"bfp8-g3", "e6m9:sr", "fp32", "e4m3"},
         {"fixed8.6:sr", "fixed16.12:sr", "fixed8.4", "fixed8.4"},
     };
@@ -161,6 +165,28 @@ TEST_SUITE("optim") {
     for (size_t i = 0; i < 50; ++i) CHECK(std::abs(got[i] - w[i]) <= 80 * 16 * 0x1p-24);
   }
 
+  TEST_CASE(
+      "a skipped step changes nothing and is not counted; two optimizers of a run keep their own "
+      "rates") {
+    Run run;
+    Parameter a{"a", Tensor::from(std::vector<float>{1}, {1}), {}},
+        b{"b", Tensor::from(std::vector<float>{1}, {1}), {}};
+    optim::Sgd first(run, {&a}, {.lr = 0.5}), second(run, {&b}, {.lr = 0.25});
+    a.grad = b.grad = Tensor::from(std::vector<float>{1}, {1});
+    StepState state = run.state();
+    state.found_inf = 1;
+    run.set_state(state);
+    first.step();
+    CHECK(a.value.to_floats()[0] == 1);
+    CHECK(run.state().optimizer_step == 0);
+    a.grad = b.grad;
+    first.step();
+    second.step();
+    CHECK(a.value.to_floats()[0] == 0.5f);
+    CHECK(b.value.to_floats()[0] == 0.75f);
+    CHECK(run.state().optimizer_step == 2);
+  }
+
   TEST_CASE("gradients are scaled without a gradient format too, and forgotten after the step") {
     Run run;
     Parameter p{"w", Tensor::from(std::vector<float>{1}, {1}), {}};
@@ -210,7 +236,7 @@ TEST_SUITE("optim") {
 
   TEST_CASE("wrong options are named") {
     Run run;
-    Parameter p{"fc.bias", random_tensor({5}, -1, 1, 1), {}};
+    Parameter p{"fc.weight", random_tensor({5, 2}, -1, 1, 1), {}};
     const auto make = [&](auto change) {
       optim::SgdOptions o;
       change(o);
@@ -223,8 +249,9 @@ TEST_SUITE("optim") {
                          Error);
     CHECK_THROWS_WITH_AS(make([](auto& o) { o.momentum_format = Quantizer::parse("e5m2"); }),
                          doctest::Contains("momentum above 0"), Error);
-    CHECK_THROWS_WITH_AS(make([](auto& o) { o.weight = Quantizer::parse("bfp8-axis1"); }),
-                         doctest::Contains("needs axis 1, but fc.bias has shape (5)"), Error);
+    CHECK_THROWS_WITH_AS(make([](auto& o) { o.weight = Quantizer::parse("bfp8-axis2"); }),
+                         doctest::Contains("needs axis 2, but fc.weight has shape (5, 2)"), Error);
+    CHECK_THROWS_WITH_AS(optim::Sgd(run, {&p, &p}, {}), doctest::Contains("given twice"), Error);
     Parameter empty{"x", {}, {}};
     CHECK_THROWS_WITH_AS(optim::Sgd(run, {&empty}, {}), doctest::Contains("initialise"), Error);
   }

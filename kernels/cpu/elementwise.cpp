@@ -34,6 +34,9 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
     const Tensor& in = args.in[k];
     ULP_CHECK(in.defined(), "{}: input {} is missing", name, k);
     step[k] = in.numel() == 1 ? 0 : 1;
+    ULP_CHECK((in.dtype() == DType::F64) == (args.out.dtype() == DType::F64),
+              "{}: F64 operands want an F64 result and F64 partners, got {} and {}", name,
+              in.dtype(), args.out.dtype());
     if (step[k] == 1) check_kernel_tensor(name, stream, in, args.out.shape());
   }
   check_kernel_tensor(name, stream, args.out, args.out.shape());
