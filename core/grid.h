@@ -10,8 +10,9 @@ namespace ulp {
 /// min_quantum), and everything beyond max_bits is decided by one table look-up. Index 0: x ≥ 0, index 1: x < 0.
 enum class GridKind : uint8_t {
   Lattice,  // everything below
-  Posit,    // posit_bits, posit_exponent_bits
-  Table,    // table, table_size
+  OneBit,  // the same, significand_bits = 0, where a number is odd if its exponent makes its code so (P3109)
+  Posit,  // posit_bits, posit_exponent_bits
+  Table,  // table, table_size
 };
 
 struct Grid {
@@ -47,13 +48,14 @@ struct BlockRule {
   int32_t precision;    // significant bits of an element
   float inverse_max;    // 1 / the element's largest number
   int32_t least_scale;  // biased; what the output type can follow
+  int32_t most_scale;   // biased; 254, or less where the element's step would pass 2^127
 };
 
 /// `out`: the type that the values will be stored in. BF16's grid ends at 2^−133, so scales stop where an element's smallest
 /// step would fall below; every other type takes all scales from 2^−127.
 BlockRule make_block_rule(const Quantizer& quantizer, DType out);
 
-/// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite; 0 gives the least scale.
+/// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite.
 /// Source: the four rules of torchao's MX formats; RoundCeil multiplies by fl(1/max) as TransformerEngine does.
 ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
   const int32_t e = static_cast<int32_t>(amax_bits >> 23);
@@ -73,7 +75,7 @@ ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
     }
     default: break;
   }
-  return max_of(min_of(x, 254), rule.least_scale);
+  return max_of(min_of(x, rule.most_scale), rule.least_scale);
 }
 
 /// x · 2^exponent for a finite x ≥ 0 and |exponent| ≤ 254; beyond fp32 it is Inf.
@@ -289,7 +291,10 @@ ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t r
   const int32_t cut =
       min_of(shift, 26);  // beyond 26 nothing of m is left, but a lost tail must be seen
   const uint32_t tail = (1u << cut) - 1u;
-  const uint32_t lsb = (m >> cut) & 1u;
+  const uint32_t odd_code = grid.kind == GridKind::OneBit
+                                ? ~static_cast<uint32_t>(quantum - grid.min_quantum)
+                                : ~0u;  // code 1 has the least exponent
+  const uint32_t lsb = (m >> cut) & odd_code & 1u;
   const uint32_t some = static_cast<uint32_t>(cut > 0);
 
   uint32_t k = 0;  // |x| in units of 2^quantum, rounded
@@ -302,7 +307,7 @@ ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t r
     case Rounding::TowardZero: k = m >> cut; break;
     case Rounding::Up: k = (m + select_bits(negative, 0u, tail)) >> cut; break;
     case Rounding::Down: k = (m + select_bits(negative, tail, 0u)) >> cut; break;
-    case Rounding::Odd: k = (m >> cut) | static_cast<uint32_t>((m & tail) != 0); break;
+    case Rounding::Odd: k = (m >> cut) + (static_cast<uint32_t>((m & tail) != 0) & ~lsb); break;
     case Rounding::Stochastic: {
       const uint32_t r = m & tail;
       const uint32_t up = grid.bits.count == 32 && grid.bits.variant == RandomBits::Variant::Plain

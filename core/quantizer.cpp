@@ -153,7 +153,8 @@ void check_scaled(const Quantizer& q, std::string_view whole) {
 
 Quantizer Quantizer::parse(std::string_view whole) {
   Quantizer q;
-  const size_t colon = whole.rfind(':');  // table=PATH may contain others
+  // table=PATH may contain others.
+  const size_t colon = whole.starts_with("table=") ? whole.rfind(':') : whole.find(':');
   const std::string_view name = whole.substr(0, colon);
   ULP_CHECK(name.starts_with("table=") || name.find('+') == std::string_view::npos,
             "{}: parts after '+' (transforms, scales) are not known here", whole);
@@ -274,9 +275,9 @@ Grid make_grid(const Quantizer& q) {
   }
   grid.significand_bits = f.kind == FormatKind::Fp32 ? 23 : f.significand_bits;
   if (f.flush_subnormals) grid.min_normal_bits = bits_of(static_cast<float>(limits.min_normal));
-  const bool no_minus_zero = f.specials == Specials::Fnuz || f.specials == Specials::P3109 ||
-                             f.specials == Specials::P3109Finite;
-  grid.zero_sign = no_minus_zero ? 0 : kSignBit;
+  const bool p3109 = f.specials == Specials::P3109 || f.specials == Specials::P3109Finite;
+  if (p3109 && f.significand_bits == 0) grid.kind = GridKind::OneBit;
+  grid.zero_sign = p3109 || f.specials == Specials::Fnuz ? 0 : kSignBit;
   if (f.kind == FormatKind::Float && f.specials == Specials::None && f.exponent_bits == 8 &&
       f.bias == 127 && limits.has_infinity) {  // its numbers from 2^128 on read as Inf
     for (const int s : {0, 1}) {
@@ -303,6 +304,7 @@ BlockRule make_block_rule(const Quantizer& q, DType out) {
   rule.emax = limits.emax;
   rule.precision = limits.significant_bits;
   rule.inverse_max = 1.0f / static_cast<float>(limits.max);
+  rule.most_scale = 254 - std::max(0, limits.quantum);
   rule.least_scale = out == DType::BF16 ? std::max(0, -133 + 127 - limits.quantum) : 0;
   return rule;
 }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -12,8 +11,6 @@
 namespace ulp {
 
 inline constexpr int kMaxRank = 8;
-inline constexpr int64_t kMostElements = int64_t{1}
-                                         << 59;  // bytes of the widest type still fit 63 bits
 
 /// Up to eight extents, outermost first. Rank 0 is a scalar (one element).
 class Shape {
@@ -24,24 +21,25 @@ class Shape {
   explicit Shape(std::span<const int64_t> extents) : rank_(static_cast<int>(extents.size())) {
     ULP_CHECK(extents.size() <= kMaxRank, "shape: at most {} axes, got {}", kMaxRank,
               extents.size());
-    int64_t elements = 1;  // with empty axes counted as 1, so that strides fit too
     for (int i = 0; i < rank_; ++i) {
       ULP_CHECK(extents[static_cast<size_t>(i)] >= 0, "shape: extents must be >= 0, got {}",
                 extents[static_cast<size_t>(i)]);
       extents_[static_cast<size_t>(i)] = extents[static_cast<size_t>(i)];
-      const int64_t factor = std::max<int64_t>(1, extents[static_cast<size_t>(i)]);
-      ULP_CHECK(factor <= kMostElements / elements, "shape: more than 2^59 elements");
-      elements *= factor;
     }
   }
 
   int rank() const { return rank_; }
   int64_t operator[](int axis) const { return extents_[static_cast<size_t>(axis)]; }
   int64_t& operator[](int axis) { return extents_[static_cast<size_t>(axis)]; }
+  /// The product of the extents; one beyond 63 bits is given as INT64_MAX (no tensor of that shape can be made).
   int64_t numel() const {
     int64_t n = 1;
-    for (int i = 0; i < rank_; ++i) n *= extents_[static_cast<size_t>(i)];
-    return n;
+    bool huge = false;
+    for (int i = 0; i < rank_; ++i) {
+      if ((*this)[i] == 0) return 0;
+      huge = huge || __builtin_mul_overflow(n, (*this)[i], &n);
+    }
+    return huge ? INT64_MAX : n;
   }
   bool operator==(const Shape& other) const {
     if (rank_ != other.rank_) return false;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <string_view>
 
@@ -16,6 +17,15 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr size_t kMostPoints = (1 << 17) + 4;
 
 double pow2(int exponent) { return std::ldexp(1.0, exponent); }
+
+bool is_p3109(const Format& f) {
+  return f.kind == FormatKind::Float &&
+         (f.specials == Specials::P3109 || f.specials == Specials::P3109Finite);
+}
+
+bool has_minus_zero(const Format& f) {
+  return f.kind == FormatKind::Float && f.specials != Specials::Fnuz && !is_p3109(f);
+}
 
 /// The number that a code without its sign stands for, special codes ignored. The codes go on beyond the last exponent
 /// field, as the lattice does.
@@ -30,6 +40,9 @@ double decode(const Format& f, uint64_t code) {
 uint64_t largest_code(const Format& f) {
   const int e = f.exponent_bits, m = f.significand_bits;
   const uint64_t codes = uint64_t{1} << (e + m);
+  // P3109: Inf takes the topmost code; NaN that of −0, or without a sign the one above Inf.
+  if (is_p3109(f))
+    return codes - 1 - (f.specials == Specials::P3109 ? 1 : 0) - (f.is_unsigned ? 1 : 0);
   if (f.specials == Specials::Ieee) return ((uint64_t{1} << e) - 1) * (uint64_t{1} << m) - 1;
   return codes - (f.specials == Specials::Fn ? 2 : 1);
 }
@@ -65,6 +78,17 @@ Reference::Reference(const Quantizer& quantizer, float block_amax) : quantizer_(
       read_integers(pow2(exponent + 2 - f.word_bits), most, most);
       break;
     }
+    case FormatKind::Hbfp: {
+      int exponent = -126;  // of the power of two just above amax, or amax itself
+      if (block_amax != 0) {
+        const double significand = std::frexp(block_amax, &exponent);  // in [1/2, 1)
+        exponent = std::max(significand == 0.5 ? exponent - 1 : exponent, -126);
+      }
+      const double step = std::max(pow2(exponent - (f.word_bits - 1)), 0x1p-149);
+      const double most = pow2(exponent) / step - 1;
+      read_integers(step, most, most);
+      break;
+    }
     default: throw_error("reference: no such kind of format: {}", f);
   }
 }
@@ -79,7 +103,7 @@ void Reference::read_float() {
     --last;
   }
   max_ = decode(f, last);
-  lowest_ = -max_;
+  lowest_ = f.is_unsigned ? 0 : -max_;
   const uint64_t beyond = last + (uint64_t{2} << f.significand_bits);
   if (beyond >= kMostPoints) return;
   for (uint64_t code = 0; code <= beyond; ++code) points_.push_back(decode(f, code));
@@ -100,11 +124,12 @@ Reference::Place Reference::place(double magnitude) const {
     const double integer = std::floor(magnitude / step_);
     return {integer * step_, step_, std::fmod(integer, 2) == 1};
   }
-  // Without significand bits every significand but zero's is 1, which is odd.
+  // Without significand bits every significand but zero's is 1, which is odd; P3109 goes by the code.
   if (!points_.empty() && magnitude < points_.back()) {
     const auto above = std::upper_bound(points_.begin(), points_.end(), magnitude);
     const auto code = (above - points_.begin()) - 1;
-    return {above[-1], above[0] - above[-1], f.significand_bits == 0 ? code != 0 : code % 2 == 1};
+    const bool by_code = f.significand_bits > 0 || is_p3109(f);
+    return {above[-1], above[0] - above[-1], by_code ? code % 2 == 1 : code != 0};
   }
   const double step = magnitude < min_normal_
                           ? step_
@@ -144,6 +169,7 @@ bool Reference::rounds_up(const Place& at, double magnitude, bool negative, uint
 
 double Reference::overflow(bool negative) const {
   const double bound = negative ? lowest_ : max_;
+  if (negative && lowest_ == 0) return 0;  // unsigned formats clamp, whatever overflow becomes
   const double signed_infinity = negative ? -kInfinity : kInfinity;
   const Rounding mode = quantizer_.rounding;
   const bool points_back = mode == Rounding::TowardZero || mode == Rounding::Odd ||
@@ -160,22 +186,22 @@ double Reference::infinity(bool negative) const {
   const Format& f = quantizer_.format;
   if (f.overflow == Overflow::Saturate) return negative ? lowest_ : max_;
   const bool has_infinity =
-      f.kind == FormatKind::Float && (f.specials == Specials::Ieee || beyond_is_infinity_);
+      f.kind == FormatKind::Float && !(negative && f.is_unsigned) &&
+      (f.specials == Specials::Ieee || f.specials == Specials::P3109 || beyond_is_infinity_);
   return has_infinity ? (negative ? -kInfinity : kInfinity) : std::nan("");
 }
 
-Rounded Reference::operator()(float x, uint32_t random) const {
+Rounded Reference::operator()(double x, uint32_t random) const {
   const Format& f = quantizer_.format;
   if (std::isnan(x)) return {std::nanf(""), false};
   const bool negative = std::signbit(x);
   if (std::isinf(x)) return {static_cast<float>(infinity(negative)), false};
-  const double magnitude = std::fabs(static_cast<double>(x));
+  const double magnitude = std::fabs(x);
   const Place at = place(magnitude);
   double y = at.low + (rounds_up(at, magnitude, negative, random) ? at.step : 0);
   if (f.flush_subnormals && y < min_normal_) y = 0;
   if (negative) y = -y;
-  if (f.kind != FormatKind::Float) y += 0.0;  // no −0
-  if (f.kind == FormatKind::Float && f.specials == Specials::Fnuz) y += 0.0;
+  if (!has_minus_zero(f)) y += 0.0;
   if (f.overflow == Overflow::None) return {static_cast<float>(y), false};
   if (f.overflow == Overflow::Wrap) {
     const double codes = pow2(f.word_bits);
@@ -200,6 +226,135 @@ std::vector<double> Reference::values() const {
     if (f.kind == FormatKind::Float && std::isinf(infinity(negative)))
       values.push_back(infinity(negative));
   return values;
+}
+
+namespace {
+
+Quantizer element_of(const Quantizer& scaled) {
+  Quantizer element = scaled;
+  element.block = {};
+  element.scale = {};
+  element.format.overflow = Overflow::Saturate;
+  return element;
+}
+
+}  // namespace
+
+ScaledReference::ScaledReference(const Quantizer& quantizer, int least_scale)
+    : element_(element_of(quantizer)), rule_(quantizer.scale.rule), least_scale_(least_scale) {
+  const Format& f = quantizer.format;
+  precision_ = f.kind == FormatKind::Float
+                   ? f.significand_bits + 1
+                   : std::ilogb(element_.max() * std::ldexp(1.0, f.fraction_bits)) + 1;
+  most_scale_ = 254 - std::max(0, std::ilogb(element_.points()[1]));
+}
+
+int ScaledReference::scale_exponent(float amax) const {
+  const double a = amax;
+  const int element_exponent = std::ilogb(element_.max());
+  const int exponent = a < 0x1p-126 ? -127 : std::ilogb(a);
+  int unbiased = exponent - element_exponent;
+  switch (rule_) {
+    case Scale::Rule::Ceil:
+      if (a < 0x1p-126 ? a != 0 : a != pow2(exponent)) ++unbiased;
+      break;
+    case Scale::Rule::Even: {
+      const double step = pow2(std::max(exponent, -126) + 1 - precision_);
+      if (std::floor(a / step + 0.5) * step >= pow2(exponent + 1)) ++unbiased;
+      break;
+    }
+    case Scale::Rule::RoundCeil: {  // the least power of two not below the fp32 product
+      const float inverse = 1.0f / static_cast<float>(element_.max());
+      const auto product = static_cast<float>(a * static_cast<double>(inverse));
+      unbiased = product == 0 ? -127 : std::ilogb(product);
+      if (std::isfinite(product) && pow2(unbiased) < product) ++unbiased;
+      unbiased = std::clamp(unbiased, -127, 127);
+      break;
+    }
+    default: break;
+  }
+  return std::clamp(unbiased + 127, least_scale_, most_scale_);
+}
+
+Rounded ScaledReference::operator()(float x, int scale_exponent, uint32_t random) const {
+  const Rounded element =
+      element_(std::ldexp(static_cast<double>(x), 127 - scale_exponent), random);
+  const double y = std::ldexp(static_cast<double>(element.value), scale_exponent - 127);
+  return {static_cast<float>(y), element.clamped};
+}
+
+int least_scale_of(const Quantizer& quantizer, DType out) {
+  if (out != DType::BF16) return 0;
+  const double step = ScaledReference(quantizer).element().points()[1];
+  int least = 0;
+  while (std::ldexp(step, least - 127) < 0x1p-133) ++least;
+  return least;
+}
+
+BlockReference::BlockReference(const Quantizer& quantizer, DType out) : quantizer_(quantizer) {
+  if (quantizer.scale.rule != Scale::Rule::None)
+    scaled_.emplace(quantizer, least_scale_of(quantizer, out));
+}
+
+std::vector<Rounded> BlockReference::operator()(std::span<const float> block,
+                                                std::span<const uint32_t> random) const {
+  float amax = 0;
+  for (const float x : block) {
+    if (!std::isfinite(x)) return std::vector<Rounded>(block.size(), {std::nanf(""), false});
+    amax = std::max(amax, std::fabs(x));
+  }
+  std::vector<Rounded> rounded;
+  if (scaled_) {
+    const int exponent = scaled_->scale_exponent(amax);
+    for (size_t i = 0; i < block.size(); ++i)
+      rounded.push_back((*scaled_)(block[i], exponent, random[i]));
+  } else {
+    const Reference reference(quantizer_, amax);
+    for (size_t i = 0; i < block.size(); ++i) rounded.push_back(reference(block[i], random[i]));
+  }
+  return rounded;
+}
+
+std::vector<std::string> p3109_names() {
+  std::vector<std::string> names;
+  for (char precision = '1'; precision <= '7'; ++precision)
+    for (const char* domain : {"", "-finite"})
+      for (const char* sign : {"", "-unsigned"})
+        for (const char* overflow : {"", "-sat", "-nan"})
+          names.push_back(std::string("binary8p") + precision + domain + sign + overflow);
+  return names;
+}
+
+std::vector<P3109Table> p3109_tables() {
+  std::ifstream file(std::string(ULP_TEST_DATA) + "/p3109_values.txt");
+  const auto number = [](const std::string& half) {
+    return std::bit_cast<float>(static_cast<uint32_t>(std::stoul(half + "0000", nullptr, 16)));
+  };
+  std::vector<P3109Table> tables;
+  std::string word;
+  while (file >> word) {
+    if (word == "#") {
+      std::getline(file, word);
+    } else if (word == "values") {
+      tables.emplace_back();
+      file >> tables.back().name;
+      for (int code = 0; code < 256; ++code) {
+        file >> word;
+        tables.back().values.push_back(number(word));
+      }
+    } else if (word == "round") {
+      file >> tables.back().rounded_name;
+    } else {
+      P3109Table::Row row{};
+      row.x = std::bit_cast<float>(static_cast<uint32_t>(std::stoul(word, nullptr, 16)));
+      for (float& y : row.y) {
+        file >> word;
+        y = number(word);
+      }
+      tables.back().rounded.push_back(row);
+    }
+  }
+  return tables;
 }
 
 std::vector<float> hard_inputs(const Reference& reference) {

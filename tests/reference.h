@@ -4,7 +4,10 @@
 // from its codes (or written as multiples of a power of two) in double, and a rounding mode picks one of the two
 // neighbours by its definition. Every difference and quotient formed here is exact in double.
 
+#include <array>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,14 +28,14 @@ struct Rounded {
   bool clamped;  // finite, and its rounded value lay beyond the format's largest
 };
 
-/// What a quantizer must make of a value. Element-wise formats, or one block of a block format.
+/// What a quantizer must make of a value. Element-wise formats, or one block of bfp or hbfp.
 class Reference {
  public:
   explicit Reference(const Quantizer& quantizer, float block_amax = 0);
   explicit Reference(const char* quantizer) : Reference(Quantizer::parse(quantizer)) {}
 
-  /// `random` is the word R of a stochastic rounding.
-  Rounded operator()(float x, uint32_t random = 0) const;
+  /// `random` is the word R of a stochastic rounding. x: a float, or one times a power of two.
+  Rounded operator()(double x, uint32_t random = 0) const;
 
   /// |x| between two neighbours: low ≤ |x| < low + step, and low is where code or integer is odd.
   struct Place {
@@ -64,9 +67,63 @@ class Reference {
   bool beyond_is_infinity_ = false;  // e8mY-none: the codes from 2^128 on
 };
 
+/// One block of scaled elements (OCP MX specification 1.0, §6.3): y = decode(encode(x · 2^(127−X), saturating)) · 2^(X−127),
+/// each product exact, the last one an fp32 number, or Inf from 2^128 on.
+class ScaledReference {
+ public:
+  /// least_scale: the least X that is allowed.
+  explicit ScaledReference(const Quantizer& quantizer, int least_scale = 0);
+
+  /// The X of a block by the words of the rules. Subnormal fp32 numbers count with the exponent of their field, as one of
+  /// 2^−127, and their bits below it as a fraction. X stops at 254, or where the element's step reaches 2^127.
+  int scale_exponent(float amax) const;
+  Rounded operator()(float x, int scale_exponent, uint32_t random = 0) const;
+
+  /// Element values.
+  const Reference& element() const { return element_; }
+
+ private:
+  Reference element_;
+  Scale::Rule rule_;
+  int least_scale_, most_scale_, precision_;
+};
+
+/// The least X for which `out` holds every element value times 2^(X−127).
+int least_scale_of(const Quantizer& quantizer, DType out);
+
+/// What a block quantizer must make of one block that is written as `out`.
+class BlockReference {
+ public:
+  BlockReference(const Quantizer& quantizer, DType out);
+  /// random: a word for each element.
+  std::vector<Rounded> operator()(std::span<const float> block,
+                                  std::span<const uint32_t> random) const;
+
+ private:
+  Quantizer quantizer_;
+  std::optional<ScaledReference> scaled_;  // else bfp or hbfp
+};
+
 /// The inputs on which roundings go wrong: points, midpoints, one fp32 ulp either side of both, with both signs; ±0,
 /// the least and greatest subnormal, the least normal and the greatest finite fp32 number, ±Inf, quiet and other NaNs.
 std::vector<float> hard_inputs(const Reference& reference);
+
+/// All formats of IEEE P3109 with 8 bits and up to 7 significand bits, with every overflow policy.
+std::vector<std::string> p3109_names();
+
+/// data/p3109_values.txt: the numbers of a format by code, and what gfloat rounds x to.
+struct P3109Table {
+  static constexpr std::array<const char*, 5> kModes = {"rne", "rna", "rtz", "ru", "rd"};
+  struct Row {
+    float x;
+    std::array<float, 5> y;  // by kModes
+  };
+  std::string name;
+  std::vector<float> values;
+  std::string rounded_name;  // with the overflow policy
+  std::vector<Row> rounded;
+};
+std::vector<P3109Table> p3109_tables();
 
 /// Counts disagreements across threads and keeps the first few words about them.
 class Mismatches {

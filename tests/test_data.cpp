@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -399,13 +401,16 @@ TEST_SUITE("data") {
   TEST_CASE("atomic files") {
     const TemporaryFolder folder;
     const fs::path path = folder / "out.jsonl";
+    const int descriptor = ::open(folder.path().c_str(), O_TMPFILE | O_WRONLY, 0600);
+    const bool unnamed = descriptor >= 0;  // the file system has files without a name
+    if (unnamed) ::close(descriptor);
     write_file_atomically(path, "first\n");
     CHECK(get(path) == "first\n");
     {
       AtomicFile file(path);
       file.write("half of the sec");
       CHECK(get(path) == "first\n");
-      CHECK(folder.entries().size() == 2);
+      if (unnamed) CHECK(folder.entries() == std::vector<std::string>{"out.jsonl"});
     }
     CHECK(get(path) == "first\n");
     CHECK(folder.entries() == std::vector<std::string>{"out.jsonl"});
@@ -419,6 +424,37 @@ TEST_SUITE("data") {
     twice.commit();
     CHECK(message_of([&] { twice.commit(); }) == Contains("twice"));
     CHECK(message_of([&] { twice.write("more"); }) == Contains("committed"));
+  }
+
+  TEST_CASE("atomic files: the permissions of any new file, a link is replaced") {
+    const TemporaryFolder folder;
+    put(folder / "other", "kept");
+    fs::create_symlink(folder / "other", folder / "link");
+    const mode_t old_mask = ::umask(027);
+    write_file_atomically(folder / "link", "new");
+    ::umask(old_mask);
+    CHECK(get(folder / "other") == "kept");
+    CHECK(get(folder / "link") == "new");
+    CHECK(fs::symlink_status(folder / "link").type() == fs::file_type::regular);
+    CHECK(fs::status(folder / "link").permissions() ==
+          (fs::perms::owner_read | fs::perms::owner_write | fs::perms::group_read));
+  }
+
+  TEST_CASE("atomic files: temporary files of killed programs, and nothing else, can be removed") {
+    const TemporaryFolder folder;
+    for (const char* name : {".ulp-1-0.tmp", ".ulp-4194304-123.tmp"}) put(folder / name, "half");
+    const std::vector<std::string> others = {".ulp--0.tmp",    ".ulp-1-.tmp", ".ulp-1-2-3.tmp",
+                                             ".ulp-1-2.tmp.x", ".ulp-1.tmp",  ".ulp-x-1.tmp",
+                                             "notes"};
+    for (const std::string& name : others) put(folder / name, "mine");
+    remove_temporary_files(folder.path());
+    CHECK(folder.entries() == others);
+    fs::create_directory(folder / ".ulp-1-0.tmp");
+    fs::create_symlink(folder / "notes", folder / ".ulp-1-1.tmp");
+    remove_temporary_files(folder.path());
+    CHECK(folder.entries().size() == others.size() + 2);
+    CHECK(message_of([&] { remove_temporary_files(folder / "none"); }) ==
+          Contains("No such file or directory"));
   }
 
   TEST_CASE("atomic files: what cannot be written leaves nothing behind") {

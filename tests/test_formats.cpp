@@ -252,6 +252,81 @@ TEST_SUITE("formats") {
     });
   }
 
+  TEST_CASE("P3109, hbfp and scaled blocks print back") {
+    std::vector<std::string> names = reference::p3109_names();
+    CHECK(names.size() == 84);
+    for (int m = 1; m <= 24; ++m)
+      for (const char* blocks : {"", "-axis0", "-axis7", "-g1", "-g999999", "-t1x1", "-t128x64"}) {
+        names.push_back(format_message("hbfp{}{}", {m, blocks}));
+        names.push_back(format_message("bfp{}{}", {m + 1, blocks}));
+      }
+    for (const char* element :
+         {"e4m3", "e5m2", "e2m3", "e3m2", "e2m1", "fixed8.6-sym", "e4m3-ieee", "e4m3-fnuz", "e3m4",
+          "e5m2-sat", "e2m3-ftz", "e2m1-bias3", "e5m6", "fixed4.-2", "fixed2.0-sym", "fixed8.6-u",
+          "fixed13.8-sat", "binary8p3", "binary8p4-finite-unsigned-sat"})
+      for (const char* blocks : {"-g16", "-g33", "-axis1", "-t16x16", "-t1x128"})
+        for (const char* rule : {"", "-ceil", "-even", "-rceil"})
+          names.push_back(std::string(element) + blocks + rule);
+    for (const char* mx : {"mxfp8", "mxfp8-e5m2", "mxfp6", "mxfp6-e3m2", "mxfp4", "mxint8"})
+      for (const char* rule : {"", "-ceil", "-even", "-rceil"})
+        names.push_back(std::string(mx) + rule);
+    for (const std::string& name : names)
+      for (const char* rounding : {"", ":rtz", ":sr", ":sr6c"}) {
+        const std::string text = name + rounding;
+        INFO(text << ": " << refusal(text));
+        REQUIRE(refusal(text).empty());
+        CHECK(to_string(Quantizer::parse(text)) == text);
+      }
+  }
+
+  TEST_CASE("flags of new formats in any order, and other spellings") {
+    const std::pair<const char*, const char*> names[] = {
+        {"binary8p3-unsigned-finite", "binary8p3-finite-unsigned"},
+        {"binary8p3-sat-unsigned", "binary8p3-unsigned-sat"},
+        {"binary8p5-nan-finite-unsigned:rne", "binary8p5-finite-unsigned-nan"},
+        {"e4m3-g32", "mxfp8"},
+        {"e4m3-g32-floor", "mxfp8"},
+        {"e4m3-floor-g32", "mxfp8"},
+        {"mxfp8-floor", "mxfp8"},
+        {"e4m3-fn-g32-rceil", "mxfp8-rceil"},
+        {"e5m2-g32", "mxfp8-e5m2"},
+        {"e5m2-ceil-g32-ieee:sr", "mxfp8-e5m2-ceil:sr"},
+        {"mxfp8-e5m2-even", "mxfp8-e5m2-even"},
+        {"e2m3-g32", "mxfp6"},
+        {"e3m2-even-g32", "mxfp6-e3m2-even"},
+        {"e2m1-none-g32", "mxfp4"},
+        {"fixed8.6-sym-g32", "mxint8"},
+        {"fixed8.6-g32-sym", "mxint8"},
+        {"fixed8.6-g32", "fixed8.6-g32"},
+        {"e4m3-g31", "e4m3-g31"},
+        {"mxfp8-sat", "e4m3-sat-g32"},
+        {"mxfp4-ftz-ceil", "e2m1-ftz-g32-ceil"},
+        {"mxint8-sat", "fixed8.6-sym-sat-g32"},
+        {"e4m3-g32-fnuz", "e4m3-fnuz-g32"},
+        {"e2m1-t16x16-floor", "e2m1-t16x16"},
+        {"e2m1-axis0-floor-bias-2", "e2m1-bias-2-axis0"},
+        {"hbfp8-g64:rne", "hbfp8-g64"},
+    };
+    for (const auto& [text, want] : names) {
+      INFO(text);
+      CHECK(to_string(Quantizer::parse(text)) == want);
+      CHECK(Quantizer::parse(want) == Quantizer::parse(text));
+    }
+    std::vector<std::string> flags = {"-bias5", "-ftz", "-ieee", "-rceil", "-sat", "-t4x8"};
+    const Quantizer want = Quantizer::parse("e3m3-ieee-sat-ftz-bias5-t4x8-rceil");
+    do {
+      std::string text = "e3m3";
+      for (const std::string& flag : flags) text += flag;
+      CHECK(Quantizer::parse(text) == want);
+    } while (std::next_permutation(flags.begin(), flags.end()));
+    for (int p = 1; p <= 7; ++p)
+      for (const bool is_unsigned : {false, true}) {
+        const std::string text =
+            format_message("binary8p{}{}", {p, is_unsigned ? "-unsigned" : ""});
+        CHECK(Format::parse(text) == p3109_format(p, is_unsigned));
+      }
+  }
+
   TEST_CASE("roundings") {
     const std::pair<const char*, Rounding> names[] = {
         {"rne", Rounding::NearestEven}, {"rna", Rounding::NearestAway},
@@ -294,6 +369,29 @@ TEST_SUITE("formats") {
     CHECK(group.block.columns == 64);
     CHECK(group.follows_reduction());
     CHECK(Quantizer::parse("e4m3").is_elementwise());
+    CHECK(Quantizer::parse("binary8p4").is_elementwise());
+    CHECK(Quantizer::parse("hbfp8").block.kind == Block::Kind::Tensor);
+    for (const char* text : {"bfp8-t4x16", "hbfp8-t4x16", "e4m3-t4x16", "e4m3-t4x16-even"}) {
+      const Quantizer tile = Quantizer::parse(text);
+      CHECK(tile.block == Block{Block::Kind::Tile, 0, 4, 16});
+      CHECK(!tile.follows_reduction());
+      CHECK(!tile.is_elementwise());
+    }
+    const std::pair<const char*, Scale::Rule> rules[] = {{"", Scale::Rule::Floor},
+                                                         {"-floor", Scale::Rule::Floor},
+                                                         {"-ceil", Scale::Rule::Ceil},
+                                                         {"-even", Scale::Rule::Even},
+                                                         {"-rceil", Scale::Rule::RoundCeil}};
+    for (const auto& [flag, rule] : rules) {
+      const Quantizer mx = Quantizer::parse(std::string("mxfp6-e3m2") + flag);
+      CHECK(mx.format == Format::parse("e3m2"));
+      CHECK(mx.block == Block{Block::Kind::Group, 0, 0, 32});
+      CHECK(mx.scale.rule == rule);
+      CHECK(mx.follows_reduction());
+      CHECK(Quantizer::parse(std::string("e5m2-axis3") + flag).scale.rule == rule);
+    }
+    for (const char* text : {"e4m3", "fixed8.4", "bfp8-g32", "hbfp8", "fp32"})
+      CHECK(Quantizer::parse(text).scale.rule == Scale::Rule::None);
   }
 
   TEST_CASE("what cannot be is refused, and why") {
@@ -374,6 +472,75 @@ TEST_SUITE("formats") {
         {"e4m3:sr8fc", "unknown rounding"},
         {"e4m3:rne:sr", "unknown rounding"},
         {"fp32:sr", "fp32 is not rounded"},
+        {"binary8p0", "1 to 7 significand bits"},
+        {"binary8p8", "1 to 7 significand bits"},
+        {"binary8p", "unknown format"},
+        {"binary16p3", "unknown format"},
+        {"binary8p3-inf", "unknown flag '-inf'"},
+        {"binary8p3-fn", "unknown flag '-fn'"},
+        {"binary8p3-ftz", "unknown flag '-ftz'"},
+        {"binary8p3-bias5", "unknown flag '-bias5'"},
+        {"binary8p3-u", "unknown flag '-u'"},
+        {"binary8p3-finite-finite", "given twice"},
+        {"binary8p3-unsigned-unsigned", "-unsigned is given twice"},
+        {"binary8p3-sat-nan", "given twice"},
+        {"e4m3-unsigned", "unknown flag '-unsigned'"},
+        {"e4m3-finite", "unknown flag '-finite'"},
+        {"hbfp0", "1 to 24 bits"},
+        {"hbfp25", "1 to 24 bits"},
+        {"hbfp", "unknown format"},
+        {"hbfp8-sat", "unknown flag '-sat'"},
+        {"hbfp8-ceil", "exponent rule is its own"},
+        {"hbfp8-g32-even", "exponent rule is its own"},
+        {"bfp8-floor", "exponent rule is its own"},
+        {"bfp8-t4x4-rceil", "exponent rule is its own"},
+        {"e4m3-floor", "a scale rule needs blocks"},
+        {"e4m3-ceil:sr", "a scale rule needs blocks"},
+        {"fixed8.4-rceil", "a scale rule needs blocks"},
+        {"fp32-even", "a scale rule needs blocks"},
+        {"fp32-g32", "fp32 has no blocks"},
+        {"fp32-t4x4-floor", "fp32 has no blocks"},
+        {"e4m3-g32-floor-ceil", "scale rule is given twice"},
+        {"mxfp8-floor-floor", "scale rule is given twice"},
+        {"mxfp8-g16", "blocks are given twice"},
+        {"mxint8-axis0", "blocks are given twice"},
+        {"e4m3-g32-t4x4", "blocks are given twice"},
+        {"e4m3-t4x4-t4x4", "blocks are given twice"},
+        {"bfp8-t4x4-axis0", "blocks are given twice"},
+        {"e4m3-t0x4", "at least 1 x 1"},
+        {"e4m3-t4x0", "at least 1 x 1"},
+        {"bfp8-t0x4", "at least 1 x 1"},
+        {"e4m3-t4", "unknown flag '-t4'"},
+        {"e4m3-t4x", "unknown flag '-t4x'"},
+        {"e4m3-tx4", "unknown flag '-tx4'"},
+        {"e4m3-t4x4x4", "unknown flag '-t4x4x4'"},
+        {"e4m3-t04x4", "unknown flag '-t04x4'"},
+        {"e4m3-g0", "at least 1 element"},
+        {"e4m3-g99999999999", "at least 1 element"},
+        {"e4m3-g", "unknown flag '-g'"},
+        {"e4m3-gx", "unknown flag '-gx'"},
+        {"e4m3-axis8", "axis 0 to 7"},
+        {"e4m3-g32-nan", "saturate"},
+        {"e5m2-axis0-nan", "saturate"},
+        {"mxfp8-nan", "saturate"},
+        {"fixed8.6-g32-wrap", "saturate"},
+        {"fixed8.6-g32-noclamp", "saturate"},
+        {"binary8p3-g32-nan", "saturate"},
+        {"mxint8-wrap", "exclude each other"},
+        {"bf16-g32", "12 significant bits"},
+        {"fp16-g32", "12 significant bits"},
+        {"e6m2-g32", "12 significant bits"},
+        {"e4m12-g32", "12 significant bits"},
+        {"fixed14.6-g32", "12 significant bits"},
+        {"fixed8.23-g32", "12 significant bits"},
+        {"fixed8.-10-g32", "12 significant bits"},
+        {"fixed1.0-g32", "12 significant bits"},
+        {"binary8p1-g32", "12 significant bits"},
+        {"mxfp5", "unknown format"},
+        {"mxfp8-e4m3", "unknown flag '-e4m3'"},
+        {"mxfp4-e5m2", "unknown flag '-e5m2'"},
+        {"mxfp8-sat-e5m2", "unknown flag '-e5m2'"},
+        {"mxint4", "unknown format"},
     };
     for (const auto& [text, word] : refusals) {
       const std::string why = refusal(text);
@@ -386,10 +553,36 @@ TEST_SUITE("formats") {
     CHECK_THROWS_AS(fixed_format(8, 150), Error);
     CHECK_THROWS_AS(block_float_format(1), Error);
     // The neighbours of refusals are taken.
-    for (const char* text :
-         {"e8m7-fn-bias128", "e8m23", "e8m22-fnuz", "e4m3-bias147", "fixed25.4", "fixed24.4-u",
-          "fixed8.149", "fixed8.-120", "fixed2.0-sym", "bfp2", "bfp25", "bfp8-axis7", "bfp8-g1",
-          "e4m3:sr1", "e4m3:sr32c", "e1m0-none", "e1m2-fn", "e4m0-none", "e8m23-none"}) {
+    for (const char* text : {"e8m7-fn-bias128",
+                             "e8m23",
+                             "e8m22-fnuz",
+                             "e4m3-bias147",
+                             "fixed25.4",
+                             "fixed24.4-u",
+                             "fixed8.149",
+                             "fixed8.-120",
+                             "fixed2.0-sym",
+                             "bfp2",
+                             "bfp25",
+                             "bfp8-axis7",
+                             "bfp8-g1",
+                             "e4m3:sr1",
+                             "e4m3:sr32c",
+                             "e1m0-none",
+                             "e1m2-fn",
+                             "e4m0-none",
+                             "e8m23-none",
+                             "binary8p1",
+                             "binary8p7",
+                             "hbfp1",
+                             "hbfp24",
+                             "e4m3-t1x1",
+                             "e5m7-g2",
+                             "fixed13.6-g32",
+                             "fixed12.22-u-g32",
+                             "fixed8.-8-g32",
+                             "fixed1.0-u-g32",
+                             "e1m0-none-g32"}) {
       INFO(text);
       CHECK(refusal(text) == "");
     }
@@ -422,6 +615,11 @@ TEST_SUITE("formats") {
         {"e4m3-ftz", 448, 0x1p-6, 0x1p-6, 7, 4, false},
         {"e5m2-sat", 57344, 0x1p-14, 0x1p-16, 15, 3, false},
         {"e8m7-none", 0x1.fep127, 0x1p-126, 0x1p-133, 127, 8, true},
+        {"binary8p3", 49152, 0x1p-15, 0x1p-17, 16, 3, true},
+        {"binary8p3-finite", 57344, 0x1p-15, 0x1p-17, 16, 3, false},
+        {"binary8p4", 224, 0x1p-7, 0x1p-10, 8, 4, true},
+        {"binary8p4-sat", 224, 0x1p-7, 0x1p-10, 8, 4, false},
+        {"binary8p1", 0x1p62, 0x1p-63, 0x1p-63, 64, 1, true},
     };
     for (const Row& row : rows) {
       INFO(row.name);
@@ -482,7 +680,56 @@ TEST_SUITE("formats") {
     report(bad);
   }
 
-  TEST_CASE("limits and native types against every value: fixed point up to 13 bits, and bfp") {
+  TEST_CASE("P3109: limits, native types and all 256 codes against gfloat's values") {
+    Mismatches bad;
+    const std::vector<reference::P3109Table> tables = reference::p3109_tables();
+    REQUIRE(tables.size() == 28);
+    for (const reference::P3109Table& table : tables) {
+      const bool is_unsigned = table.name.ends_with("-unsigned");
+      std::vector<double> want;
+      int nans = 0;
+      for (const float value : table.values) {
+        if (std::isnan(value)) ++nans;
+        if (!std::isnan(value)) want.push_back(value);
+        if (value == 0 && std::signbit(value)) bad.add(table.name + " has a -0");
+      }
+      if (nans != 1 || !std::isnan(table.values[is_unsigned ? 255 : 128]))
+        bad.add(table.name + ": NaN is elsewhere");
+      std::sort(want.begin(), want.end());
+      for (const char* overflow : {"", "-sat", "-nan"}) {
+        const std::string text = table.name + overflow;
+        std::vector<double> values = Reference(text.c_str()).values();
+        std::sort(values.begin(), values.end());
+        std::vector<double> numbers = want;
+        if (std::string_view(overflow) == "-sat")  // Inf becomes the largest number
+          std::erase_if(numbers, [](double value) { return std::isinf(value); });
+        if (values != numbers) bad.add(text + ": other values");
+
+        const Format format = Format::parse(text);
+        const FormatLimits limits = limits_of(format);
+        std::vector<double> finite = numbers;
+        std::erase_if(finite, [](double value) { return std::isinf(value); });
+        double min_positive = finite.back();
+        int bits = 0;
+        for (const double value : finite) {
+          if (value > 0) min_positive = std::min(min_positive, value);
+          bits = std::max(bits, significant_bits(value));
+        }
+        const int precision = table.name[8] - '0';
+        const int bias = 1 << ((is_unsigned ? 8 : 7) - precision);
+        if (format.bias != bias || limits.max != finite.back() || limits.lowest != finite.front() ||
+            limits.min_positive != min_positive || limits.significant_bits != bits ||
+            limits.min_normal != std::ldexp(1.0, 1 - bias) || limits.emin != 1 - bias ||
+            limits.emax != std::ilogb(finite.back()) || limits.quantum != 2 - bias - precision ||
+            limits.has_infinity != (finite.size() < numbers.size()))
+          bad.add(text + ": limits differ from the values");
+        check_types(text, format, with_nan(numbers), bad);
+      }
+    }
+    report(bad);
+  }
+
+  TEST_CASE("limits and native types against every value: fixed point up to 13 bits, bfp, hbfp") {
     Mismatches bad;
     for (int w = 1; w <= 13; ++w)
       for (int fraction = -120; fraction <= 149; ++fraction)
@@ -510,6 +757,22 @@ TEST_SUITE("formats") {
              Reference(Quantizer::parse(text), std::ldexp(1.0f, exponent)).values())
           values.push_back(value);
       check_types(text, Format::parse(text), values, bad);
+    }
+    for (int m = 1; m <= 12; ++m) {
+      const std::string text = "hbfp" + std::to_string(m);
+      std::vector<double> values = {std::nan("")};
+      for (int exponent = -149; exponent <= 127; ++exponent)
+        for (const float amax : {std::ldexp(1.0f, exponent), std::ldexp(1.5f, exponent)})
+          for (const double value : Reference(Quantizer::parse(text), amax).values())
+            values.push_back(value);
+      check_types(text, Format::parse(text), values, bad);
+      const FormatLimits limits = limits_of(Format::parse(text));
+      int bits = 0;
+      for (const double value : values) bits = std::max(bits, significant_bits(value));
+      const double max = *std::max_element(values.begin() + 1, values.end());
+      if (limits.max != max || limits.lowest != -max || limits.significant_bits != bits ||
+          limits.min_positive != std::ldexp(1.0, limits.quantum))
+        bad.add(text + ": limits differ from the values");
     }
     for (const char* wide : {"fixed8.4-noclamp", "fixed20.4", "bfp25", "e8m20", "fp32", "e8m11"}) {
       CHECK(storage_type(Format::parse(wide)) == DType::F32);

@@ -154,7 +154,8 @@ TEST_SUITE("quantise_value") {
                                "e3m2-bias-100", "e8m7-none-bias128", "e2m3-none-bias147"})
       names.push_back(biased);
     for (const std::string& name : small_fixed()) names.push_back(name);
-    REQUIRE(names.size() > 800);
+    for (const std::string& name : reference::p3109_names()) names.push_back(name);
+    REQUIRE(names.size() > 900);
     Mismatches bad;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < names.size(); ++i)
@@ -208,18 +209,19 @@ TEST_SUITE("quantise_value") {
     report(bad);
   }
 
-  TEST_CASE("block floating point: one block, all widths and modes") {
+  TEST_CASE("bfp and hbfp: one block, all widths and modes") {
     Mismatches bad;
-    for (int word_bits = 2; word_bits <= 25; ++word_bits)
+    for (int width = 2; width <= 49; ++width)
       for (const char* mode : {"rne", "rna", "rnu", "rtz", "ru", "rd", "odd", "sr", "sr4c"}) {
-        const std::string name = format_message("bfp{}:{}", {word_bits, mode});
+        const int word_bits = width > 25 ? width - 24 : width;  // hbfpM has words of M + 1 bits
+        const std::string name = width > 25 ? format_message("hbfp{}:{}", {word_bits - 1, mode})
+                                            : format_message("bfp{}:{}", {word_bits, mode});
         const Quantizer quantizer = Quantizer::parse(name);
         for (const float amax :
              {0.0f, 0x1p-149f, 0x1.8p-130f, 0x1p-126f, 0x1.fffffep-126f, 0x1p-125f, 0x1.4p-3f, 1.0f,
               0x1.fffffep0f, 6.25f, 0x1p126f, 0x1p127f, 0x1.fffffep127f}) {
           Grid grid = make_grid(quantizer);
-          set_block(grid, make_block_rule(block_float_format(word_bits), DType::F32),
-                    bits_of(amax));
+          set_block(grid, make_block_rule(quantizer, DType::F32), bits_of(amax));
           const Reference reference(quantizer, amax);
           const std::string label = name + " amax " + hex(amax);
           for (uint32_t i = 0; i < 400; ++i) {
@@ -242,7 +244,8 @@ TEST_SUITE("quantise_value") {
     Mismatches bad;
     for (const char* format :
          {"e4m3", "e5m2", "e3m2", "e2m1", "e4m0-none", "e6m9", "bf16", "tf32", "e4m3-fnuz",
-          "e5m2-ftz", "fixed8.4", "fixed8.4-wrap", "fixed4.-100"}) {
+          "e5m2-ftz", "fixed8.4", "fixed8.4-wrap", "fixed4.-100", "binary8p1", "binary8p3",
+          "binary8p4-unsigned", "binary8p7-finite"}) {
       const std::string name = std::string(format) + ":sr";
       const Quantizer quantizer = Quantizer::parse(name);
       const Grid grid = make_grid(quantizer);
@@ -297,9 +300,16 @@ TEST_SUITE("quantise_value") {
 
   TEST_CASE("numbers of the format never move, whatever R") {
     Mismatches bad;
-    for (const char* format :
-         {"e4m3", "e5m2", "e4m3-fnuz", "e3m4", "e2m3", "e3m2", "e2m1", "e5m0-none", "bf16", "fp16",
-          "e6m9", "e8m7-none", "fixed8.4", "fixed9.-3-u", "fixed6.2-wrap", "e5m2-ftz"})
+    for (const char* format : {"e4m3",          "e5m2",
+                               "e4m3-fnuz",     "e3m4",
+                               "e2m3",          "e3m2",
+                               "e2m1",          "e5m0-none",
+                               "bf16",          "fp16",
+                               "e6m9",          "e8m7-none",
+                               "fixed8.4",      "fixed9.-3-u",
+                               "fixed6.2-wrap", "e5m2-ftz",
+                               "binary8p1",     "binary8p1-unsigned",
+                               "binary8p4",     "binary8p5-finite-unsigned"})
       for (const char* mode :
            {"sr", "sr1", "sr1f", "sr1c", "sr8", "sr8f", "sr8c", "sr32f", "sr32c"}) {
         const std::string name = std::string(format) + ":" + mode;
@@ -418,6 +428,30 @@ TEST_SUITE("quantise_value") {
     CHECK(made("e4m3-fnuz", 1e9f) == 240.0f);
     CHECK(made("e5m2-fnuz", 1e9f) == 57344.0f);
     CHECK(made("e8m7-none", 0x1.fffffep127f) == inf);
+    CHECK(made("binary8p3", 0x1.8p15f) == 0x1.8p15f);
+    CHECK(made("binary8p3", 0x1.ap15f) == 0x1.8p15f);  // a tie; Inf's code is odd
+    CHECK(made("binary8p3", 0x1.a00002p15f) == inf);
+    CHECK(made("binary8p3:rtz", 1e9f) == 0x1.8p15f);
+    CHECK(made("binary8p3-sat", -inf) == -0x1.8p15f);
+    CHECK(made("binary8p3-nan", -inf) == -inf);
+    CHECK(std::isnan(made("binary8p3-nan", 1e9f)));
+    CHECK(made("binary8p3-finite", 1e9f) == 0x1.cp15f);
+    CHECK(std::isnan(made("binary8p3-finite", inf)));
+    CHECK(bits_of(made("binary8p3", -1e-9f)) == 0);
+    for (const char* format : {"binary8p3-unsigned", "binary8p3-unsigned-nan"}) {
+      CHECK(made(format, inf) == inf);
+      CHECK(bits_of(made(format, -0.0f)) == 0);
+      CHECK(bits_of(made(format, -1.0f)) == 0);
+      CHECK(bits_of(made(format, -1e30f)) == 0);
+      CHECK(std::isnan(made(format, -inf)));
+    }
+    CHECK(bits_of(made("binary8p3-unsigned-sat", -inf)) == 0);
+    CHECK(made("binary8p1", 3.0f) ==
+          4.0f);  // ties go to the even code: 2 has an odd one, 4 an even one
+    CHECK(made("binary8p1", 6.0f) == 4.0f);
+    CHECK(made("binary8p1", 0x1p-64f) == 0.0f);
+    CHECK(made("binary8p1:odd", 5.0f) == 8.0f);
+    CHECK(made("binary8p1:odd", 3.0f) == 2.0f);
     CHECK(bits_of(made("fp32", float_of(0xFF812345u))) == kNanBits);
   }
 
@@ -447,6 +481,25 @@ TEST_SUITE("quantise_value") {
     }
     CHECK(formats == 11);
     CHECK(lines > 3000);
+    report(bad);
+  }
+
+  TEST_CASE("P3109: equal to gfloat on hard inputs") {
+    Mismatches bad;
+    int lines = 0;
+    for (const reference::P3109Table& table : reference::p3109_tables())
+      for (size_t mode = 0; mode < table.kModes.size(); ++mode) {
+        const std::string name = table.rounded_name + ":" + table.kModes[mode];
+        const Grid grid = make_grid(Quantizer::parse(name));
+        REQUIRE(table.rounded.size() > 10);
+        for (const auto& [x, y] : table.rounded) {
+          ++lines;
+          const float got = quantise_value(x, grid, 0);
+          if (!same(got, y[mode]))
+            bad.add(name + ": " + hex(x) + " gave " + hex(got) + ", not " + hex(y[mode]));
+        }
+      }
+    CHECK(lines > 5000);
     report(bad);
   }
 

@@ -235,6 +235,7 @@ void add_bench(CLI::App& app) {
       app.add_subcommand("bench", "measure kernels against a ceiling of this machine");
   bench->require_subcommand(1);
   add_matmul(*bench);
+  add_bench_quantize(*bench);
 }
 
 }  // namespace ulp::tools

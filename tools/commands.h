@@ -12,6 +12,10 @@ namespace ulp::tools {
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_bench_quantize(CLI::App& bench);  // below add_bench
+void add_formats(CLI::App& app);
+void add_explain(CLI::App& app);
+void add_quantize(CLI::App& app);
 
 /// "cpu", "cuda", "cuda:1". Throws UsageError for anything else.
 Device parse_device(const std::string& text);

@@ -1,8 +1,9 @@
 #include <fmt/core.h>
 #include <omp.h>
 
-#include <fstream>
+#include <cmath>
 #include <memory>
+#include <optional>
 
 #include "core/error.h"
 #include "tools/commands.h"
@@ -13,47 +14,48 @@ namespace ulp::tools {
 namespace {
 
 struct EvalOptions {
-  std::string dir, data, device = "cpu";
-  FormatOptions formats;
-  int threads = 0;
+  std::string dir, device = "cpu";
+  std::optional<std::string> data, threads;
+  FormatOptions formats{FormatOptions::Passes::Forward};
 };
 
-nlohmann::ordered_json read_config(const std::filesystem::path& file) {
-  std::ifstream in(file);
-  ULP_CHECK(in.good(), "{}: it cannot be read; give the folder that ulp train wrote (--out)",
-            file.string());
-  try {
-    return nlohmann::ordered_json::parse(in);
-  } catch (const nlohmann::json::exception& error) {
-    throw_error("{}: not valid JSON ({})", file.string(), error.what());
-  }
+/// Throws unless the data's samples and labels are those that the model was made for.
+void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std::string& file) {
+  const int64_t inputs = data.sample_shape.numel();
+  ULP_CHECK(saved.inputs == inputs,
+            "{}: the model takes {} values a sample (\"inputs\") and {} has {}", file, saved.inputs,
+            data.name, inputs);
+  ULP_CHECK(saved.classes == data.classes,
+            "{}: the model tells {} classes apart (\"classes\") and {} has {}", file, saved.classes,
+            data.name, data.classes);
 }
 
 void run_eval(const EvalOptions& o) {
+  if (o.dir.empty()) throw UsageError("DIR is empty; give the folder that ulp train wrote");
+  if (o.data && o.data->empty())
+    throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
+  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
+  o.formats.apply({});  // what is wrong with the command line comes first
   const std::filesystem::path dir = o.dir, file = dir / "config.json";
-  const auto config = read_config(file);
-  Experiment e = experiment_from_json(config, file.string());
-  if (!o.data.empty()) e.data = o.data;
+  SavedExperiment saved = read_config(file);
+  Experiment& e = saved.experiment;
+  if (o.data) e.data = *o.data;
   e.device = parse_device(o.device);
   e.formats = o.formats.apply(e.formats);
-  if (o.threads > 0) omp_set_num_threads(o.threads);
   const nn::Dataset data = nn::load_dataset(e.data);
-  ULP_CHECK(config.value("inputs", int64_t{0}) == data.sample_shape.numel(),
-            "{}: the model takes {} values a sample and {} has {}", o.dir,
-            config.value("inputs", int64_t{0}), data.name, data.sample_shape.numel());
-  ULP_CHECK(config.value("classes", int64_t{0}) == data.classes,
-            "{}: the model tells {} classes apart and {} has {}", o.dir,
-            config.value("classes", int64_t{0}), data.name, data.classes);
+  check_data(saved, data, file.string());
   Run run(e.device, e.seed);
   const auto model = make_model(e, data);
   model->initialise(run);
-  load_weights(*model, dir / "model.safetensors", e.device);
+  load_weights(run, *model, dir / "model.safetensors");
   fmt::print("weights    {} as stored in {}\n", to_string(e.sgd.weight),
              (dir / "model.safetensors").string());
   fmt::print("formats    input {}  weight {}  output {}  interior {}\n", to_string(e.formats.input),
              to_string(e.formats.weight), to_string(e.formats.output),
              to_string(e.formats.interior));
   const nn::Score score = test_score(run, *model, data, e.formats);
+  ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
+            data.name, score.loss);
   fmt::print("data       {}, {} test samples\n", data.name, data.test.labels.numel());
   fmt::print("test loss {:.9g}\ntest accuracy {:.4f}\n", score.loss, score.accuracy);
 }
@@ -64,9 +66,8 @@ void add_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   CLI::App* cmd = app.add_subcommand("eval", "Evaluate a saved model, also under other formats");
   cmd->add_option("DIR", o->dir, "folder that ulp train wrote")->required();
-  cmd->add_option("--data", o->data, "another data set than the model was trained on");
-  cmd->add_option("--threads", o->threads, "CPU threads (default: all cores)")
-      ->check(CLI::Range(1, 1024));
+  add_text(*cmd, "--data", o->data, "another data set than the model was trained on");
+  add_text(*cmd, "--threads", o->threads, "CPU threads (default: all cores)");
   cmd->add_option("--device", o->device, "cpu, cuda or cuda:N")->capture_default_str();
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_eval(*o); });

@@ -2,24 +2,33 @@
 
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <map>
+#include <system_error>
 
 #include "core/error.h"
 #include "nn/data/atomic_file.h"
+#include "nn/data/read_file.h"
 #include "nn/data/safetensors.h"
 #include "nn/models.h"
+#include "tools/format_options.h"
 #include "tools/progress.h"
 
 namespace ulp::tools {
+namespace fs = std::filesystem;
 namespace {
 
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kEvalBatch = 256;
+constexpr const char* kRandomStep = "random_step";  // metadata of model.safetensors
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -42,18 +51,48 @@ std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, d
       epoch, split, s.loss, s.accuracy, seconds);
 }
 
-/// The folder a run writes to, cleared of what an earlier run left there.
-void prepare(const std::filesystem::path& dir) {
-  std::error_code error;
-  std::filesystem::create_directories(dir, error);
-  ULP_CHECK(!error && std::filesystem::is_directory(dir),
-            "--out {}: the folder cannot be made ({})", dir.string(),
-            error ? error.message() : "something else has that name");
-  for (const char* name : {"config.json", "metrics.jsonl", "model.safetensors"}) {
-    std::filesystem::remove(dir / name, error);
-    ULP_CHECK(!error, "--out {}: {} of an earlier run cannot be removed ({})", dir.string(), name,
-              error.message());
+/// Removes what earlier runs left in the folder of a run, and in the folder of its baseline.
+void clear_folder(const fs::path& dir) {
+  const fs::path baseline = dir / "baseline";
+  for (const fs::path& folder : {dir, baseline}) {
+    std::error_code error;
+    if (!fs::is_directory(folder, error)) continue;
+    for (const char* name : {"config.json", "metrics.jsonl", "model.safetensors"}) {
+      fs::remove(folder / name, error);
+      ULP_CHECK(!error, "--out {}: {} of an earlier run cannot be removed ({})", folder.string(),
+                name, error.message());
+    }
+    nn::remove_temporary_files(folder);
   }
+  ::rmdir(baseline.c_str());  // stays if somebody keeps something there
+}
+
+/// Throws unless all elements are finite. `before` and `after` go around the message.
+void check_finite(const std::string& before, const std::string& path, const Tensor& tensor,
+                  const std::string& after) {
+  int64_t index = 0;
+  for (const float v : tensor.to_floats()) {
+    ULP_CHECK(std::isfinite(v), "{}{} holds {} at element {}{}", before, path, v, index, after);
+    ++index;
+  }
+}
+
+std::string config_text(const Experiment& e, const nn::Dataset& data) {
+  try {
+    return to_json(e, data).dump(2) + "\n";
+  } catch (const Json::exception&) {
+    throw_error("--data {}: its name is not UTF-8", e.data);
+  }
+}
+
+uint32_t random_step(const std::string& text, const fs::path& file) {
+  uint32_t step = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, step);
+  ULP_CHECK(error == std::errc() && stop == end && step >= 1,
+            "{}: the metadata \"{}\" must be a whole number from 1 to {}, got '{}'", file.string(),
+            kRandomStep, UINT32_MAX, text);
+  return step;
 }
 
 OpFormats loss_formats(const OpFormats& formats) {
@@ -62,26 +101,73 @@ OpFormats loss_formats(const OpFormats& formats) {
   return f;
 }
 
-std::string class_of(const Json& value) { return std::string(value.type_name()); }
+/// An object inside config.json. Errors name the file and the key with its path.
+class Keys {
+ public:
+  Keys(const Json& json, std::string file, std::string path = "")
+      : json_(json), file_(std::move(file)), path_(std::move(path)) {}
 
-/// json[key], with an error that names the file and the path of the key.
-template <class T>
-T read(const Json& json, const std::string& key, const std::string& file) {
-  ULP_CHECK(json.is_object() && json.contains(key), "{}: the key \"{}\" is missing", file, key);
-  try {
-    return json.at(key).get<T>();
-  } catch (const Json::exception&) {
-    throw_error("{}: the key \"{}\" holds a {} of the wrong kind", file, key,
-                class_of(json.at(key)));
+  [[noreturn]] void fail(const std::string& key, const std::string& problem) const {
+    throw_error("{}: the key \"{}{}\" {}", file_, path_, key, problem);
   }
-}
+  const Json& value(const std::string& key) const {
+    if (!json_.is_object() || !json_.contains(key)) fail(key, "is missing");
+    return json_.at(key);
+  }
+  Keys object(const std::string& key) const {
+    if (!value(key).is_object()) fail(key, "must hold an object");
+    return {value(key), file_, path_ + key + "."};
+  }
+  std::string text(const std::string& key) const {
+    if (!value(key).is_string()) fail(key, "must hold a text");
+    return value(key).get<std::string>();
+  }
+  int64_t integer(const std::string& key, int64_t least, int64_t most) const {
+    return integer(key, value(key), least, most);
+  }
+  std::vector<int64_t> integers(const std::string& key, int64_t least, int64_t most) const {
+    if (!value(key).is_array() || value(key).empty())
+      fail(key, "must hold a list of whole numbers");
+    std::vector<int64_t> all;
+    for (const Json& one : value(key)) all.push_back(integer(key, one, least, most));
+    return all;
+  }
+  uint64_t seed(const std::string& key) const {
+    if (!value(key).is_number_unsigned()) fail(key, "must hold a whole number from 0 to 2^64 - 1");
+    return value(key).get<uint64_t>();
+  }
+  Quantizer format(const std::string& key) const {
+    const std::string name = text(key);
+    try {
+      return Quantizer::parse(name);
+    } catch (const Error& error) {
+      fail(key, std::string("is no format: ") + error.what());
+    }
+  }
 
-Quantizer read_format(const Json& json, const std::string& key, const std::string& file) {
-  try {
-    return Quantizer::parse(read<std::string>(json, key, file));
-  } catch (const Error& error) {
-    throw_error("{}: \"{}\": {}", file, key, error.what());
+ private:
+  int64_t integer(const std::string& key, const Json& value, int64_t least, int64_t most) const {
+    // Parsed JSON keeps what is not negative as unsigned.
+    const bool fits = value.is_number_unsigned() && value.get<uint64_t>() <= uint64_t{INT64_MAX} &&
+                      value.get<int64_t>() >= least && value.get<int64_t>() <= most;
+    if (!fits)
+      fail(key, fmt::format("must hold whole numbers from {} to {}, got {}", least, most,
+                            value.dump(-1, ' ', true, Json::error_handler_t::replace)));
+    return value.get<int64_t>();
   }
+
+  const Json& json_;
+  std::string file_, path_;
+};
+
+Json parse_config(const fs::path& file) {
+  std::error_code error;
+  ULP_CHECK(fs::is_regular_file(file, error),
+            "{}: it cannot be read; give the folder that ulp train wrote (--out)", file.string());
+  const std::vector<uint8_t> bytes = nn::read_file(file);
+  Json json = Json::parse(bytes, nullptr, /*allow_exceptions=*/false);
+  ULP_CHECK(!json.is_discarded(), "{}: not valid JSON", file.string());
+  return json;
 }
 
 }  // namespace
@@ -124,24 +210,33 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
       {"formats", roles}};
 }
 
-Experiment experiment_from_json(const Json& json, const std::string& file) {
-  Experiment e;
-  e.data = read<std::string>(json, "data", file);
-  e.model = read<std::string>(json, "model", file);
-  e.hidden = read<std::vector<int64_t>>(json, "hidden", file);
-  e.epochs = read<int64_t>(json, "epochs", file);
-  e.batch_size = read<int64_t>(json, "batch_size", file);
-  e.seed = read<uint64_t>(json, "seed", file);
-  const Json optimizer = read<Json>(json, "optimizer", file);
-  e.sgd.weight = read_format(optimizer, "weights", file);
-  const Json roles = read<Json>(json, "formats", file);
-  for (const Role& role : kRoles) e.formats.*role.quantizer = read_format(roles, role.name, file);
-  return e;
+SavedExperiment read_config(const fs::path& file) {
+  const Json json = parse_config(file);
+  const Keys keys(json, file.string());
+  SavedExperiment saved;
+  Experiment& e = saved.experiment;
+  e.data = keys.text("data");
+  saved.classes = keys.integer("classes", 2, INT32_MAX);
+  saved.inputs = keys.integer("inputs", 1, INT32_MAX);
+  e.model = keys.text("model");
+  if (!is_model(e.model)) keys.fail("model", "must hold mlp, got " + e.model);
+  e.hidden = keys.integers("hidden", 1, kMaxWidth);
+  e.seed = keys.seed("seed");
+  e.sgd.weight = keys.object("optimizer").format("weights");
+  const Keys roles = keys.object("formats");
+  for (const Role& role : kRoles) {
+    const Quantizer q = roles.format(role.name);
+    const std::string problem = misfit(role, q);
+    if (!problem.empty()) roles.fail(role.name, "does not fit: " + problem);
+    e.formats.*role.quantizer = q;
+  }
+  return saved;
 }
 
+bool is_model(const std::string& name) { return name == "mlp"; }
+
 std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Dataset& data) {
-  if (e.model != "mlp")
-    throw UsageError(format_message("--model {}: unknown model; there is mlp", {e.model}));
+  ULP_ASSERT(is_model(e.model));
   return nn::mlp(data.sample_shape.numel(), e.hidden, data.classes, e.formats);
 }
 
@@ -193,24 +288,40 @@ nn::Score test_score(Run& run, nn::Module& model, const nn::Dataset& data,
                       loss_formats(formats));
 }
 
-nn::Score train(const Experiment& e, const nn::Dataset& data, const std::filesystem::path& dir,
+void make_folder(const fs::path& dir) {
+  std::error_code error;
+  fs::create_directories(dir, error);
+  ULP_CHECK(!error && fs::is_directory(dir, error), "--out {}: the folder cannot be made ({})",
+            dir.string(), error ? error.message() : "something else has that name");
+  ULP_CHECK(::access(dir.c_str(), W_OK | X_OK) == 0,
+            "--out {}: the folder cannot be written to ({})", dir.string(),
+            std::generic_category().message(errno));
+}
+
+nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title) {
   Run run(e.device, e.seed);
   const auto model = make_model(e, data);
   model->initialise(run);
-  fmt::print("--- {}\n{}", title, describe(e, data, *model));
-  std::fflush(stdout);
-
   optim::Sgd sgd(run, model->parameters(), e.sgd);
+  StepState state = run.state();
+  state.loss_scale = static_cast<float>(e.loss_scale);
+  run.set_state(state);
   const nn::Batches batches(run, data, data.train, e.batch_size);
   const int64_t steps = batches.steps();
   const optim::Schedule schedule(optim::Schedule::parse(e.lr_schedule), e.sgd.lr, e.epochs * steps);
-  prepare(dir);
-  nn::write_file_atomically(dir / "config.json", to_json(e, data).dump(2) + "\n");
+  const std::string config = config_text(e, data);
+
+  // Whatever can be wrong with the run has been thrown: now the earlier run goes.
+  make_folder(dir);
+  clear_folder(dir);
+  say(fmt::format("--- {}\n{}", title, describe(e, data, *model)));
+  nn::write_file_atomically(dir / "config.json", config);
 
   Progress progress(e.epochs, steps, batches.size());
   std::string metrics;
   nn::Score test;
+  uint32_t test_step = 0;
   for (int64_t epoch = 0; epoch < e.epochs; ++epoch) {
     const auto start = Clock::now();
     nn::Tally tally;
@@ -226,14 +337,18 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const std::filesys
                 "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
                 "--loss-scale",
                 tally.last_loss(), epoch + 1, step + 1, steps);
-      tape.backward(loss, e.loss_scale);
+      tape.backward(loss);
       sgd.step();
       progress.step(epoch, step++, tally.score().loss, tally.score().accuracy);
     }
     const nn::Score trained = tally.score();
     const double seconds = seconds_since(start);
     const auto test_start = Clock::now();
+    test_step = run.state().random_step;
     test = test_score(run, *model, data, e.formats);
+    ULP_CHECK(std::isfinite(test.loss),
+              "the test loss is {} after epoch {}; try a smaller --lr or wider formats", test.loss,
+              epoch + 1);
     metrics += metrics_line(epoch + 1, "train", trained, seconds);
     metrics += metrics_line(epoch + 1, "test", test, seconds_since(test_start));
     nn::write_file_atomically(dir / "metrics.jsonl", metrics);
@@ -244,13 +359,19 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const std::filesys
   }
 
   std::map<std::string, Tensor> weights;
-  for (const Parameter* p : model->parameters()) weights[p->path] = p->value;
+  for (const Parameter* p : model->parameters()) {
+    check_finite("", p->path, p->value,
+                 fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e.epochs));
+    weights[p->path] = p->value;
+  }
   nn::save_safetensors(dir / "model.safetensors", weights,
-                       {{"format", "ulp"}, {"weights", to_string(e.sgd.weight)}});
+                       {{"format", "ulp"},
+                        {"weights", to_string(e.sgd.weight)},
+                        {kRandomStep, std::to_string(test_step)}});
   return test;
 }
 
-void load_weights(nn::Module& model, const std::filesystem::path& file, Device device) {
+void load_weights(Run& run, nn::Module& model, const fs::path& file) {
   const nn::SafetensorsFile saved = nn::load_safetensors(file);
   const std::vector<Parameter*> parameters = model.parameters();
   for (Parameter* p : parameters) {
@@ -260,17 +381,16 @@ void load_weights(nn::Module& model, const std::filesystem::path& file, Device d
     ULP_CHECK(tensor.shape() == p->value.shape() && is_float_up_to_32(tensor.dtype()),
               "{}: {} must be a float tensor of shape {}, got {}", file.string(), p->path,
               p->value.shape(), tensor);
-    int64_t index = 0;
-    for (const float v : tensor.to_floats()) {
-      ULP_CHECK(std::isfinite(v), "{}: {} holds {} at element {}", file.string(), p->path, v,
-                index);
-      ++index;
-    }
-    p->value = tensor.to(device);
+    check_finite(file.string() + ": ", p->path, tensor, "");
+    p->value = tensor.to(run.device());
   }
   ULP_CHECK(saved.tensors.size() == parameters.size(),
             "{}: it holds {} tensors and the model has {}", file.string(), saved.tensors.size(),
             parameters.size());
+  if (!saved.metadata.contains(kRandomStep)) return;  // made by another program
+  StepState state = run.state();
+  state.random_step = random_step(saved.metadata.at(kRandomStep), file);
+  run.set_state(state);
 }
 
 }  // namespace ulp::tools

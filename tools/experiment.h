@@ -1,7 +1,6 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -15,6 +14,8 @@
 #include "optim/sgd.h"
 
 namespace ulp::tools {
+
+inline constexpr int64_t kMaxWidth = 1000000;  // of a hidden layer
 
 /// Everything that decides a training run. What it prints and what config.json holds is this, resolved.
 struct Experiment {
@@ -35,25 +36,37 @@ struct Experiment {
 };
 
 nlohmann::ordered_json to_json(const Experiment& experiment, const nn::Dataset& data);
+
+/// What config.json says of a trained model, as far as its forward pass needs it.
+struct SavedExperiment {
+  Experiment experiment;
+  int64_t inputs = 0, classes = 0;
+};
 /// Reads what to_json wrote. Throws ulp::Error naming the file and the key that is missing or wrong.
-Experiment experiment_from_json(const nlohmann::ordered_json& json, const std::string& file);
+SavedExperiment read_config(const std::filesystem::path& file);
 
 /// The whole resolved configuration for people, every role of every layer.
 std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::Module& model);
 
-/// Throws UsageError listing the models there are.
+/// The models there are: "mlp".
+bool is_model(const std::string& name);
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
 /// The test split's score, in batches of a fixed size, so that block formats see the same blocks in every evaluation.
 nn::Score test_score(Run& run, nn::Module& model, const nn::Dataset& data,
                      const OpFormats& formats);
 
-/// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors. Returns the last
-/// test score. Throws ulp::Error with epoch and step when the loss stops being a finite number.
+/// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.
+void make_folder(const std::filesystem::path& dir);
+
+/// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
+/// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws
+/// ulp::Error with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
 nn::Score train(const Experiment& experiment, const nn::Dataset& data,
                 const std::filesystem::path& dir, const char* title);
 
-/// Reads DIR/model.safetensors into an initialised model. Throws for missing, surplus, misshapen or non-finite tensors.
-void load_weights(nn::Module& model, const std::filesystem::path& file, Device device);
+/// Reads model.safetensors into an initialised model of the run, and sets the run to the random step of the training's last
+/// test, so that the same formats draw the same words. Throws for missing, surplus, misshapen or non-finite tensors.
+void load_weights(Run& run, nn::Module& model, const std::filesystem::path& file);
 
 }  // namespace ulp::tools

@@ -1,32 +1,24 @@
 #include "tools/format_options.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <optional>
 
 #include "core/error.h"
 
 namespace ulp::tools {
 namespace {
 
-std::optional<double> as_number(const std::string& text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-bool is_format(const std::string& text) {
-  try {
-    Quantizer::parse(text);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
+bool is_forward(Quantizer OpFormats::*role) {
+  return role == &OpFormats::input || role == &OpFormats::weight || role == &OpFormats::output ||
+         role == &OpFormats::interior;
 }
 
 }  // namespace
+
+CLI::Option* add_text(CLI::App& app, const std::string& flag, std::optional<std::string>& text,
+                      const std::string& meaning) {
+  const auto keep = [&text](const std::string& given) { text = given; };
+  return app.add_option_function<std::string>(flag, keep, meaning);
+}
 
 std::string role_flag(const std::string& role) {
   std::string flag = "--" + role;
@@ -34,63 +26,56 @@ std::string role_flag(const std::string& role) {
   return flag;
 }
 
-Quantizer format_value(const std::string& flag, const std::string& text,
-                       const std::string& number_flag) {
-  if (as_number(text)) {
-    std::string message =
-        flag + " takes a number format such as e4m3, bfp8 or fp32, got the number " + text;
-    if (!number_flag.empty()) message += "; you may mean " + number_flag + " " + text;
-    throw UsageError(message);
-  }
-  try {
-    return Quantizer::parse(text);
-  } catch (const Error& error) {
-    throw UsageError(flag + ": " + error.what());
-  }
+std::string misfit(const Quantizer& q) {
+  if (q.block.kind != Block::Kind::Axis || q.block.axis < 2) return "";
+  return to_string(q) + " needs axis " + std::to_string(q.block.axis) + "; there are axes 0 and 1";
 }
 
-double number_value(const std::string& flag, const std::string& text,
-                    const std::string& format_flag) {
-  const auto value = as_number(text);
-  if (value && std::isfinite(*value)) return *value;
-  std::string message = flag + " takes a number such as 0.9, got '" + text + "'";
-  if (!value && !format_flag.empty() && is_format(text))
-    message = flag + " takes a number, got the format " + text + "; formats go to " + format_flag +
-              " " + text;
-  throw UsageError(message);
+std::string misfit(const Role& role, const Quantizer& q) {
+  if (role.quantizer == &OpFormats::interior && !q.is_elementwise())
+    return to_string(q) + " has blocks; the softmax takes a format without";
+  return misfit(q);
 }
 
 void FormatOptions::add_to(CLI::App& app) {
-  const char* group =
+  const bool both = passes_ == Passes::Both;
+  const std::string group =
       "Formats (eXmY, fixedW.F, bfpW[-axisK|-gN], fp16, bf16, tf32, fp32; :rounding)";
-  app.add_option("--forward", forward_,
-                 "sets input, weight, weight_dx and input_dw of every layer with a product")
+  const std::string unlisted;
+  add_text(app, "--forward", forward_,
+           both ? "sets input, weight, weight_dx and input_dw of every layer with a product"
+                : "sets input and weight of every layer with a product")
       ->group(group);
-  app.add_option("--backward", backward_,
-                 "sets grad_output_dx and grad_output_dw of every layer with a product")
-      ->group(group);
+  add_text(app, "--backward", backward_,
+           "sets grad_output_dx and grad_output_dw of every layer with a product")
+      ->group(both ? group : unlisted);
   for (const Role& role : kRoles)
-    app.add_option(role_flag(role.name), roles_[role.name], role.meaning)->group(group);
+    add_text(app, role_flag(role.name), roles_[role.name], role.meaning)
+        ->group(both || is_forward(role.quantizer) ? group : unlisted);
+}
+
+void FormatOptions::set(OpFormats& formats, const std::string& flag,
+                        const std::optional<std::string>& text,
+                        std::initializer_list<Quantizer OpFormats::*> roles) const {
+  if (!text) return;
+  if (passes_ == Passes::Forward && std::none_of(roles.begin(), roles.end(), is_forward))
+    throw UsageError(flag + ": evaluation has no backward pass");
+  const Quantizer q = format_value(flag, *text);
+  for (const Role& role : kRoles) {
+    if (std::find(roles.begin(), roles.end(), role.quantizer) == roles.end()) continue;
+    const std::string problem = misfit(role, q);
+    if (!problem.empty()) throw UsageError(flag + ": " + problem);
+    formats.*role.quantizer = q;
+  }
 }
 
 OpFormats FormatOptions::apply(OpFormats f) const {
-  if (!forward_.empty())
-    f.input = f.weight = f.weight_dx = f.input_dw = format_value("--forward", forward_);
-  if (!backward_.empty())
-    f.grad_output_dx = f.grad_output_dw = format_value("--backward", backward_);
-  for (const Role& role : kRoles) {
-    const std::string& text = roles_.at(role.name);
-    if (!text.empty()) f.*role.quantizer = format_value(role_flag(role.name), text);
-  }
-  if (!f.interior.is_elementwise())
-    throw UsageError("--interior: " + to_string(f.interior) +
-                     " has blocks; the softmax takes a format without");
+  set(f, "--forward", forward_,
+      {&OpFormats::input, &OpFormats::weight, &OpFormats::weight_dx, &OpFormats::input_dw});
+  set(f, "--backward", backward_, {&OpFormats::grad_output_dx, &OpFormats::grad_output_dw});
+  for (const Role& role : kRoles)
+    set(f, role_flag(role.name), roles_.at(role.name), {role.quantizer});
   return f;
-}
-
-bool FormatOptions::any() const {
-  return !forward_.empty() || !backward_.empty() ||
-         std::any_of(roles_.begin(), roles_.end(), [](const auto& r) { return !r.second.empty(); });
 }
 
 }  // namespace ulp::tools

@@ -1,22 +1,65 @@
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <new>
 #include <numeric>
+#include <system_error>
 
 #include "core/error.h"
 #include "tools/commands.h"
 
 namespace {
 
+/// Text for one line: control characters as a C literal has them.
+std::string one_line(const std::string& text) {
+  std::string line;
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (c == '\n')
+      line += "\\n";
+    else if (c == '\r')
+      line += "\\r";
+    else if (c == '\t')
+      line += "\\t";
+    else if (code < 0x20 || code == 0x7f)
+      line += fmt::format("\\x{:02x}", code);
+    else
+      line += c;
+  }
+  return line;
+}
+
 int fail(int status, const std::string& message) {
   std::fflush(stdout);
-  fmt::print(stderr, "ulp: {}\n", message);
+  std::fputs(("ulp: " + one_line(message) + "\n").c_str(), stderr);
   return status;
+}
+
+/// The status of a program that is done, unless what it printed was lost.
+int finish(int status) {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+  const std::string reason = errno == 0 ? "" : ": " + std::generic_category().message(errno);
+  return fail(1, "the standard output cannot be written" + reason);
+}
+
+/// A file that is opened later must not get the number of a closed standard stream, and what is printed there.
+/// Returns false if the standard output was closed.
+bool open_closed_streams() {
+  bool has_output = true;
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(stream, F_GETFD) != -1 || errno != EBADF) continue;
+    has_output = has_output && stream != STDOUT_FILENO;
+    if (open("/dev/null", O_RDWR) < 0) return false;  // gets the lowest free number
+  }
+  return has_output;
 }
 
 /// Threads that wait for others spin first, in libgomp by default for about a millisecond: on a machine that has other work
@@ -47,14 +90,16 @@ size_t distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-/// The known words that go on where this one stops, else the one that is nearest in spelling, if any is near.
+/// The known words that go on where this one stops, else the one that is nearest in spelling, if any is near: an edit for
+/// every three letters.
 std::string nearest(const std::string& word, const std::vector<std::string>& known) {
   std::string best;
   for (const std::string& name : known)
     if (name.starts_with(word + "-")) best += (best.empty() ? "" : " or ") + name;
   if (!best.empty()) return best;
+  const size_t letters = word.size() - std::min(word.size(), size_t{2});  // without --
   for (const std::string& name : known)
-    if (distance(word, name) <= 2 + word.size() / 4 &&
+    if (distance(word, name) <= std::max(size_t{1}, letters / 3) &&
         (best.empty() || distance(word, name) < distance(word, best)))
       best = name;
   return best;
@@ -67,10 +112,13 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
   if (!words.empty() && !words[0].starts_with('-') &&
       std::find(commands.begin(), commands.end(), words[0]) == commands.end())
     return fmt::format("unknown command '{}'; there are {}", words[0], fmt::join(commands, ", "));
-  std::vector<std::string> options;
+  std::vector<std::string> options, listed;
   for (const CLI::App* command = &app; command != nullptr;) {
     for (const CLI::Option* option : command->get_options())
-      for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+      for (const std::string& name : option->get_lnames()) {
+        options.push_back("--" + name);
+        if (!option->get_group().empty()) listed.push_back("--" + name);
+      }
     const auto below = command->get_subcommands();
     command = below.empty() ? nullptr : below.front();
   }
@@ -78,7 +126,7 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
     const std::string flag = word.substr(0, word.find('='));
     if (!flag.starts_with("--") || std::find(options.begin(), options.end(), flag) != options.end())
       continue;
-    const std::string meant = nearest(flag, options);
+    const std::string meant = nearest(flag, listed);
     return "unknown option " + flag + (meant.empty() ? "" : "; did you mean " + meant + "?");
   }
   return "";
@@ -87,6 +135,8 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (!open_closed_streams())
+    return fail(1, "the standard output is closed; >/dev/null makes it silent");
   restart_with_short_spin(argv);
   CLI::App app{"ulp: train neural networks in low precision, exactly and fast"};
   app.name("ulp");
@@ -96,10 +146,13 @@ int main(int argc, char** argv) {
   ulp::tools::add_train(app);
   ulp::tools::add_eval(app);
   ulp::tools::add_bench(app);
+  ulp::tools::add_formats(app);
+  ulp::tools::add_explain(app);
+  ulp::tools::add_quantize(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
-    return app.exit(help);
+    return finish(app.exit(help));
   } catch (const CLI::ParseError& error) {
     const std::string unknown = unknown_word(app, std::vector<std::string>(argv + 1, argv + argc));
     return fail(2, (unknown.empty() ? std::string(error.what()) : unknown) +
@@ -111,7 +164,7 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return fail(1, "out of memory");
   } catch (const std::exception& error) {
-    return fail(1, error.what());
+    return std::ferror(stdout) != 0 ? finish(1) : fail(1, error.what());
   }
-  return 0;
+  return finish(0);
 }

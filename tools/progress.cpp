@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 
 namespace ulp::tools {
 namespace {
@@ -18,6 +19,11 @@ std::string time_left(double seconds) {
 
 }  // namespace
 
+void say(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
+  std::fflush(stdout);
+}
+
 Progress::Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step)
     : epochs_(epochs),
       steps_(steps_per_epoch),
@@ -30,8 +36,7 @@ Progress::~Progress() { clear(); }
 
 void Progress::clear() {
   if (!drawn_) return;
-  fmt::print("\r\033[K");
-  std::fflush(stdout);
+  say("\r\033[K");
   drawn_ = false;
 }
 
@@ -45,18 +50,16 @@ void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy) {
   const double total = static_cast<double>(epochs_ * steps_);
   const auto filled = static_cast<size_t>(kBar * (step + 1) / steps_);
   const std::string bar = std::string(filled, '=') + std::string(kBar - filled, ' ');
-  fmt::print("\r\033[Kepoch {}/{} [{}] loss {:.4f}  accuracy {:.4f}  {:.0f} samples/s  {} left",
-             epoch + 1, epochs_, bar, loss, accuracy,
-             done * static_cast<double>(samples_) / std::max(seconds, 1e-9),
-             time_left(seconds / done * (total - done)));
-  std::fflush(stdout);
+  say(fmt::format(
+      "\r\033[Kepoch {}/{} [{}] loss {:.4f}  accuracy {:.4f}  {:.0f} samples/s  {} left", epoch + 1,
+      epochs_, bar, loss, accuracy, done * static_cast<double>(samples_) / std::max(seconds, 1e-9),
+      time_left(seconds / done * (total - done))));
   drawn_ = true;
 }
 
 void Progress::epoch_done(const std::string& line) {
   clear();
-  fmt::print("{}\n", line);
-  std::fflush(stdout);
+  say(line + "\n");
 }
 
 }  // namespace ulp::tools

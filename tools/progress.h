@@ -6,6 +6,9 @@
 
 namespace ulp::tools {
 
+/// Prints at once. A training goes on where nobody listens; main reports what could not be written when it ends.
+void say(const std::string& text);
+
 /// On a terminal: one line that is drawn again a few times a second. Piped: nothing until the epoch's plain line.
 class Progress {
  public:

@@ -1,25 +1,30 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "core/error.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
+#include "tools/progress.h"
 
 namespace ulp::tools {
 namespace {
 
 struct TrainOptions {
   Experiment experiment;
-  FormatOptions formats;
-  std::string hidden = "256,128", optimizer = "sgd";
-  std::string lr = "0.1", momentum_coef = "0.9", weight_decay = "0", loss_scale = "1", grad_scaling;
-  std::string weights = "fp32", accumulator, grads = "fp32", momentum_format = "fp32";
+  FormatOptions formats{FormatOptions::Passes::Both};
+  std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1", optimizer = "sgd";
+  std::string lr = "0.1", momentum_coef = "0.9", weight_decay = "0", loss_scale = "1";
+  std::optional<std::string> grad_scaling, accumulator, threads;
+  std::string weights = "fp32", grads = "fp32", momentum_format = "fp32";
   std::string out = "runs/train", device = "cpu";
-  int threads = 0;
   bool baseline = false;
 };
 
@@ -31,7 +36,7 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
     const std::string part(rest.substr(0, comma));
     int64_t value = 0;
     const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    if (error != std::errc() || end != part.data() + part.size() || value < 1 || value > 1000000)
+    if (error != std::errc() || end != part.data() + part.size() || value < 1 || value > kMaxWidth)
       throw UsageError("--hidden takes layer sizes from 1 to 1000000 such as 256,128, got '" +
                        text + "'");
     sizes.push_back(value);
@@ -40,64 +45,99 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
   }
 }
 
-double at_least(const char* flag, double value, double least, bool allowed_equal) {
-  if (value < least || (value == least && !allowed_equal))
-    throw UsageError(format_message("{} must be {} {}, got {}",
-                                    {flag, allowed_equal ? ">=" : ">", least, value}));
-  return value;
+/// The format of a state. Weights and biases have axes 0 and 1, or one that stands for both.
+Quantizer state_format(const char* flag, const std::string& text, const char* number_flag = "") {
+  const Quantizer q = format_value(flag, text, number_flag);
+  const std::string problem = misfit(q);
+  if (!problem.empty()) throw UsageError(flag + (": " + problem));
+  return q;
+}
+
+/// What undoes the loss scale.
+double inverse_scale(const TrainOptions& o, double loss_scale) {
+  const double inverse = 1 / loss_scale;
+  if (std::isinf(static_cast<float>(inverse)))
+    throw UsageError("--loss-scale " + o.loss_scale +
+                     ": gradients × 1 / loss scale is beyond fp32; give a --grad-scaling too");
+  return inverse;
+}
+
+optim::SgdOptions resolve_sgd(const TrainOptions& o, double loss_scale) {
+  optim::SgdOptions sgd;
+  sgd.nesterov = o.experiment.sgd.nesterov;
+  sgd.lr = number_value("--lr", o.lr, Zero::Refused);
+  sgd.momentum =
+      number_value("--momentum-coef", o.momentum_coef, Zero::Allowed, "--momentum-format");
+  sgd.weight_decay = number_value("--weight-decay", o.weight_decay, Zero::Allowed, "--weights");
+  sgd.grad_scaling = o.grad_scaling
+                         ? number_value("--grad-scaling", *o.grad_scaling, Zero::Refused, "--grads")
+                         : inverse_scale(o, loss_scale);
+  sgd.weight = state_format("--weights", o.weights, "--weight-decay");
+  if (o.accumulator) sgd.accumulator = state_format("--accumulator", *o.accumulator);
+  sgd.grad = state_format("--grads", o.grads, "--grad-scaling");
+  sgd.momentum_format = state_format("--momentum-format", o.momentum_format, "--momentum-coef");
+  if (sgd.nesterov && sgd.momentum == 0)
+    throw UsageError("--nesterov needs a --momentum-coef above 0");
+  if (sgd.momentum == 0 && !sgd.momentum_format.is_identity())
+    throw UsageError("--momentum-format needs a --momentum-coef above 0");
+  return sgd;
 }
 
 Experiment resolve(const TrainOptions& o) {
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
+  e.epochs = integer_value<int64_t>("--epochs", o.epochs, 1, 1000000);
+  e.batch_size = integer_value<int64_t>("--batch-size", o.batch_size, 1, 1000000);
+  e.seed = integer_value<uint64_t>("--seed", o.seed, 0, UINT64_MAX);
   e.device = parse_device(o.device);
   if (o.optimizer != "sgd")
-    throw UsageError("--optimizer " + o.optimizer + ": unknown optimizer; there is sgd");
-  if (e.model != "mlp") throw UsageError("--model " + e.model + ": unknown model; there is mlp");
+    throw UsageError("--optimizer '" + o.optimizer + "': unknown optimizer; there is sgd");
+  if (!is_model(e.model))
+    throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
   try {
     optim::Schedule::parse(e.lr_schedule);
   } catch (const Error& error) {
     throw UsageError(std::string("--lr-schedule: ") + error.what());
   }
-  e.sgd.lr = at_least("--lr", number_value("--lr", o.lr), 0, false);
-  e.sgd.momentum =
-      at_least("--momentum-coef",
-               number_value("--momentum-coef", o.momentum_coef, "--momentum-format"), 0, true);
-  e.sgd.weight_decay = at_least(
-      "--weight-decay", number_value("--weight-decay", o.weight_decay, "--weights"), 0, true);
-  e.loss_scale = at_least("--loss-scale", number_value("--loss-scale", o.loss_scale), 0, false);
-  e.sgd.grad_scaling =
-      o.grad_scaling.empty()
-          ? 1 / e.loss_scale
-          : at_least("--grad-scaling", number_value("--grad-scaling", o.grad_scaling, "--grads"), 0,
-                     false);
+  if (e.data.empty())
+    throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
+  if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
+  e.loss_scale = number_value("--loss-scale", o.loss_scale, Zero::Refused);
   e.formats = o.formats.apply({});
-  e.sgd.weight = format_value("--weights", o.weights, "--weight-decay");
-  if (!o.accumulator.empty()) e.sgd.accumulator = format_value("--accumulator", o.accumulator);
-  e.sgd.grad = format_value("--grads", o.grads, "--grad-scaling");
-  e.sgd.momentum_format = format_value("--momentum-format", o.momentum_format, "--momentum-coef");
-  if (e.sgd.nesterov && e.sgd.momentum == 0)
-    throw UsageError("--nesterov needs a --momentum-coef above 0");
-  if (e.sgd.momentum == 0 && !e.sgd.momentum_format.is_identity())
-    throw UsageError("--momentum-format needs a --momentum-coef above 0");
+  e.sgd = resolve_sgd(o, e.loss_scale);
   return e;
 }
 
+/// The name under which --data is found again from any folder.
+std::string lasting_name(const std::string& data) {
+  if (data == "digits" || data == "fashion-mnist") return data;
+  return std::filesystem::absolute(data).string();
+}
+
 void run_train(const TrainOptions& o) {
-  const Experiment e = resolve(o);
-  if (o.threads > 0) omp_set_num_threads(o.threads);
+  Experiment e = resolve(o);
+  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Dataset data = nn::load_dataset(e.data);
+  e.data = lasting_name(e.data);
   const std::filesystem::path dir = o.out;
+  make_folder(dir);
+  if (o.baseline) make_folder(dir / "baseline");
+  const int64_t samples = data.train.labels.numel();
+  if (e.batch_size > samples)
+    say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
+                    e.batch_size, samples));
+  e.batch_size = std::min(e.batch_size, samples);
+
   const nn::Score score = train(e, data, dir, o.baseline ? "quantised" : "training");
   std::string fp32;
   if (o.baseline) {
     const nn::Score plain = train(e.baseline(), data, dir / "baseline", "fp32 baseline");
-    fmt::print("difference to fp32: {:+.2f} points of accuracy, {:+.4f} of loss\n",
-               100 * (score.accuracy - plain.accuracy), score.loss - plain.loss);
+    say(fmt::format("difference to fp32: {:+.2f} points of accuracy, {:+.4f} of loss\n",
+                    100 * (score.accuracy - plain.accuracy), score.loss - plain.loss));
     fp32 = fmt::format("  (fp32 {:.4f})", plain.accuracy);
   }
-  fmt::print("metrics {}\n", (dir / "metrics.jsonl").string());
-  fmt::print("test accuracy {:.4f}{}\n", score.accuracy, fp32);
+  say(fmt::format("metrics {}\n", (dir / "metrics.jsonl").string()));
+  say(fmt::format("test accuracy {:.4f}{}\n", score.accuracy, fp32));
 }
 
 }  // namespace
@@ -123,17 +163,14 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   cmd->add_option("--model", e.model, "mlp")->capture_default_str();
   cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers")->capture_default_str();
-  cmd->add_option("--epochs", e.epochs, "passes over the training data")
-      ->check(CLI::Range(1, 1000000))
+  cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
       ->capture_default_str();
-  cmd->add_option("--batch-size", e.batch_size, "samples a step")
-      ->check(CLI::Range(1, 1000000))
+  cmd->add_option("--batch-size", o->batch_size, "samples a step, at most 1000000")
       ->capture_default_str();
-  cmd->add_option("--seed", e.seed, "of initial weights, order and stochastic rounding")
+  cmd->add_option("--seed", o->seed, "of initial weights, order and stochastic rounding")
       ->capture_default_str();
-  cmd->add_option("--threads", o->threads,
-                  "CPU threads; results do not depend on it (default: all cores)")
-      ->check(CLI::Range(1, 1024));
+  add_text(*cmd, "--threads", o->threads,
+           "CPU threads; results do not depend on it (default: all cores)");
   cmd->add_option("--device", o->device,
                   "cpu, cuda or cuda:N; strict math gives the same bits on both")
       ->capture_default_str();
@@ -160,17 +197,16 @@ void add_train(CLI::App& app) {
   cmd->add_option("--loss-scale", o->loss_scale, "the loss gradient is multiplied by it")
       ->capture_default_str()
       ->group(opt);
-  cmd->add_option(
-         "--grad-scaling", o->grad_scaling,
-         "gradients are multiplied by it before --grads rounds them (default: 1 / loss scale)")
+  add_text(*cmd, "--grad-scaling", o->grad_scaling,
+           "gradients are multiplied by it before --grads rounds them (default: 1 / loss scale)")
       ->group(opt);
   const char* states = "Formats of what the optimizer keeps";
   cmd->add_option("--weights", o->weights, "the stored weight")
       ->capture_default_str()
       ->group(states);
-  cmd->add_option("--accumulator", o->accumulator,
-                  "the master copy; fp32 is a full master (default: none, the stored weight is the "
-                  "only copy)")
+  add_text(*cmd, "--accumulator", o->accumulator,
+           "the master copy; fp32 is a full master (default: none, the stored weight is the "
+           "only copy)")
       ->group(states);
   cmd->add_option("--grads", o->grads, "the gradient the optimizer reads")
       ->capture_default_str()

@@ -26,6 +26,24 @@ std::string temporary_name() {
   return ".ulp-" + std::to_string(::getpid()) + "-" + std::to_string(count++) + ".tmp";
 }
 
+bool is_temporary_name(std::string_view name) {
+  constexpr std::string_view kBegin = ".ulp-", kEnd = ".tmp";
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd)) return false;
+  name.remove_prefix(kBegin.size());
+  name.remove_suffix(kEnd.size());
+  const size_t dash = name.find('-');
+  const auto is_number = [](std::string_view text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+  };
+  return dash != std::string_view::npos && is_number(name.substr(0, dash)) &&
+         is_number(name.substr(dash + 1));
+}
+
+// What names an open file that has no name.
+std::string descriptor_path(int descriptor) {
+  return "/proc/self/fd/" + std::to_string(descriptor);
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
@@ -34,11 +52,35 @@ AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
   const fs::file_status status = fs::status(path, ignored);
   ULP_CHECK(!fs::exists(status) || fs::is_regular_file(status),
             "{}: cannot be written: it exists and is not a regular file", path.native());
+  open_unnamed();
+  if (descriptor_ < 0) open_named();
+}
+
+void AtomicFile::open_unnamed() {
+  descriptor_ = ::open(directory_of(path_).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+  if (descriptor_ >= 0 && ::access(descriptor_path(descriptor_).c_str(), F_OK) != 0)
+    ::close(std::exchange(descriptor_, -1));  // without /proc it could never get a name
+}
+
+void AtomicFile::open_named() {
   do {
-    temporary_ = directory_of(path) / temporary_name();
+    temporary_ = directory_of(path_) / temporary_name();
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   } while (descriptor_ < 0 && errno == EEXIST);
   if (descriptor_ < 0) fail("cannot be written", errno);
+}
+
+// A link cannot replace a file, a rename can: the file gets a temporary name for as long as that takes.
+void AtomicFile::give_name() {
+  const std::string unnamed = descriptor_path(descriptor_);
+  int status;
+  do {
+    temporary_ = directory_of(path_) / temporary_name();
+    status = ::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, temporary_.c_str(), AT_SYMLINK_FOLLOW);
+  } while (status != 0 && errno == EEXIST);
+  if (status == 0) return;
+  temporary_.clear();  // not ours
+  fail("cannot be written", errno);
 }
 
 AtomicFile::~AtomicFile() {
@@ -67,6 +109,7 @@ void AtomicFile::write(std::string_view text) {
 void AtomicFile::commit() {
   ULP_CHECK(descriptor_ >= 0, "{}: cannot be committed twice", path_.native());
   if (::fsync(descriptor_) != 0) fail("cannot be written", errno);
+  if (temporary_.empty()) give_name();
   if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot be written", errno);
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be replaced", errno);
   temporary_.clear();
@@ -88,6 +131,16 @@ void write_file_atomically(const fs::path& path, std::string_view bytes) {
   AtomicFile file(path);
   file.write(bytes);
   file.commit();
+}
+
+void remove_temporary_files(const fs::path& directory) {
+  std::error_code error;
+  for (fs::directory_iterator at(directory, error), end; !error && at != end; at.increment(error))
+    if (is_temporary_name(at->path().filename().native()) &&
+        at->symlink_status().type() == fs::file_type::regular)
+      ULP_CHECK(::unlink(at->path().c_str()) == 0 || errno == ENOENT, "{}: cannot be removed: {}",
+                at->path().native(), std::generic_category().message(errno));
+  ULP_CHECK(!error, "{}: cannot be listed: {}", directory.native(), error.message());
 }
 
 }  // namespace ulp::nn

@@ -7,9 +7,11 @@
 
 namespace ulp::nn {
 
-/// A file that appears under its name only when it is complete: written beside it under a temporary name, synchronised
-/// to the disk, renamed. Whoever reads the path sees the old file or the new one. Without commit() nothing changes and
-/// the temporary file is removed. Every failure throws ulp::Error with the path and the system's reason.
+/// A file that appears under its name only when it is complete: written in the same directory without a name, or under
+/// a temporary one where the file system has no unnamed files, synchronised to the disk, renamed. Whoever reads the path
+/// sees the old file or the new one. Without commit() nothing changes and nothing is left; a killed program leaves at
+/// most a temporary name (see remove_temporary_files). Every failure throws ulp::Error with the path and the system's
+/// reason.
 class AtomicFile {
  public:
   /// The directory must exist. What is at `path` must be a regular file or nothing; a link is replaced.
@@ -24,13 +26,19 @@ class AtomicFile {
 
  private:
   [[noreturn]] void fail(const char* what, int error) const;
+  void open_unnamed();
+  void open_named();
+  void give_name();
   void sync_directory() const;
 
   std::filesystem::path path_;
-  std::filesystem::path temporary_;  // empty once renamed
+  std::filesystem::path temporary_;  // empty while there is no such name
   int descriptor_ = -1;
 };
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
+
+/// Removes the temporary files that killed programs left in the directory. Nobody else may be writing there.
+void remove_temporary_files(const std::filesystem::path& directory);
 
 }  // namespace ulp::nn

@@ -112,8 +112,8 @@ class HeaderReader {
       const auto [end, error] = std::from_chars(rest_.data(), rest_.data() + rest_.size(), extent);
       check(error != std::errc::result_out_of_range, "its 'shape' has an extent beyond 2^63, {}",
             shown(rest_));
-      check(error == std::errc() && extent >= 0,
-            "its 'shape' must hold integers from 0 on, got {}", shown(rest_));
+      check(error == std::errc() && extent >= 0, "its 'shape' must hold integers from 0 on, got {}",
+            shown(rest_));
       rest_.remove_prefix(static_cast<size_t>(end - rest_.data()));
       extents.push_back(extent);
       comma = take(',');
@@ -178,10 +178,11 @@ Tensor load_npy(const fs::path& path) {
   std::array<uint8_t, 12> start{};
   const size_t begin = std::min<uint64_t>(file.size(), start.size());
   file.read(0, std::span(start).first(begin));
-  ULP_CHECK(std::equal(kMagic.begin(), kMagic.begin() + static_cast<std::ptrdiff_t>(
-                                                            std::min(begin, kMagic.size())),
-                       start.begin(), [](char a, uint8_t b) { return static_cast<uint8_t>(a) == b; }),
-            "{}: not a .npy file: it does not start with \\x93NUMPY", name);
+  ULP_CHECK(
+      std::equal(kMagic.begin(),
+                 kMagic.begin() + static_cast<std::ptrdiff_t>(std::min(begin, kMagic.size())),
+                 start.begin(), [](char a, uint8_t b) { return static_cast<uint8_t>(a) == b; }),
+      "{}: not a .npy file: it does not start with \\x93NUMPY", name);
   ULP_CHECK(begin >= 10, "{}: truncated, {} bytes; a .npy file has more than 10", name, begin);
   const int major = start[6], minor = start[7];
   ULP_CHECK(major >= 1 && major <= 3 && minor == 0,
@@ -224,11 +225,11 @@ void save_npy(const fs::path& path, const Tensor& tensor) {
   for (int axis = 0; axis < tensor.rank(); ++axis)
     shape += (axis > 0 ? " " : "") + std::to_string(tensor.size(axis)) + ",";
   if (tensor.rank() > 1) shape.pop_back();
-  std::string header = "{'descr': '" + std::string(kType) +
-                       "', 'fortran_order': False, 'shape': (" + shape + "), }";
+  std::string header =
+      "{'descr': '" + std::string(kType) + "', 'fortran_order': False, 'shape': (" + shape + "), }";
   const size_t prefix = kMagic.size() + 4;
-  header.resize((prefix + header.size() + 1 + kAlignment - 1) / kAlignment * kAlignment - prefix - 1,
-                ' ');
+  header.resize(
+      (prefix + header.size() + 1 + kAlignment - 1) / kAlignment * kAlignment - prefix - 1, ' ');
   header += '\n';
   std::string start(kMagic);
   start += {1, 0, static_cast<char>(header.size() & 255), static_cast<char>(header.size() >> 8)};

@@ -1,0 +1,160 @@
+#include <fmt/core.h>
+#include <omp.h>
+
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/grid.h"
+#include "kernels/kernels.h"
+#include "tools/bench_machine.h"
+#include "tools/commands.h"
+
+namespace ulp::tools {
+namespace {
+
+struct QuantizeOptions {
+  std::vector<std::string> formats;
+  int threads = 0;
+  int repeats = 9;
+  int log2_size = 24;
+  bool json = false;
+};
+
+const std::vector<std::string> kFormats = {
+    "fp16",       "bf16",       "e4m3",  "e5m2",  "e6m9",     "fixed8.6", "bfp8",
+    "bfp8-axis0", "bfp8-axis1", "mxfp8", "mxfp4", "posit8.1", "nf4"};
+
+struct Row {
+  std::string format, rounding, kind;
+  double ns = 0, memcpy_ns = 0;
+};
+
+const char* class_of(const Quantizer& q) {
+  if (q.format.kind == FormatKind::Posit || q.format.kind == FormatKind::Codebook) return "table";
+  return q.is_elementwise() ? "element" : "block";
+}
+
+/// Values of every magnitude that training meets, both signs: random significands, exponents −10 … 5.
+Tensor make_input(int64_t rows, int64_t columns) {
+  Tensor t = Tensor::empty({rows, columns}, DType::F32, kCpu);
+  float* x = t.mutable_data<float>();
+  const RandomSource random({1, 2, 0, nullptr});
+#pragma omp parallel for
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const uint32_t w = random.word(static_cast<uint64_t>(i));
+    x[i] = float_of((w & 0x807FFFFFu) | ((117 + (w >> 23) % 16) << 23));
+  }
+  return t;
+}
+
+/// memcpy split over the threads.
+void copy_all(const Tensor& from, Tensor& to, int threads) {
+  const auto* source = static_cast<const char*>(from.raw());
+  auto* target = static_cast<char*>(to.mutable_raw());
+  const int64_t bytes = from.bytes();
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t begin = bytes * omp_get_thread_num() / threads / 64 * 64;
+    const int64_t end = omp_get_thread_num() + 1 == threads
+                            ? bytes
+                            : bytes * (omp_get_thread_num() + 1) / threads / 64 * 64;
+    std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
+  }
+}
+
+/// Some elements recomputed one by one from the definition; block formats through their own block's largest magnitude.
+void check_some(const Tensor& in, const Tensor& out, const Quantizer& q, const RandomKey& key) {
+  if (!q.is_elementwise()) return;  // tests/test_kernels.cpp compares blocks element by element
+  const Grid grid = make_grid(q);
+  const RandomSource random(key);
+  for (int64_t i = 0; i < in.numel(); i += 9973)
+    ULP_CHECK(bits_of(out.data<float>()[i]) ==
+                  bits_of(quantise_value(in.data<float>()[i], grid,
+                                         random.word(static_cast<uint64_t>(i)))),
+              "bench quantize: {} gives a wrong value at element {}", q, i);
+}
+
+Row measure(const std::string& format, const char* rounding, const Tensor& in, Tensor& out,
+            int threads, int repeats) {
+  const Quantizer q = Quantizer::parse(format + ":" + rounding);
+  const RandomKey key{1, 3, 0, nullptr};
+  const QuantiseArgs args{in, out, q, 1, key, {}};
+  kernels::quantise(Stream{}, args);
+  check_some(in, out, q, key);
+  std::vector<double> ours, copies;
+  for (int r = 0; r < repeats; ++r) {
+    double start = seconds_now();
+    copy_all(in, out, threads);
+    copies.push_back(seconds_now() - start);
+    start = seconds_now();
+    kernels::quantise(Stream{}, args);
+    ours.push_back(seconds_now() - start);
+  }
+  const double per = 1e9 / static_cast<double>(in.numel());
+  return {to_string(Quantizer::parse(format)), rounding, class_of(q), median(ours) * per,
+          median(copies) * per};
+}
+
+void run(const QuantizeOptions& o) {
+  const int threads = o.threads > 0 ? o.threads : omp_get_max_threads();
+  omp_set_num_threads(threads);
+  Placement().spread_threads(threads);
+  const int64_t columns = 4096, rows = (int64_t{1} << o.log2_size) / columns;
+  const Tensor in = make_input(rows, columns);
+  Tensor out = Tensor::empty(in.shape(), DType::F32, kCpu);
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  if (!o.json) {
+    fmt::print(
+        "2^{} floats, fp32 to fp32, {} threads, {}; medians of {} runs, memcpy in turn with each\n",
+        o.log2_size, threads, cpu::to_string(cpu::current_isa()), o.repeats);
+    fmt::print("{:<16}{:<10}{:<9}{:>12}{:>12}{:>8}\n", "format", "rounding", "class", "ns/element",
+               "memcpy", "ratio");
+  }
+  for (const std::string& format : o.formats.empty() ? kFormats : o.formats)
+    for (const char* rounding : {"rne", "sr"}) {
+      if (const Quantizer q = Quantizer::parse(format);
+          q.is_identity() || q.rounding != Rounding::NearestEven)
+        throw UsageError("bench quantize: give formats without a rounding, other than fp32; got " +
+                         format);
+      const Row row = measure(format, rounding, in, out, threads, o.repeats);
+      if (o.json) {
+        json.push_back({{"format", row.format},
+                        {"rounding", row.rounding},
+                        {"class", row.kind},
+                        {"ns_per_element", row.ns},
+                        {"memcpy_ns_per_element", row.memcpy_ns},
+                        {"ratio", row.ns / row.memcpy_ns}});
+      } else {
+        fmt::print("{:<16}{:<10}{:<9}{:>12.3f}{:>12.3f}{:>8.2f}\n", row.format, row.rounding,
+                   row.kind, row.ns, row.memcpy_ns, row.ns / row.memcpy_ns);
+        std::fflush(stdout);
+      }
+    }
+  if (o.json) fmt::print("{}\n", json.dump(2));
+}
+
+}  // namespace
+
+void add_bench_quantize(CLI::App& bench) {
+  auto o = std::make_shared<QuantizeOptions>();
+  CLI::App* cmd =
+      bench.add_subcommand("quantize", "quantisation against memcpy, nearest and stochastic");
+  cmd->add_option("formats", o->formats,
+                  "formats without a rounding (default: a list of every class)");
+  cmd->add_option("--threads", o->threads, "CPU threads (default: all cores)")
+      ->check(CLI::Range(1, 1024));
+  cmd->add_option("--repeats", o->repeats, "timed runs")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  cmd->add_option("--log2-size", o->log2_size, "2 to this power floats")
+      ->check(CLI::Range(13, 30))
+      ->capture_default_str();
+  cmd->add_flag("--json", o->json, "a bare array of rows");
+  cmd->callback([o] { run(*o); });
+}
+
+}  // namespace ulp::tools
