@@ -6,8 +6,7 @@
 
 namespace ulp {
 
-/// A quantizer's numbers as kernels read them: the spacing of its values near x is 2^max(exponent(x) − significand_bits,
-/// min_quantum), and everything beyond max_bits is decided by one table look-up. Index 0: x ≥ 0, index 1: x < 0.
+/// How a grid's numbers are given.
 enum class GridKind : uint8_t {
   Lattice,  // everything below
   OneBit,  // the same, significand_bits = 0, where a number is odd if its exponent makes its code so (P3109)
@@ -15,6 +14,8 @@ enum class GridKind : uint8_t {
   Table,  // table, table_size
 };
 
+/// A quantizer's numbers as kernels read them: the spacing of its values near x is 2^max(exponent(x) − significand_bits,
+/// min_quantum), and everything beyond max_bits is decided by one table look-up. Index 0: x ≥ 0, index 1: x < 0.
 struct Grid {
   GridKind kind;
   int8_t posit_bits, posit_exponent_bits;

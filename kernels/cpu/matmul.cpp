@@ -18,6 +18,7 @@
 #include "core/convert.h"
 #include "core/grid.h"
 #include "core/sum.h"
+#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/kernels.h"
@@ -29,8 +30,8 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int64_t kStep = 512;    // k steps between loading and storing the sums of a tile
-constexpr int64_t kBlock = 2048;  // rows and columns of out whose operands are packed together
+constexpr int64_t kStep = 512;   // k steps between loading and storing the sums of a tile
+constexpr int64_t kSide = 2048;  // rows and columns of out whose operands are packed together
 constexpr int64_t kPackedFloats = 1 << 20;              // packed operands at a time
 constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
 constexpr int64_t kWorkPerThread = 1 << 19;  // multiply-adds that pay for waking a thread
@@ -294,17 +295,6 @@ void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t r
 
 // ---- the last step: bias, output rounding ------------------------------------------------------------------------------
 
-/// The words of elements first … first + n − 1.
-ULP_HD void random_words(uint32_t* to, const RandomSource& source, int64_t first, int64_t n) {
-  int64_t i = 0;
-  for (; i < n && (first + i) % 4 != 0; ++i) to[i] = source.word(static_cast<uint64_t>(first + i));
-  for (; i + 4 <= n; i += 4) {
-    const PhiloxWords four = source.words(static_cast<uint64_t>(first + i) / 4);
-    for (int j = 0; j < 4; ++j) to[i + j] = four.word[j];
-  }
-  for (; i < n; ++i) to[i] = source.word(static_cast<uint64_t>(first + i));
-}
-
 struct Finish {
   const float* bias = nullptr;  // (N) or none
   bool rounds = false;
@@ -319,33 +309,14 @@ struct Finish {
         for (int64_t i = 0; i < n; ++i) x[i] = x[i] + add[i];
       });
     }
-    if (!rounds)
-      with_isa([=]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i]);
-      });
-    else if (grid.rounding == Rounding::Stochastic)
-      round_stochastic(x, first, n);
-    else if (grid.rounding == Rounding::NearestEven)
-      with_isa([x, n, g = grid]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) x[i] = quantise_value(x[i], g, Rounding::NearestEven, 0);
-      });
-    else
-      with_isa([x, n, g = grid]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) x[i] = quantise_value(x[i], g, 0);
-      });
-  }
-
- private:
-  void round_stochastic(float* x, int64_t first, int64_t n) const {
-    constexpr int64_t kWords = 256;
-    for (int64_t done = 0; done < n; done += kWords)
-      with_isa([x = x + done, first = first + done, n = std::min(kWords, n - done), g = grid,
-                source = random]() ULP_INLINE {
-        uint32_t words[kWords];
-        random_words(words, source, first, n);
-        for (int64_t i = 0; i < n; ++i)
-          x[i] = quantise_value(x[i], g, Rounding::Stochastic, words[i]);
-      });
+    if (rounds) {
+      for (int64_t done = 0; done < n; done += kBlock)
+        quantise_span(x + done, x + done, std::min(kBlock, n - done), grid, random, first + done);
+      return;
+    }
+    with_isa([=]() ULP_INLINE {
+      for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i]);
+    });
   }
 };
 
@@ -597,10 +568,10 @@ void multiply_floats(const MatmulArgs& args) {
     for (int64_t i = 0; i < m; ++i) finish(out + i * n, i * n, 0, n);
     return;
   }
-  for (int64_t i = 0; i < m; i += kBlock)
-    for (int64_t j = 0; j < n; j += kBlock)
-      BlockProduct(args, out + i * n + j, finish, i, std::min(kBlock, m - i), j,
-                   std::min(kBlock, n - j))
+  for (int64_t i = 0; i < m; i += kSide)
+    for (int64_t j = 0; j < n; j += kSide)
+      BlockProduct(args, out + i * n + j, finish, i, std::min(kSide, m - i), j,
+                   std::min(kSide, n - j))
           .run();
 }
 
