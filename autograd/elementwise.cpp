@@ -40,12 +40,12 @@ Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
   ULP_CHECK(x.value.defined(), "{}: the input holds no tensor", op);
   const RoleUse use{tape, site};
   const int last = std::max(0, x.shape().rank() - 1);
-  const Tensor xq = use.operand(x.value, f.input, "input", last);
+  const Tensor xq = use.narrow(x.value, f.input, "input", last);
   const Saved saved(op, xq);
   return tape.record(
       op, f, {x}, apply(use, forward, {xq}, 0, f.output, "output"),
       [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Tensor g = use.operand(grads[0], f.grad_output_dx, "grad_output_dx", last);
+        const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
         return {apply(use, backward, {saved.get(), g}, 0, f.grad_input, "grad_input")};
       });
 }
@@ -136,11 +136,12 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
   Tensor y = kernels::contiguous(tape.stream(), x.value), mask;
   if (q.clamp_mask && !q.forward.is_identity()) {
     ULP_CHECK(x.value.dtype() != DType::F64, "quantize: F64 tensors are for gradient checks");
+    ULP_CHECK(q.forward.transform.hadamard == 0,
+              "quantize: {} rotates; a clamp mask is for the values themselves", q.forward);
     mask = Tensor::empty(x.shape(), DType::U8, x.value.device());
-    Tensor out = Tensor::empty(x.shape(), DType::F32, x.value.device());
-    kernels::quantise(tape.stream(),
-                      {y, out, q.forward, last, tape.run().key(site.stream("forward")), mask});
-    y = out;
+    QuantiseUse forward = use.use_of(q.forward, "forward", last);
+    forward.mask = mask;
+    y = quantised(tape.stream(), y, forward);
   } else {
     y = use.result(y, q.forward, "forward", last);
   }

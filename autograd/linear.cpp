@@ -1,25 +1,54 @@
+#include <algorithm>
+
 #include "autograd/ops.h"
 #include "autograd/quantised.h"
 
 namespace ulp::ops {
 namespace {
 
-/// a · b (+ bias), its sums kept by `accumulator`, rounded by `rounding`: → (M, N) F32.
-Tensor product(const RoleUse& use, const Tensor& a, const Tensor& b, const Tensor& bias,
-               const Quantizer& rounding, const char* role, const Accumulator& accumulator) {
-  const DType dtype = a.dtype() == DType::F64 ? DType::F64 : DType::F32;
-  Tensor out = Tensor::empty({a.size(0), b.size(1)}, dtype, a.device());
+/// A saved operand: values as the tape keeps them, and the rest.
+struct SavedOperand {
+  Saved values;
+  Factors factors;
+  int hadamard = 0;
+
+  SavedOperand() = default;
+  SavedOperand(const Operand& o)
+      : values{"linear", o.values}, factors(o.factors), hadamard(o.hadamard) {}
+  Operand get() const { return {values.get(), factors, hadamard}; }
+};
+
+Operand turned(Stream stream, const Operand& o) {
+  return {o.values.transpose(0, 1), transposed(stream, o.factors, o.values.shape()), o.hadamard};
+}
+
+/// What a product makes beside its operands.
+struct Outcome {
+  const Quantizer& rounding;
+  const char* role;
+  const Accumulator& accumulator;
+};
+
+/// a · bᵀ (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator, rounded: → (M, N) F32.
+Tensor product(const RoleUse& use, const Operand& a, const Operand& b, const Tensor& bias,
+               const Outcome& outcome) {
+  ULP_CHECK(a.hadamard == b.hadamard,
+            "linear: the operands of {} are rotated in groups of {} and {}; give both +rht{} or "
+            "neither",
+            outcome.role, a.hadamard, b.hadamard, std::max(a.hadamard, b.hadamard));
+  const DType dtype = a.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
+  Tensor out = Tensor::empty({a.values.size(0), b.values.size(0)}, dtype, a.values.device());
   MatmulArgs args;
-  args.a = a;
-  args.b = b;
+  args.a = a.values;
+  args.b = b.values.transpose(0, 1);
   args.bias = bias;
   args.out = out;
-  args.output = use.fused(rounding);
-  args.key = use.fused_key(rounding, role);
-  args.accumulator = accumulator;
+  args.output = use.fused(outcome.rounding);
+  args.key = use.fused_key(outcome.rounding, outcome.role);
+  args.accumulator = outcome.accumulator;
   args.math = use.tape.run().math();
-  kernels::matmul(use.tape.stream(), args);
-  return use.after(out, rounding, role, 1);
+  scaled_matmul(use.tape.stream(), args, a.factors, b.factors);
+  return use.after(out, outcome.rounding, outcome.role, 1);
 }
 
 /// (…, columns) → (rows, columns).
@@ -47,50 +76,51 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
   const RoleUse use{tape, site};
   const Tensor x2 = flat(stream, x.value), w2 = kernels::contiguous(stream, w.value);
 
-  const Tensor xq = use.operand(x2, f.input, "input", 1);
-  const Tensor wq = use.operand(w2, f.weight, "weight", 1);
-  const Tensor y = product(use, xq, wq.transpose(0, 1), b.value, f.output, "output", f.forward_acc);
+  const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left);
+  const Operand wq = use.operand(w2, f.weight, "weight", 1, Side::Right);
+  const Tensor y = product(use, xq, wq, b.value, {f.output, "output", f.forward_acc});
 
-  Saved x_dw, w_dx;
+  SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
-    x_dw = {"linear",
-            shares(f.input, f.input_dw) ? xq : use.operand(x2, f.input_dw, "input_dw", 0)};
+    x_dw =
+        shares(f.input, f.input_dw) ? xq : use.operand(x2, f.input_dw, "input_dw", 0, Side::Right);
   if (tape.recording() && x.needs_grad())
-    w_dx = {"linear",
-            shares(f.weight, f.weight_dx) ? wq : use.operand(w2, f.weight_dx, "weight_dx", 0)};
+    w_dx = shares(f.weight, f.weight_dx)
+               ? wq
+               : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right);
 
   Shape y_shape = x.shape();
   y_shape[y_shape.rank() - 1] = out_features;
   const Shape x_shape = x.shape();
-  return tape.record(
-      "linear", f, {x, w, b}, y.reshape(y_shape),
-      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-        const Tensor g = flat(stream, grads[0]);
-        Tensor dx, dw, db, g_dx;
-        if (needs[0]) {
-          g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1);
-          dx = product(use, g_dx, w_dx.get(), {}, f.grad_input, "grad_input", f.dx_acc)
-                   .reshape(x_shape);
-        }
-        if (needs[1]) {
-          const bool shared = needs[0] && shares(f.grad_output_dx, f.grad_output_dw);
-          const Tensor g_dw =
-              shared
-                  ? g_dx
-                  // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
-                  : use.operand(g, f.grad_output_dw,
-                                shares(f.grad_output_dx, f.grad_output_dw) ? "grad_output_dx"
-                                                                           : "grad_output_dw",
-                                0);
-          dw = product(use, g_dw.transpose(0, 1), x_dw.get(), {}, f.grad_weight, "grad_weight",
-                       f.dw_acc);
-        }
-        if (needs[2]) {
-          db = Tensor::empty({out_features}, g.dtype(), g.device());
-          kernels::sum(stream, {g, db, 1, g.size(0), out_features});
-        }
-        return {dx, dw, db};
-      });
+  return tape.record("linear", f, {x, w, b}, y.reshape(y_shape),
+                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+                       const Tensor g = flat(stream, grads[0]);
+                       Tensor dx, dw, db;
+                       Operand g_dx;
+                       if (needs[0]) {
+                         g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
+                         dx = product(use, g_dx, turned(stream, w_dx.get()), {},
+                                      {f.grad_input, "grad_input", f.dx_acc})
+                                  .reshape(x_shape);
+                       }
+                       if (needs[1]) {
+                         const bool alike = shares(f.grad_output_dx, f.grad_output_dw);
+                         // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
+                         const Operand g_dw =
+                             needs[0] && alike
+                                 ? g_dx
+                                 : use.operand(g, f.grad_output_dw,
+                                               alike ? "grad_output_dx" : "grad_output_dw", 0,
+                                               Side::Left);
+                         dw = product(use, turned(stream, g_dw), turned(stream, x_dw.get()), {},
+                                      {f.grad_weight, "grad_weight", f.dw_acc});
+                       }
+                       if (needs[2]) {
+                         db = Tensor::empty({out_features}, g.dtype(), g.device());
+                         kernels::sum(stream, {g, db, 1, g.size(0), out_features});
+                       }
+                       return {dx, dw, db};
+                     });
 }
 
 }  // namespace ulp::ops

@@ -3,6 +3,7 @@
 // What differentiable ops share: rounding operands and results by their role.
 
 #include "autograd/tape.h"
+#include "kernels/quantised.h"
 
 namespace ulp::ops {
 
@@ -11,9 +12,12 @@ struct RoleUse {
   Tape& tape;
   RandomSite site;
 
-  /// `in` as the role makes it, in the type a GEMM reads (gemm_type); `in` itself if the role changes nothing.
-  Tensor operand(const Tensor& in, const Quantizer& quantizer, const char* role,
-                 int group_axis) const;
+  /// `in` as the role makes it, as a GEMM reads it; `in` itself if the role changes nothing.
+  Operand operand(const Tensor& in, const Quantizer& quantizer, const char* role, int group_axis,
+                  Side side) const;
+  /// `in` as the role makes it, in a narrow type where there is one, to be kept.
+  Tensor narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
+                int group_axis) const;
   /// `in` as the role makes it, in F32; `in` itself if the role changes nothing.
   Tensor result(const Tensor& in, const Quantizer& quantizer, const char* role,
                 int group_axis) const;
@@ -21,6 +25,7 @@ struct RoleUse {
   Quantizer fused(const Quantizer& quantizer) const {
     return quantizer.is_elementwise() ? quantizer : Quantizer{};
   }
+  QuantiseUse use_of(const Quantizer& quantizer, const char* role, int group_axis) const;
   /// The draw for a fused quantizer; none is taken if nothing is fused.
   RandomKey fused_key(const Quantizer& quantizer, const char* role) const;
   /// Applies a block quantizer that no kernel could fuse.

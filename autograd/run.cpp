@@ -1,5 +1,7 @@
 #include "autograd/run.h"
 
+#include "kernels/quantised.h"
+
 namespace ulp {
 
 Run::Run(Device device, uint64_t seed, Math math)
@@ -23,6 +25,13 @@ RandomKey Run::key(uint32_t stream, uint32_t draws) {
   const RandomKey key{seed_, stream, next, device_state()};
   next += draws;
   return key;
+}
+
+Tensor Run::scaling(uint32_t stream, const Quantizer& quantizer) {
+  Tensor& state = scalings_[stream];
+  if (!state.defined() || state.numel() != 1 + quantizer.scale.history)
+    state = fresh_scaling(quantizer, device());
+  return state;
 }
 
 const StepState* Run::device_state() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <unordered_map>
 
 #include "core/random.h"
@@ -33,6 +34,12 @@ class Run {
   /// they come from, so that no word repeats; they begin anew when random_step changes.
   RandomKey key(uint32_t stream, uint32_t draws = 1);
 
+  /// What +scale=delayedN remembers for a random stream's quantizer; made anew if there is none of that length.
+  Tensor scaling(uint32_t stream, const Quantizer& quantizer);
+  /// All of it, for checkpoints: by random stream.
+  const std::map<uint32_t, Tensor>& scalings() const { return scalings_; }
+  void set_scaling(uint32_t stream, const Tensor& state) { scalings_[stream] = state; }
+
  private:
   Stream stream_;
   uint64_t seed_;
@@ -40,6 +47,7 @@ class Run {
   StepState state_;
   Tensor on_device_;  // U8, sizeof(StepState)
   std::unordered_map<uint32_t, uint32_t> ordinals_;
+  std::map<uint32_t, Tensor> scalings_;
 };
 
 }  // namespace ulp

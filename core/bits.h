@@ -27,6 +27,8 @@ ULP_HD float float_of(uint32_t bits) {
 #endif
 }
 
+inline constexpr float kMaxFloat = 3.40282346638528859811704183484516925e+38f;
+
 /// condition ? a : b without a branch, so that loops around it vectorise.
 ULP_HD uint32_t select_bits(bool condition, uint32_t a, uint32_t b) {
   return b ^ ((a ^ b) & (0u - static_cast<uint32_t>(condition)));

@@ -43,13 +43,22 @@ Grid make_grid(const Quantizer& quantizer);
 struct BlockRule {
   enum class Kind : uint8_t { BlockFloat, Hbfp, Scaled };
   Kind kind;
-  Scale::Rule scale;    // Scaled, as the rest
+  Scale scale;          // Scaled, as the rest
   int32_t word_bits;    // BlockFloat, Hbfp
   int32_t emax;         // exponent of the element's largest number
   int32_t precision;    // significant bits of an element
-  float inverse_max;    // 1 / the element's largest number
+  float max;            // the element's largest magnitude
+  float inverse_max;    // fl(1 / max)
+  bool three_quarters;  // elements are multiplied by 3/4 first
   int32_t least_scale;  // biased; what the output type can follow
   int32_t most_scale;   // biased; 254, or less where the element's step would pass 2^127
+};
+
+/// Element x of a block becomes quantise_value(x · before) · after on the block's grid, times `factor`, which is kept apart
+/// for a GEMM. x · before and the multiplication by the factor round to fp32; the one by `after` is exact. A block that
+/// holds Inf or NaN has before = NaN.
+struct BlockScale {
+  float before = 1, after = 1, factor = 1;
 };
 
 /// `out`: the type that the values will be stored in. BF16's grid ends at 2^−133, so scales stop where an element's smallest
@@ -62,7 +71,7 @@ ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
   const int32_t e = static_cast<int32_t>(amax_bits >> 23);
   const uint32_t m = amax_bits & 0x007FFFFFu;
   int32_t x = e - rule.emax;
-  switch (rule.scale) {
+  switch (rule.scale.rule) {
     case Scale::Rule::Ceil: x += m != 0 ? 1 : 0; break;
     case Scale::Rule::Even:
       x = static_cast<int32_t>((amax_bits + (1u << (23 - rule.precision))) >> 23) - rule.emax;
@@ -85,15 +94,91 @@ ULP_HD float scaled(float x, int32_t exponent) {
   return (x * pow2(half)) * pow2(exponent - half);
 }
 
-/// Turns a quantizer's grid (make_grid) into that of one block. amax_bits: the largest magnitude in it; a block that holds
-/// Inf or NaN is all NaN, and the caller sees to that (amax_bits ≥ kInfinityBits).
+/// What values are multiplied by so that amax becomes `max`: fl(max / amax), at most FLT_MAX; 1 if amax is 0, or if the
+/// quotient is. Source: TransformerEngine's scaling factors.
+ULP_HD float scale_to(float max, float amax) {
+  const float s = max / amax;
+  if (!(s > 0)) return 1.0f;  // amax = Inf is the caller's business
+  return amax == 0 ? 1.0f : (s < kMaxFloat ? s : kMaxFloat);
+}
+
+/// 1 / scale, at most FLT_MAX.
+ULP_HD float factor_of(float scale) {
+  const float f = 1.0f / scale;
+  return f < kMaxFloat ? f : kMaxFloat;
+}
+
+/// E4M3Tensor: the factor S of a whole tensor, from its largest magnitude. 1 for every other rule, NaN if there is Inf or
+/// NaN in the tensor.
+ULP_HD float tensor_scale(const BlockRule& rule, uint32_t amax_bits) {
+  if (rule.scale.kind != Scale::Kind::E4M3Tensor) return 1.0f;
+  if (amax_bits >= kInfinityBits) return float_of(kNanBits);
+  return scale_to(448.0f * rule.max, float_of(amax_bits));
+}
+
+/// Nearest e4m3 number, ties to even, at most 448, for a finite x ≥ 0.
+ULP_HD float nearest_e4m3(float x) {
+  if (!(x < 448.0f)) return 448.0f;
+  const int32_t e = max_of(static_cast<int32_t>(bits_of(x) >> 23) - 127, -6);
+  const float magic = pow2(e - 3 + 23);
+  return (x + magic) - magic;
+}
+
+/// The state of delayed scaling after a call: `state` holds the scale and the last `history` magnitudes, newest first. A
+/// call with Inf or NaN is forgotten, and zeros leave the scale as it is. Source: TransformerEngine, DelayedScaling with amax_compute_algo "max", margin 0.
+ULP_HD void update_delayed(const BlockRule& rule, float* state, uint32_t amax_bits) {
+  if (amax_bits >= kInfinityBits) return;
+  float most = float_of(amax_bits);
+  for (int32_t i = rule.scale.history; i > 1; --i) {
+    state[i] = state[i - 1];
+    most = state[i] > most ? state[i] : most;
+  }
+  state[1] = float_of(amax_bits);
+  if (most > 0) state[0] = scale_to(rule.max, most);
+}
+
+/// The scales of a block that are no power of two.
+ULP_HD BlockScale block_scale(const BlockRule& rule, uint32_t amax_bits, float tensor) {
+  BlockScale result;
+  if (rule.three_quarters) {
+    result.before = 0.75f;
+    result.factor = 4.0f / 3.0f;
+  }
+  const float amax = float_of(amax_bits);
+  if (rule.kind == BlockRule::Kind::Scaled && rule.scale.kind == Scale::Kind::F32) {
+    result.before = scale_to(rule.max, amax);
+    result.factor = factor_of(result.before);
+  } else if (rule.kind == BlockRule::Kind::Scaled && rule.scale.kind >= Scale::Kind::E4M3 &&
+             rule.scale.kind <= Scale::Kind::E4M3Tensor) {
+    const float d = nearest_e4m3(amax * (tensor * rule.inverse_max));
+    const float r = tensor / d;
+    result.before = r < kMaxFloat ? r : kMaxFloat;
+    result.after = d;
+    result.factor = factor_of(tensor);
+  }
+  if (amax_bits >= kInfinityBits || !(tensor > 0)) {
+    result.before = float_of(kNanBits);
+    if (rule.scale.kind != Scale::Kind::PowerOfTwo) result.factor = float_of(kNanBits);
+  }
+  return result;
+}
+
+/// Turns a quantizer's grid (make_grid) into that of one block, and tells its other scales. amax_bits: the largest magnitude
+/// in it, `tensor` what tensor_scale says.
 ///  BlockFloat  E = max(exponent of amax, −126), step 2^(E+2−W), at least 2^−149, bounds ±(2^(E+1) − step), no −0.
 ///              Source: QPyTorch's block quantiser, with a floor under E.
 ///  Hbfp        E = ⌈log2 amax⌉, at least −126, step 2^(E−M), at least 2^−149, bounds ±(2^E − step), no −0.
 ///              Source: Drumond et al., "Training DNNs with Hybrid Block Floating Point", arXiv 1804.01526.
-///  Scaled      the element's grid times 2^(X−127), X by scale_exponent. Source: OCP MX specification 1.0, §6.3.
-ULP_HD void set_block(Grid& grid, const BlockRule& rule, uint32_t amax_bits) {
+///  PowerOfTwo  the element's grid times 2^(X−127), X by scale_exponent. Source: OCP MX specification 1.0, §6.3.
+///  F32         before = S = scale_to(max, amax), factor 1/S.
+///  E4M3        d = e4m3(amax · fl(S · fl(1/max))), before = min(fl(S/d), FLT_MAX), after = d, with S = 1.
+///  E4M3Tensor  the same with S = tensor_scale, factor 1/S. Source: NVFP4 in TransformerEngine.
+ULP_HD BlockScale set_block(Grid& grid, const BlockRule& rule, uint32_t amax_bits,
+                            float tensor = 1.0f) {
+  const BlockScale scale = block_scale(rule, amax_bits, tensor);
+  if (amax_bits >= kInfinityBits) return scale;
   if (rule.kind == BlockRule::Kind::Scaled) {
+    if (rule.scale.kind != Scale::Kind::PowerOfTwo) return scale;
     const int32_t shift = scale_exponent(rule, amax_bits) - 127;
     grid.min_quantum += shift;
     for (int s = 0; s < 2; ++s) {
@@ -103,7 +188,7 @@ ULP_HD void set_block(Grid& grid, const BlockRule& rule, uint32_t amax_bits) {
     }
     if (grid.min_normal_bits != 0)
       grid.min_normal_bits = bits_of(scaled(float_of(grid.min_normal_bits), shift));
-    return;
+    return scale;
   }
   const int32_t e = static_cast<int32_t>(amax_bits >> 23) - 127;
   int32_t top = e + 1;  // values stay below 2^top
@@ -118,6 +203,7 @@ ULP_HD void set_block(Grid& grid, const BlockRule& rule, uint32_t amax_bits) {
   grid.max_bits[1] = bits;
   grid.overflow_bits[0] = bits;
   grid.overflow_bits[1] = bits | kSignBit;
+  return scale;
 }
 
 /// Does the magnitude's dropped part r (of `shift` bits, shift ≥ 0) round up under stochastic rounding with word R?
@@ -181,52 +267,72 @@ ULP_HD uint32_t fraction_between(float x, float low, float high) {
   return scaled_part >= 4294967295.0 ? 0xFFFFFFFFu : static_cast<uint32_t>(scaled_part);
 }
 
+/// Where a posit's bit string is cut. The pattern of a float, its exponent counted from a multiple of 2^es, holds the posit's
+/// exponent and fraction bits in its low end, so cutting the bit string is cutting `shift` bits of that pattern.
+struct PositCut {
+  uint32_t pattern;  // |x|'s bits, the exponent field one higher
+  int32_t k;         // regime
+  int32_t shift;     // 10 … 26
+  uint32_t lsb;      // the last bit that is kept
+};
+
+ULP_HD PositCut posit_cut(uint32_t magnitude_bits, int32_t n, int32_t es) {
+  PositCut cut{};
+  cut.pattern = magnitude_bits + 0x00800000u;
+  cut.k = (static_cast<int32_t>(magnitude_bits >> 23) - 127) >> es;
+  const int32_t regime = (cut.k ^ (cut.k >> 31)) + 2;  // k + 2, or 1 − k below 0
+  const int32_t kept = max_of(n - 1 - regime, 0);      // exponent and fraction bits
+  cut.shift = 23 + es - kept;
+  cut.lsb = select_bits(kept == 0, static_cast<uint32_t>(cut.k < 0), cut.pattern >> cut.shift) & 1u;
+  return cut;
+}
+
 /// Posits: never to zero and never to NaR except from NaN and Inf; beyond maxpos it is maxpos, below minpos minpos (biased
 /// under stochastic rounding). Nearest modes cut the bit string, stochastic rounding is linear in value.
+/// `*uneven`, where given, tells that the neighbours differ in exponent by more than one under a stochastic rounding; the
+/// result is then not the right one (a loop that vectorises asks again, without `uneven`). It stands for 32 random bits.
 ULP_HD float quantise_posit(float x, const Grid& grid, Rounding mode, uint32_t random,
-                            bool* clamped) {
+                            bool* clamped, bool* uneven = nullptr) {
   const uint32_t a = bits_of(x) & ~kSignBit, sign = bits_of(x) & kSignBit;
-  if (clamped != nullptr) *clamped = false;
-  if (a >= kInfinityBits) return float_of(kNanBits);
-  if (a == 0) return 0.0f;
   const bool negative = sign != 0;
   const int32_t n = grid.posit_bits, es = grid.posit_exponent_bits;
-  const int32_t lost =
-      a < 0x00800000u ? leading_zeros(a) - 8 : 0;  // fp32 subnormals: shift the first 1 up
-  const uint32_t m = a < 0x00800000u ? a << lost : a;
-  const int32_t e = a < 0x00800000u ? -126 - lost : static_cast<int32_t>(a >> 23) - 127;
-  const int32_t k = e >> es;
-  const uint32_t top = (1u << (n - 1)) - 1u;
-  uint32_t code = 0;
-  if (k >= n - 2) {
-    code = top;
-    if (clamped != nullptr) *clamped = float_of(a) > posit_value(top, n, es);
-  } else if (k < 2 - n) {
-    code = 1;
-  } else {
-    const PositPlace at = posit_place(e, m & 0x007FFFFFu, n, es);
-    code = at.code;
-    if (at.rest != 0 || at.sticky) {
-      const bool above = at.rest > kSignBit || (at.rest == kSignBit && at.sticky);
-      const bool tie = at.rest == kSignBit && !at.sticky;
-      switch (mode) {
-        case Rounding::NearestEven: code += above || (tie && (code & 1u) != 0) ? 1 : 0; break;
-        case Rounding::NearestAway: code += above || tie ? 1 : 0; break;
-        case Rounding::NearestUp: code += above || (tie && !negative) ? 1 : 0; break;
-        case Rounding::TowardZero: break;
-        case Rounding::Up: code += negative ? 0 : 1; break;
-        case Rounding::Down: code += negative ? 1 : 0; break;
-        case Rounding::Odd: code |= 1u; break;
-        case Rounding::Stochastic:
-          code += between_up(
-              fraction_between(float_of(a), posit_value(code, n, es), posit_value(code + 1, n, es)),
-              random, grid.bits);
-          break;
+  const PositCut cut = posit_cut(a, n, es);
+  const uint32_t tail = (1u << cut.shift) - 1u, rest = cut.pattern & tail, half = tail >> 1;
+  uint32_t add = 0;
+  switch (mode) {
+    case Rounding::NearestEven: add = half + cut.lsb; break;
+    case Rounding::NearestAway: add = half + 1; break;
+    case Rounding::NearestUp: add = half + static_cast<uint32_t>(!negative); break;
+    case Rounding::TowardZero: break;
+    case Rounding::Up: add = select_bits(negative, 0u, tail); break;
+    case Rounding::Down: add = select_bits(negative, tail, 0u); break;
+    case Rounding::Odd: add = select_bits(rest != 0 && cut.lsb == 0, tail, 0u); break;
+    case Rounding::Stochastic: {
+      uint32_t t = rest << ((32 - cut.shift) & 31);
+      if (uneven != nullptr) {
+        *uneven = cut.shift > 23;
+      } else if (cut.shift > 23) {
+        const uint32_t low = cut.pattern - rest;
+        t = fraction_between(float_of(a), float_of(low - 0x00800000u),
+                             float_of(low + tail + 1u - 0x00800000u));
       }
-      code = code < top ? code : top;
+      const bool plain = uneven != nullptr || grid.bits == RandomBits{};
+      uint32_t up = static_cast<uint32_t>(random < t);
+      if (!plain) up = rest != 0 ? between_up(t, random, grid.bits) : 0u;
+      add = select_bits(up != 0, tail + 1u - rest, 0u);
+      break;
     }
   }
-  return float_of(bits_of(posit_value(code, n, es)) | sign);
+  const uint32_t inside = ((cut.pattern + add) & ~tail) - 0x00800000u;
+  const int32_t top = (n - 2) * (1 << es);
+  const uint32_t most = static_cast<uint32_t>(127 + top) << 23,
+                 least = static_cast<uint32_t>(127 - top) << 23;
+  const bool beyond = cut.k >= n - 2;
+  if (clamped != nullptr) *clamped = a > most && a < kInfinityBits;
+  uint32_t y = select_bits(cut.k < 2 - n, least, inside);
+  y = select_bits(beyond, most, y) | sign;
+  y = select_bits(a == 0, 0u, y);
+  return float_of(select_bits(a >= kInfinityBits, kNanBits, y));
 }
 
 /// Any list of numbers: nearest by exact distance (ties to the even index), directed, odd index, or stochastic and linear in

@@ -91,14 +91,72 @@ constexpr RuleName kRules[] = {{"floor", Scale::Rule::Floor},
                                {"even", Scale::Rule::Even},
                                {"rceil", Scale::Rule::RoundCeil}};
 
-bool parse_rule(Quantizer& q, std::string_view flag, std::string_view whole) {
+struct ScaleName {
+  const char* flag;
+  Scale::Kind kind;
+};
+constexpr const char* kTensorScaled = "nvfp4 scale";  // no flag: only the name nvfp4 asks for it
+constexpr ScaleName kScales[] = {{"scalee4m3", Scale::Kind::E4M3},
+                                 {"scalef32", Scale::Kind::F32},
+                                 {kTensorScaled, Scale::Kind::E4M3Tensor}};
+
+void set_scale(Quantizer& q, const Scale& scale, std::string_view whole) {
+  ULP_CHECK(q.scale.kind == Scale::Kind::None, "{}: the scale rule is given twice", whole);
+  q.scale = scale;
+}
+
+bool parse_scale(Quantizer& q, std::string_view flag, std::string_view whole) {
   for (const RuleName& known : kRules)
     if (flag == known.flag) {
-      ULP_CHECK(q.scale.rule == Scale::Rule::None, "{}: the scale rule is given twice", whole);
-      q.scale.rule = known.rule;
+      set_scale(q, {Scale::Kind::PowerOfTwo, known.rule, 0}, whole);
+      return true;
+    }
+  for (const ScaleName& known : kScales)
+    if (flag == known.flag) {
+      set_scale(q, {known.kind, Scale::Rule::None, 0}, whole);
       return true;
     }
   return false;
+}
+
+constexpr int kMostHistory = 1024;
+
+/// "scale=current", "rht16" … behind a '+'.
+void parse_part(Quantizer& q, std::string_view part, std::string_view whole) {
+  std::string_view rest = part;
+  if (part == "rht16" || part == "rht32") {
+    ULP_CHECK(q.transform.hadamard == 0, "{}: a Hadamard rotation is given twice", whole);
+    q.transform.hadamard = part == "rht16" ? 16 : 32;
+    return;
+  }
+  if (part == "q34") {
+    ULP_CHECK(!q.transform.three_quarters, "{}: +q34 is given twice", whole);
+    q.transform.three_quarters = true;
+    return;
+  }
+  if (text::take(rest, "scale=")) {
+    ULP_CHECK(q.block.kind == Block::Kind::None && q.scale.kind == Scale::Kind::None,
+              "{}: +scale= is for formats without blocks; blocks have scales of their own "
+              "(-scalef32, -scalee4m3)",
+              whole);
+    if (rest == "row") {
+      q.block.kind = Block::Kind::Row;
+      q.scale.kind = Scale::Kind::F32;
+      return;
+    }
+    q.block.kind = Block::Kind::Tensor;
+    q.scale.kind = Scale::Kind::F32;
+    if (rest == "current") return;
+    if (text::take(rest, "delayed")) {
+      const auto history = text::number(rest);
+      ULP_CHECK(history.has_value() && *history >= 1 && *history <= kMostHistory,
+                "{}: +scale=delayedN remembers 1 to {} calls, got '{}'", whole, kMostHistory, rest);
+      q.scale = {Scale::Kind::Delayed, Scale::Rule::None, static_cast<uint16_t>(*history)};
+      return;
+    }
+  }
+  throw_error("{}: unknown part '+{}'; there are rht16, rht32, q34 and scale=current|row|delayedN",
+              whole, part);
 }
 
 /// The OCP MX formats: groups of 32 of an element format. Source: OCP Microscaling Formats (MX) specification 1.0, §5.
@@ -109,8 +167,23 @@ constexpr MxName kMx[] = {{"mxfp8-e5m2", "e5m2"}, {"mxfp8", "e4m3"}, {"mxfp6-e3m
                           {"mxfp6", "e2m3"},      {"mxfp4", "e2m1"}, {"mxint8", "fixed8.6-sym"}};
 constexpr int kMxGroup = 32;
 
-/// "mxfp8-e5m2-rceil" → the tokens of e5m2-g32-rceil. Other names stay as they are.
-std::vector<std::string_view> expand_mx(std::vector<std::string_view> tokens) {
+constexpr const char* kNvfp4 = "nvfp4";
+constexpr int kNvfp4Group = 16;
+
+bool is_block_flag(std::string_view flag) {
+  Quantizer q;
+  return parse_block(q, flag, flag);
+}
+
+/// "mxfp8-e5m2-rceil" → the tokens of e5m2-g32-rceil, "nvfp4" → those of e2m1-g16 with its scale. Other names stay as they
+/// are.
+std::vector<std::string_view> expand_named(std::vector<std::string_view> tokens) {
+  if (tokens.front() == kNvfp4) {
+    tokens.front() = "e2m1";
+    if (std::none_of(tokens.begin() + 1, tokens.end(), is_block_flag)) tokens.push_back("g16");
+    tokens.push_back(kTensorScaled);
+    return tokens;
+  }
   for (const MxName& mx : kMx) {
     const auto name = text::split(mx.name, '-');
     if (tokens.size() < name.size() || !std::equal(name.begin(), name.end(), tokens.begin()))
@@ -124,58 +197,81 @@ std::vector<std::string_view> expand_mx(std::vector<std::string_view> tokens) {
   return tokens;
 }
 
-void check_scaled(const Quantizer& q, std::string_view whole) {
+bool shares_exponent(const Format& f) {
+  return f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp;
+}
+
+/// Completes the scale and throws if it does not go with the format.
+void settle_scale(Quantizer& q, std::string_view whole) {
   const Format& f = q.format;
-  if (f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp) {
-    ULP_CHECK(
-        q.scale.rule == Scale::Rule::None,
-        "{}: its exponent rule is its own; -floor, -ceil, -even and -rceil are for scaled elements",
-        whole);
+  if (shares_exponent(f)) {
+    ULP_CHECK(q.scale.kind == Scale::Kind::None,
+              "{}: its exponent rule is its own; scales and their rules are for other elements",
+              whole);
+    if (q.block.kind == Block::Kind::None) q.block.kind = Block::Kind::Tensor;
     return;
   }
-  const bool blocks = q.block.kind != Block::Kind::None;
-  ULP_CHECK(blocks || q.scale.rule == Scale::Rule::None,
-            "{}: a scale rule needs blocks (-gN, -axisK or -tRxC)", whole);
-  if (!blocks) return;
-  ULP_CHECK(f.kind == FormatKind::Float || f.kind == FormatKind::Fixed,
-            "{}: blocks scale floats (eXmY) and fixed point", whole);
+  if (q.block.kind == Block::Kind::None) {
+    ULP_CHECK(q.scale.kind == Scale::Kind::None,
+              "{}: a scale rule needs blocks (-gN, -axisK or -tRxC); without them there is "
+              "+scale=current|row|delayedN",
+              whole);
+    return;
+  }
+  if (q.scale.kind == Scale::Kind::None) q.scale = {Scale::Kind::PowerOfTwo, Scale::Rule::Floor, 0};
+  const bool is_factor = q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed;
+  const bool is_list = f.kind == FormatKind::Posit || f.kind == FormatKind::Codebook;
+  ULP_CHECK(f.kind == FormatKind::Float || f.kind == FormatKind::Fixed || (is_list && is_factor),
+            "{}: such scales are for floats (eXmY) and fixed point; posits and tables take "
+            "-scalef32 and +scale=",
+            whole);
+  if (is_list) return;
   const FormatLimits limits = limits_of(f);
   ULP_CHECK(
       f.overflow != Overflow::Wrap && f.overflow != Overflow::None && f.overflow != Overflow::Nan,
       "{}: elements of a scaled block saturate; leave -wrap, -noclamp and -nan out", whole);
-  ULP_CHECK(
-      limits.max > 0 && limits.emax <= 15 && limits.quantum >= -22 && limits.significant_bits <= 12,
-      "{}: an element of a scaled block has at most 12 significant bits within 2^-22 … 2^15",
-      whole);
+  ULP_CHECK(limits.max > 0, "{}: an element without positive numbers cannot be scaled", whole);
+  if (is_factor) return;
+  ULP_CHECK(limits.emax <= 15 && limits.quantum >= -22 && limits.significant_bits <= 12,
+            "{}: an element of a scaled block has at most 12 significant bits within 2^-22 … 2^15",
+            whole);
+}
+
+void check_transform(const Quantizer& q, std::string_view whole) {
+  if (q.transform == Transform{}) return;
+  ULP_CHECK(!q.is_identity(), "{}: fp32 is not rounded; a transform would change nothing", whole);
+  ULP_CHECK(!q.transform.three_quarters || q.scale.kind == Scale::Kind::PowerOfTwo,
+            "{}: +q34 is for blocks with power-of-two scales (mxfp4+q34); others do not clip",
+            whole);
 }
 
 }  // namespace
 
 Quantizer Quantizer::parse(std::string_view whole) {
   Quantizer q;
-  // table=PATH may contain others.
-  const size_t colon = whole.starts_with("table=") ? whole.rfind(':') : whole.find(':');
-  const std::string_view name = whole.substr(0, colon);
-  ULP_CHECK(name.starts_with("table=") || name.find('+') == std::string_view::npos,
-            "{}: parts after '+' (transforms, scales) are not known here", whole);
-  std::vector<std::string_view> own, tokens;
-  if (name.starts_with("table="))
-    tokens = {name};
-  else
-    tokens = expand_mx(text::format_tokens(name));
+  // table=PATH may contain ':', '-' and '+'.
+  const bool is_path = whole.starts_with("table=");
+  const size_t colon = is_path ? whole.rfind(':') : whole.find(':');
+  std::vector<std::string_view> parts{whole.substr(0, colon)};
+  if (!is_path) parts = text::split(parts.front(), '+');
+  std::vector<std::string_view> own, tokens{parts.front()};
+  if (!is_path) tokens = expand_named(text::format_tokens(parts.front()));
   own.push_back(tokens.front());
   for (size_t i = 1; i < tokens.size(); ++i)
-    if (!parse_block(q, tokens[i], whole) && !parse_rule(q, tokens[i], whole))
+    if (!parse_block(q, tokens[i], whole) && !parse_scale(q, tokens[i], whole))
       own.push_back(tokens[i]);
   q.format = text::parse_format(own, whole);
   ULP_CHECK(!q.format.is_fp32() || q.block.kind == Block::Kind::None, "{}: fp32 has no blocks",
             whole);
-  const bool shares_exponent =
-      q.format.kind == FormatKind::BlockFloat || q.format.kind == FormatKind::Hbfp;
-  if (shares_exponent && q.block.kind == Block::Kind::None) q.block.kind = Block::Kind::Tensor;
-  check_scaled(q, whole);
-  if (!shares_exponent && q.block.kind != Block::Kind::None && q.scale.rule == Scale::Rule::None)
-    q.scale.rule = Scale::Rule::Floor;
+  for (size_t i = 1; i < parts.size(); ++i) {
+    ULP_CHECK(!shares_exponent(q.format) || !parts[i].starts_with("scale="),
+              "{}: its blocks have exponents of their own; leave +{} out", whole, parts[i]);
+    ULP_CHECK(!q.is_identity() || !parts[i].starts_with("scale="),
+              "{}: fp32 is not rounded; leave +{} out", whole, parts[i]);
+    parse_part(q, parts[i], whole);
+  }
+  settle_scale(q, whole);
+  check_transform(q, whole);
   if (colon != std::string_view::npos) {
     ULP_CHECK(!q.format.is_fp32(), "{}: fp32 is not rounded; leave '{}' out", whole,
               whole.substr(colon));
@@ -190,22 +286,53 @@ std::string to_string(Rounding rounding) {
   return "?";
 }
 
-std::string to_string(const Quantizer& q) {
-  std::string name = to_string(q.format);
-  bool is_mx = false;
-  if (q.block == Block{Block::Kind::Group, 0, 0, kMxGroup} && q.scale.rule != Scale::Rule::None)
+namespace {
+
+std::string block_text(const Block& block) {
+  switch (block.kind) {
+    case Block::Kind::Axis: return "-axis" + std::to_string(block.axis);
+    case Block::Kind::Group: return "-g" + std::to_string(block.columns);
+    case Block::Kind::Tile:
+      return "-t" + std::to_string(block.rows) + "x" + std::to_string(block.columns);
+    default: return "";
+  }
+}
+
+/// Format, blocks and scale.
+std::string scaled_text(const Quantizer& q) {
+  std::string name = to_string(q.format), blocks = block_text(q.block);
+  switch (q.scale.kind) {
+    case Scale::Kind::None: return name + blocks;
+    case Scale::Kind::E4M3: return name + blocks + "-scalee4m3";
+    case Scale::Kind::E4M3Tensor:
+      return kNvfp4 + (blocks == "-g" + std::to_string(kNvfp4Group) ? "" : blocks);
+    case Scale::Kind::Delayed: return name + "+scale=delayed" + std::to_string(q.scale.history);
+    case Scale::Kind::F32:
+      if (q.block.kind == Block::Kind::Tensor) return name + "+scale=current";
+      if (q.block.kind == Block::Kind::Row) return name + "+scale=row";
+      return name + blocks + "-scalef32";
+    case Scale::Kind::PowerOfTwo: break;
+  }
+  if (blocks == "-g" + std::to_string(kMxGroup))
     for (const MxName& mx : kMx)
-      if (!is_mx && name == mx.element) {
+      if (name == mx.element) {
         name = mx.name;
-        is_mx = true;
+        blocks.clear();
+        break;
       }
-  if (q.block.kind == Block::Kind::Axis) name += "-axis" + std::to_string(q.block.axis);
-  if (q.block.kind == Block::Kind::Group && !is_mx) name += "-g" + std::to_string(q.block.columns);
-  if (q.block.kind == Block::Kind::Tile)
-    name += "-t" + std::to_string(q.block.rows) + "x" + std::to_string(q.block.columns);
+  name += blocks;
   if (q.scale.rule != Scale::Rule::Floor)
     for (const RuleName& known : kRules)
       if (q.scale.rule == known.rule) name += std::string("-") + known.flag;
+  return name;
+}
+
+}  // namespace
+
+std::string to_string(const Quantizer& q) {
+  std::string name = scaled_text(q);
+  if (q.transform.hadamard != 0) name += "+rht" + std::to_string(q.transform.hadamard);
+  if (q.transform.three_quarters) name += "+q34";
   if (q.rounding == Rounding::NearestEven || q.is_identity()) return name;
   name += ":" + to_string(q.rounding);
   if (q.rounding == Rounding::Stochastic && q.bits != RandomBits{}) {
@@ -254,13 +381,13 @@ Grid make_grid(const Quantizer& q) {
     if (f.overflow == Overflow::Nan) grid.overflow_bits[s] = kNanBits;
     if (f.overflow == Overflow::Saturate) grid.infinity_bits[s] = grid.max_bits[s] | sign;
     if (limits.has_infinity) grid.infinity_bits[s] = kInfinityBits | sign;
-    if (q.scale.rule != Scale::Rule::None) {  // elements of a scaled block saturate
-      grid.overflow_bits[s] = grid.max_bits[s] | sign;
-      grid.infinity_bits[s] = kNanBits;
+    if (q.scale.kind != Scale::Kind::None) {  // saturates, also where x · before is beyond fp32
+      grid.overflow_bits[s] = grid.infinity_bits[s] = grid.max_bits[s] | sign;
     }
     if (limits.lowest == 0 && s == 1) {  // an unsigned format
       grid.overflow_bits[s] = 0;
-      grid.infinity_bits[s] = f.overflow == Overflow::Saturate ? 0 : kNanBits;
+      const bool saturates = f.overflow == Overflow::Saturate || q.scale.kind != Scale::Kind::None;
+      grid.infinity_bits[s] = saturates ? 0 : kNanBits;
     }
   }
   if (f.kind == FormatKind::Fixed) {
@@ -290,32 +417,47 @@ Grid make_grid(const Quantizer& q) {
   return grid;
 }
 
+float largest_magnitude(const Format& f) {
+  const FormatLimits limits = limits_of(f);
+  const double least = f.kind == FormatKind::Codebook ? -limits.lowest : 0;
+  return static_cast<float>(std::max(limits.max, least));
+}
+
 BlockRule make_block_rule(const Quantizer& q, DType out) {
   BlockRule rule{};
   rule.word_bits = q.format.word_bits;
-  switch (q.format.kind) {
-    case FormatKind::BlockFloat: rule.kind = BlockRule::Kind::BlockFloat; return rule;
-    case FormatKind::Hbfp: rule.kind = BlockRule::Kind::Hbfp; return rule;
-    default: break;
-  }
+  rule.kind = q.format.kind == FormatKind::BlockFloat ? BlockRule::Kind::BlockFloat
+              : q.format.kind == FormatKind::Hbfp     ? BlockRule::Kind::Hbfp
+                                                      : BlockRule::Kind::Scaled;
+  if (rule.kind != BlockRule::Kind::Scaled) return rule;
   const FormatLimits limits = limits_of(q.format);
-  rule.kind = BlockRule::Kind::Scaled;
-  rule.scale = q.scale.rule;
+  rule.scale = q.scale;
   rule.emax = limits.emax;
   rule.precision = limits.significant_bits;
-  rule.inverse_max = 1.0f / static_cast<float>(limits.max);
+  rule.max = largest_magnitude(q.format);
+  rule.inverse_max = 1.0f / rule.max;
+  rule.three_quarters = q.transform.three_quarters;
   rule.most_scale = 254 - std::max(0, limits.quantum);
   rule.least_scale = out == DType::BF16 ? std::max(0, -133 + 127 - limits.quantum) : 0;
   return rule;
 }
 
 bool fits(const Quantizer& q, DType dtype) {
-  if (q.scale.rule == Scale::Rule::None) return fits(q.format, dtype);
-  if (dtype == DType::BF16) return limits_of(q.format).significant_bits <= 8;
-  return dtype == DType::F32 || dtype == DType::F64;
+  if (dtype == DType::F32 || dtype == DType::F64) return true;
+  if (q.scale.kind == Scale::Kind::PowerOfTwo)
+    return dtype == DType::BF16 && limits_of(q.format).significant_bits <= 8;
+  if (q.scale.kind != Scale::Kind::E4M3 && q.scale.kind != Scale::Kind::E4M3Tensor)
+    return fits(q.format, dtype);
+  // q · d with d an e4m3 number: 4 more significant bits, exponents from 2^−9 up to 448.
+  const FormatLimits limits = limits_of(q.format);
+  const int bits = limits.significant_bits + 4;
+  if (dtype == DType::BF16) return bits <= 8;
+  return dtype == DType::F16 && bits <= 11 && limits.quantum - 9 >= -24 &&
+         limits.max * 448 <= 65504 && limits.lowest * 448 >= -65504;
 }
 
 DType storage_type(const Quantizer& q) {
+  if (q.has_factor() || q.transform.hadamard != 0) return DType::F32;
   for (const DType dtype : {DType::F8E4M3, DType::F8E5M2, DType::BF16, DType::F16})
     if (fits(q, dtype)) return dtype;
   return DType::F32;

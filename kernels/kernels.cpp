@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+#include "core/block_map.h"
+
 namespace ulp {
 
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,
@@ -10,6 +12,84 @@ void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor
   ULP_CHECK(tensor.device() == stream.device, "{}: wanted a tensor on {}, got one on {}", kernel,
             stream.device, tensor.device());
   ULP_CHECK(tensor.is_contiguous(), "{}: wanted a contiguous tensor of shape {}", kernel, shape);
+}
+
+int64_t factor_count(const Quantizer& q, const Shape& shape, int group_axis) {
+  if (!q.has_factor()) return 0;
+  return q.scale.kind == Scale::Kind::F32 ? make_block_map(q, shape, group_axis).blocks : 1;
+}
+
+void check_quantise(Stream stream, const QuantiseArgs& args) {
+  const Quantizer& q = args.quantizer;
+  check_kernel_tensor("quantise", stream, args.in, args.in.shape());
+  const Shape& shape = args.in.shape();
+  check_kernel_tensor("quantise", stream, args.out, shape);
+  ULP_CHECK(is_float_up_to_32(args.in.dtype()),
+            "quantise: the input must be a float of up to 32 bits, got {}", args.in.dtype());
+  const bool apart = args.factors.defined();
+  ULP_CHECK(is_float_up_to_32(args.out.dtype()) && fits(q, args.out.dtype()),
+            "quantise: {} values do not fit the output's {}", q, args.out.dtype());
+  ULP_CHECK(apart || !q.has_factor() || args.out.dtype() == DType::F32,
+            "quantise: {} values times their factor need an F32 output, got {}; or give `factors`",
+            q, args.out.dtype());
+  ULP_CHECK(q.transform.hadamard == 0,
+            "quantise: {}: rotations come before this kernel (kernels/quantised.h)", q);
+  if (apart) {
+    ULP_CHECK(q.has_factor(), "quantise: {} has no factors", q);
+    check_kernel_tensor("quantise", stream, args.factors,
+                        {factor_count(q, shape, args.group_axis)});
+  }
+  if (args.mask.defined()) check_kernel_tensor("quantise", stream, args.mask, shape);
+  if (args.stats.defined()) {
+    check_kernel_tensor("quantise", stream, args.stats,
+                        {static_cast<int64_t>(sizeof(QuantiseStats))});
+    ULP_CHECK(!apart, "quantise: {}: statistics are of whole values; leave `factors` out", q);
+  }
+  if (q.scale.kind == Scale::Kind::Delayed) {
+    ULP_CHECK(args.scaling.defined(),
+              "quantise: {} needs what it remembers from call to call; for a single call there is "
+              "+scale=current",
+              q);
+    check_kernel_tensor("quantise", stream, args.scaling, {1 + q.scale.history});
+  }
+}
+
+void check_rotate(Stream stream, const RotateArgs& args) {
+  const Shape& shape = args.in.shape();
+  check_kernel_tensor("rotate", stream, args.in, shape);
+  check_kernel_tensor("rotate", stream, args.out, shape);
+  ULP_CHECK(is_float_up_to_32(args.in.dtype()) && args.out.dtype() == DType::F32,
+            "rotate: wanted a float of up to 32 bits and an F32 output, got {} and {}",
+            args.in.dtype(), args.out.dtype());
+  ULP_CHECK(args.axis >= 0 && args.axis < shape.rank(),
+            "rotate: a rotation needs axis {}, but the tensor has shape {}", args.axis, shape);
+  ULP_CHECK(args.size == 16 || args.size == 32, "rotate: groups have 16 or 32 elements, got {}",
+            args.size);
+}
+
+namespace {
+
+void check_factors(Stream stream, const Factors& f, int64_t rows, int64_t depth) {
+  if (!f.values.defined()) return;
+  check_kernel_tensor("scaled_add", stream, f.values,
+                      {((rows + f.rows - 1) / f.rows) * ((depth + f.columns - 1) / f.columns)});
+}
+
+}  // namespace
+
+void check_scaled_add(Stream stream, const ScaledAddArgs& args) {
+  ULP_CHECK(args.out.defined() && args.out.rank() == 2, "scaled_add: out must be (M, N), got {}",
+            args.out);
+  const Shape& shape = args.out.shape();
+  for (const Tensor& t : {args.out, args.sums}) {
+    check_kernel_tensor("scaled_add", stream, t, shape);
+    ULP_CHECK(t.dtype() == DType::F32, "scaled_add: wanted F32, got {}", t);
+  }
+  ULP_CHECK(args.k >= 0 && args.k < args.depth, "scaled_add: k = {} is not below {}", args.k,
+            args.depth);
+  check_factors(stream, args.a_factors, shape[0], args.depth);
+  check_factors(stream, args.b_factors, shape[1], args.depth);
+  if (args.bias.defined()) check_kernel_tensor("scaled_add", stream, args.bias, {shape[1]});
 }
 
 }  // namespace ulp

@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/grid.h"
 #include "core/op_formats.h"
+#include "core/quantise_stats.h"
 #include "core/quantizer.h"
 #include "core/random.h"
 #include "core/tensor.h"
@@ -22,15 +23,32 @@ namespace ulp {
 /// Strict: the same bits on every device. Fast: tensor cores for products of quantised operands (CUDA only).
 enum class Math : uint8_t { Strict, Fast };
 
-/// out[i] = in[i] as `quantizer` makes it. in: any float, any shape. out: the same shape, a type that `fits` the format.
-/// Groups run along `group_axis`. Element i draws word i of `key`. mask (U8, optional): 1 where a finite value's rounded
-/// result lay beyond the format's bounds.
+/// out[i] = in[i] as `quantizer` makes it, rotations apart (kernels/quantised.h does those). in: any float, any shape. out:
+/// the same shape, a type that `fits` the quantizer. Groups and rows run along `group_axis`. Element i draws word i of `key`.
+/// Optional outputs:
+///  factors  F32, one number for each block in row-major order (core/block_map.h), or one for all where the factor is that of
+///           the tensor. With it `out` holds values whose factor is apart; without, out = fl(value · factor), in F32.
+///  mask     U8, the same shape: 1 where a finite value's rounded result lay beyond the format's bounds.
+///  stats    U8, sizeof(QuantiseStats) bytes (core/quantise_stats.h); not together with factors.
+/// scaling (F32, 1 + N): what +scale=delayedN remembers: its scale, then the newest magnitudes; a fresh one is {1, 0 …}.
+/// It is brought up to date unless `frozen`.
 struct QuantiseArgs {
   Tensor in, out;
   Quantizer quantizer;
   int group_axis = 0;
   RandomKey key;
-  Tensor mask;
+  Tensor mask{};
+  Tensor factors{}, stats{}, scaling{};
+  bool frozen = false;
+};
+
+/// out = in rotated along `axis` in groups of `size` (core/hadamard.h), times 2^exponent. in: any float, out: F32.
+/// inverse: the signs are applied after H instead of before.
+struct RotateArgs {
+  Tensor in, out;
+  int axis = 0, size = 16, exponent = -2;
+  uint64_t seed = 0;
+  bool inverse = false;
 };
 
 /// out (M, N) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each element.
@@ -41,6 +59,26 @@ struct MatmulArgs {
   RandomKey key;
   Accumulator accumulator;
   Math math = Math::Strict;
+};
+
+/// The factors of a matrix: one for each `rows` × `columns` of its elements (core/block_map.h), in row-major order. Undefined
+/// values: 1 everywhere.
+struct Factors {
+  Tensor values;
+  int64_t rows = 1, columns = 1;
+};
+
+/// One step of a product whose operands have factors. sums (M, N) are those of a · b over the k from `k` on that share one
+/// factor in each operand: acc = fma(sums, fl(fa · fb), acc), with acc = 0 in the first step, else out. After the last one
+/// bias (N) is added and `output` (element-wise only) rounds. a_factors: of a (M, K), b_factors: of b's transpose (N, K).
+struct ScaledAddArgs {
+  Tensor sums, out;
+  Factors a_factors, b_factors;
+  int64_t k = 0, depth = 0;  // depth: K
+  bool first = true, last = true;
+  Tensor bias;
+  Quantizer output;
+  RandomKey key;
 };
 
 /// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha), then `output` (element-wise only) rounds it. in: any float, as many
@@ -151,7 +189,9 @@ struct Kernel {
 /// X(name, arguments): kernels with a side of their own in kernels/cpu/*.cpp and kernels/cuda/*.cu.
 #define ULP_KERNELS(X)                                  \
   X(quantise, QuantiseArgs)                             \
+  X(rotate, RotateArgs)                                 \
   X(matmul, MatmulArgs)                                 \
+  X(scaled_add, ScaledAddArgs)                          \
   X(sum, SumArgs)                                       \
   X(log_softmax, LogSoftmaxArgs)                        \
   X(log_softmax_backward, LogSoftmaxBackwardArgs)       \
@@ -216,6 +256,14 @@ inline Tensor contiguous(Stream stream, const Tensor& tensor) {
 }
 
 }  // namespace kernels
+
+/// How many factors a quantizer has for a tensor: one for each F32-scaled block, else one, or 0 if it has none.
+int64_t factor_count(const Quantizer& quantizer, const Shape& shape, int group_axis);
+
+/// Throw unless the arguments of a row are as it says.
+void check_quantise(Stream stream, const QuantiseArgs& args);
+void check_rotate(Stream stream, const RotateArgs& args);
+void check_scaled_add(Stream stream, const ScaledAddArgs& args);
 
 /// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,

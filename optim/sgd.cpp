@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "kernels/quantised.h"
 
 namespace ulp::optim {
 namespace {
@@ -82,10 +83,13 @@ RandomKey Sgd::key(const Parameter& parameter, const char* role) const {
 
 Tensor Sgd::quantised(const Tensor& in, const Quantizer& quantizer, const RandomKey& key,
                       DType dtype) const {
-  Tensor out = Tensor::empty(in.shape(), dtype, in.device());
-  const int last = std::max(0, in.rank() - 1);
-  kernels::quantise(run_.stream(), {in, out, at_rank(quantizer, in.rank()), last, key, {}});
-  return out;
+  QuantiseUse use;
+  use.quantizer = at_rank(quantizer, in.rank());
+  use.axis = std::max(0, in.rank() - 1);
+  use.key = key;
+  if (quantizer.scale.kind == Scale::Kind::Delayed)
+    use.scaling = run_.scaling(key.stream, quantizer);
+  return ulp::quantised(run_.stream(), in, use, dtype);
 }
 
 void Sgd::update_fused(State& state) {

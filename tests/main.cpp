@@ -2,9 +2,13 @@
 #include <doctest/doctest.h>
 #include <fmt/core.h>
 
+#include <charconv>
+#include <cstdint>
+#include <exception>
 #include <string>
 #include <string_view>
 
+#include "conformance.h"
 #include "core/device.h"
 
 namespace {
@@ -41,9 +45,30 @@ std::string_view asked_suite(int argc, char** argv) {
   return {};
 }
 
+/// ulp_tests --conformance [--stride N]: 0 if nothing differs, 1 if something does, 2 for bad usage.
+int conformance(int argc, char** argv) {
+  uint64_t stride = ulp::conformance::kDefaultStride;
+  const std::string_view value = argc == 4 ? argv[3] : "";
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), stride);
+  const bool is_stride = argc == 4 && std::string_view(argv[2]) == "--stride" &&
+                         error == std::errc() && end == value.data() + value.size() &&
+                         stride >= 1 && stride <= UINT32_MAX;
+  if (argc != 2 && !is_stride) {
+    fmt::print(stderr, "usage: ulp_tests --conformance [--stride N]   (N from 1 to 2^32 - 1)\n");
+    return 2;
+  }
+  try {
+    return ulp::conformance::print_table(stride) == 0 ? 0 : 1;
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "conformance: {}\n", e.what());
+    return 1;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "--conformance") return conformance(argc, argv);
   doctest::Context context(argc, argv);
   if (ulp::cuda_device_count() == 0) {
     const std::string_view suite = asked_suite(argc, argv);

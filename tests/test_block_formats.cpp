@@ -4,13 +4,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <fstream>
 #include <limits>
-#include <map>
-#include <sstream>
 #include <string>
 #include <vector>
 
+#include "conformance.h"
 #include "core/convert.h"
 #include "core/error.h"
 #include "core/grid.h"
@@ -21,6 +19,17 @@
 namespace ulp {
 namespace {
 
+using conformance::compare;
+using conformance::expected_of;
+using conformance::hex;
+using conformance::kScaleRules;
+using conformance::mixed_values;
+using conformance::run;
+using conformance::scramble;
+using conformance::spread_float;
+using conformance::Tally;
+using conformance::TensorCase;
+using conformance::TensorRun;
 using reference::Mismatches;
 using reference::Reference;
 using reference::Rounded;
@@ -29,7 +38,6 @@ using reference::ScaledReference;
 
 constexpr float kMost = std::numeric_limits<float>::max();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr const char* kRules[] = {"-floor", "-ceil", "-even", "-rceil"};
 
 /// The OCP MX formats, then elements at the edges of what can be scaled: with Inf codes, without −0, flushed, biased,
 /// unsigned, with negative largest exponents, with one significant bit, with the widest significands and ranges.
@@ -48,46 +56,9 @@ std::vector<std::string> all_elements() {
   return names;
 }
 
-std::string hex(float x) { return format_message("{:#010x}", {ErrorArg(bits_of(x))}); }
-
 void report(const Mismatches& bad) {
   INFO(bad.first());
   CHECK(bad.count() == 0);
-}
-
-/// A hash that makes test data: no two arguments in a row look alike.
-uint32_t scramble(uint64_t n) {
-  n = (n + 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
-  n = (n ^ (n >> 29)) * 0x94D049BB133111EBu;
-  return static_cast<uint32_t>(n >> 32);
-}
-
-/// A float with an exponent from `low` to `high`, both signs.
-float spread_float(uint64_t n, int low, int high) {
-  const uint32_t word = scramble(n);
-  const float significand = 1.0f + std::ldexp(static_cast<float>(word & 0x7FFFFF), -23);
-  const int exponent =
-      low + static_cast<int>(scramble(n + 77) % static_cast<uint32_t>(high - low + 1));
-  const float x = std::ldexp(significand, exponent);
-  return (word >> 31) != 0 ? -x : x;
-}
-
-/// Magnitudes at which the four rules change their mind: powers of two, the element's largest number in every binade, and
-/// where rounding to the element's precision carries; one ulp either side.
-std::vector<float> hard_amaxes(const ScaledReference& reference) {
-  int exponent = 0;
-  const double max_significand = 2 * std::frexp(reference.element().max(), &exponent);
-  std::vector<double> significands = {1.0, 1.5, max_significand};
-  for (int precision = 1; precision <= 12; ++precision)
-    significands.push_back(2 - std::ldexp(1.0, -precision));
-  std::vector<float> amaxes = {0.0f, kMost};
-  for (int e = -149; e <= 127; ++e)
-    for (const double significand : significands) {
-      const auto x = static_cast<float>(std::ldexp(significand, e));
-      for (const float near : {x, std::nextafter(x, 0.0f), std::nextafter(x, kInf)})
-        if (std::isfinite(near)) amaxes.push_back(near);
-    }
-  return amaxes;
 }
 
 /// Element-wise comparison of the number core on one block with the reference.
@@ -132,101 +103,9 @@ std::vector<float> block_inputs(const ScaledReference& reference, float amax, ui
   return inputs;
 }
 
-/// The blocks of a tensor, straight from the definition: each a list of row-major indices in ascending order.
-std::vector<std::vector<int64_t>> blocks_of(const Quantizer& q, const Shape& shape,
-                                            int group_axis) {
-  std::map<std::vector<int64_t>, std::vector<int64_t>> blocks;
-  const int rank = shape.rank();
-  std::vector<int64_t> at(static_cast<size_t>(rank), 0);
-  for (int64_t i = 0; i < shape.numel(); ++i) {
-    int64_t rest = i;
-    for (int axis = rank - 1; axis >= 0; --axis) {
-      at[static_cast<size_t>(axis)] = rest % shape[axis];
-      rest /= shape[axis];
-    }
-    std::vector<int64_t> block = at;
-    switch (q.block.kind) {
-      case Block::Kind::None:
-      case Block::Kind::Tensor: block = {}; break;
-      case Block::Kind::Axis: block = {at[static_cast<size_t>(q.block.axis)]}; break;
-      case Block::Kind::Group: block[static_cast<size_t>(group_axis)] /= q.block.columns; break;
-      case Block::Kind::Tile:
-        block[static_cast<size_t>(rank - 1)] /= q.block.columns;
-        if (rank > 1) block[static_cast<size_t>(rank - 2)] /= q.block.rows;
-        break;
-    }
-    blocks[block].push_back(i);
-  }
-  std::vector<std::vector<int64_t>> lists;
-  for (auto& [block, indices] : blocks) lists.push_back(std::move(indices));
-  return lists;
-}
-
-std::vector<Rounded> expected_of(const Quantizer& q, const std::vector<float>& x,
-                                 const Shape& shape, int group_axis, const RandomKey& key,
-                                 DType out) {
-  const RandomSource random(key);
-  const reference::BlockReference reference(q, out);
-  std::vector<Rounded> expected(x.size());
-  for (const std::vector<int64_t>& block : blocks_of(q, shape, group_axis)) {
-    std::vector<float> values;
-    std::vector<uint32_t> words;
-    for (const int64_t i : block) {
-      values.push_back(x[static_cast<size_t>(i)]);
-      words.push_back(random.word(static_cast<uint64_t>(i)));
-    }
-    const std::vector<Rounded> rounded = reference(values, words);
-    for (size_t j = 0; j < block.size(); ++j) expected[static_cast<size_t>(block[j])] = rounded[j];
-  }
-  return expected;
-}
-
-struct Run {
-  std::vector<float> values;
-  std::vector<uint8_t> clamped;
-};
-Run run(const Quantizer& q, const std::vector<float>& x, const Shape& shape, int group_axis,
-        const RandomKey& key, DType out, bool with_mask = false) {
-  const Tensor in = Tensor::from(x, shape);
-  Tensor y = Tensor::empty(shape, out, kCpu), mask;
-  if (with_mask) mask = Tensor::empty(shape, DType::U8, kCpu);
-  kernels::quantise(Stream{}, {in, y, q, group_axis, key, mask});
-  Run run{y.to_floats(), {}};
-  if (with_mask) run.clamped.assign(mask.data<uint8_t>(), mask.data<uint8_t>() + mask.numel());
-  return run;
-}
-
-void compare(const std::string& what, const Run& got, const std::vector<Rounded>& want,
-             const std::vector<float>& x, Mismatches& bad) {
-  for (size_t i = 0; i < want.size(); ++i) {
-    if (!same(got.values[i], want[i].value))
-      bad.add(format_message("{}: element {}, {}, became {}, want {}",
-                             {what, i, hex(x[i]), hex(got.values[i]), hex(want[i].value)}));
-    if (!got.clamped.empty() && (got.clamped[i] != 0) != want[i].clamped)
-      bad.add(
-          format_message("{}: element {}, {}, clamped {}", {what, i, hex(x[i]), got.clamped[i]}));
-  }
-}
-
-/// Tensors in which blocks of one kind lie side by side: ordinary numbers; zeros; all of fp32's exponents; subnormals only;
-/// the largest numbers; here and there an Inf or NaN.
-std::vector<float> mixed_values(int64_t n, uint64_t seed, bool with_specials) {
-  std::vector<float> values;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint64_t at = seed * 1000003 + static_cast<uint64_t>(i);
-    switch (scramble(seed + static_cast<uint64_t>(i) / 40) % 6) {
-      case 0:
-      case 1: values.push_back(spread_float(at, -9, 3)); break;
-      case 2: values.push_back(scramble(at) % 2 == 0 ? 0.0f : -0.0f); break;
-      case 3: values.push_back(spread_float(at, -149, 127)); break;
-      case 4: values.push_back(spread_float(at, -149, -127)); break;
-      default: values.push_back(scramble(at) % 5 == 0 ? -kMost : spread_float(at, 110, 127));
-    }
-    if (with_specials && scramble(at + 5) % 70 == 0)
-      values.back() =
-          scramble(at) % 2 == 0 ? std::nanf("") : (scramble(at) % 4 == 1 ? kInf : -kInf);
-  }
-  return values;
+/// A vector, in F32.
+std::vector<float> made(const char* name, const std::vector<float>& x, DType out = DType::F32) {
+  return run(Quantizer::parse(name), {x, {static_cast<int64_t>(x.size())}, 0, {}}, out).values;
 }
 
 /// Does every number come back from `dtype` as it went in?
@@ -244,28 +123,12 @@ bool survives(const std::vector<float>& values, DType dtype) {
 TEST_SUITE("block_formats") {
   TEST_CASE("scale exponents: four rules, every element, all magnitudes at a stride") {
     const uint32_t stride = reference::full() ? 61 : 8191;
-    Mismatches bad;
+    Tally tally;
     for (const std::string& element : all_elements())
-      for (const char* rule_flag : kRules) {
-        const Quantizer quantizer = Quantizer::parse(element + rule_flag);
-        for (const DType out : {DType::F32, DType::BF16}) {
-          const int least = reference::least_scale_of(quantizer, out);
-          const ScaledReference reference(quantizer, least);
-          const BlockRule rule = make_block_rule(quantizer, out);
-          const auto check = [&](float amax) {
-            const int got = scale_exponent(rule, bits_of(amax));
-            const int want = reference.scale_exponent(amax);
-            if (got != want || got < 0 || got > 254)
-              bad.add(format_message("{} {} amax {}: X {}, want {}",
-                                     {element + rule_flag, out, hex(amax), got, want}));
-          };
-          for (const float amax : hard_amaxes(reference)) check(amax);
-          if (out == DType::F32)
-#pragma omp parallel for schedule(static)
-            for (uint32_t bits = 0; bits <= 0x7F7FFFFFu; bits += stride) check(float_of(bits));
-        }
-      }
-    report(bad);
+      for (const char* rule_flag : kScaleRules)
+        for (const DType out : {DType::F32, DType::BF16})
+          conformance::sweep_scale_exponents(element + rule_flag, out, stride, tally);
+    report(tally.bad);
   }
 
   TEST_CASE("scale exponents by hand") {
@@ -285,7 +148,7 @@ TEST_SUITE("block_formats") {
     CHECK(x("mxfp4-rceil", 6.0f) == 127);
     CHECK(x("mxfp4-rceil", 6.0000005f) == 128);
     CHECK(x("mxfp4", 7.99f) == 127);
-    for (const char* rule : kRules)
+    for (const char* rule : kScaleRules)
       for (const char* mx : kMx) {
         const std::string name = std::string(mx) + rule;
         CHECK(x(name.c_str(), 0.0f) == 0);
@@ -319,7 +182,7 @@ TEST_SUITE("block_formats") {
     Mismatches bad;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < elements.size(); ++i)
-      for (const char* rule : kRules)
+      for (const char* rule : kScaleRules)
         for (const char* mode :
              {"rne", "rna", "rnu", "rtz", "ru", "rd", "odd", "sr", "sr5", "sr3c"}) {
           const std::string name = elements[i] + rule + ":" + mode;
@@ -343,7 +206,7 @@ TEST_SUITE("block_formats") {
     // way. Rounding up must still see that there was something, and sees it in the exact product.
     Mismatches bad;
     for (const char* mx : kMx)
-      for (const char* rule : kRules)
+      for (const char* rule : kScaleRules)
         for (const char* mode : {"rne", "rna", "rnu", "rtz", "sr", "ru", "rd", "odd"}) {
           const std::string name = std::string(mx) + rule + ":" + mode;
           const Quantizer q = Quantizer::parse(name);
@@ -384,11 +247,11 @@ TEST_SUITE("block_formats") {
     StepState state;
     state.random_step = 3;
     const RandomKey key{5, 6, 1, &state};
-    Mismatches bad;
+    Tally tally;
     uint64_t turn = 0;
     for (const char* element : elements)
       for (const char* block : blocks)
-        for (const char* rule : kRules)
+        for (const char* rule : kScaleRules)
           for (const Shape& shape : shapes) {
             const bool shares = std::string(element).find("bfp") != std::string::npos;
             ++turn;
@@ -396,18 +259,19 @@ TEST_SUITE("block_formats") {
                 std::string(element) + block + (shares ? "" : rule) + ":" + modes[turn % 6];
             const Quantizer q = Quantizer::parse(name);
             const int group_axis = static_cast<int>(scramble(turn) % 3);
-            const std::vector<float> x = mixed_values(shape.numel(), turn, turn % 2 == 0);
+            const TensorCase tensor{mixed_values(shape.numel(), turn, turn % 2 == 0), shape,
+                                    group_axis, key};
             const std::string what = format_message("{} {} axis {}", {name, shape, group_axis});
             for (const DType out : {DType::F32, DType::BF16})
               if (fits(q, out))
-                compare(what, run(q, x, shape, group_axis, key, out, turn % 3 == 0),
-                        expected_of(q, x, shape, group_axis, key, out), x, bad);
+                compare(what, run(q, tensor, out, turn % 3 == 0), expected_of(q, tensor, out),
+                        tensor.x, tally);
           }
-    report(bad);
+    report(tally.bad);
   }
 
   TEST_CASE("tensors: whole, vectors, BF16 inputs, types that quantizers choose") {
-    Mismatches bad;
+    Tally tally;
     const RandomKey key{11, 2, 0, nullptr};
     for (const char* name : {"bfp8", "hbfp8:sr", "hbfp4", "mxfp8-rceil", "mxfp4:sr", "mxint8-even",
                              "mxfp8-e5m2", "e2m1-t4x16", "e4m3-axis0", "hbfp5-t3x5"}) {
@@ -428,11 +292,11 @@ TEST_SUITE("block_formats") {
             Tensor y = Tensor::empty({n}, out, kCpu);
             kernels::quantise(Stream{}, {input, y, q, 0, key, {}});
             compare(format_message("{} of {} {} to {}", {name, n, in, out}), {y.to_floats(), {}},
-                    expected_of(q, x, {n}, 0, key, out), x, bad);
+                    expected_of(q, {x, {n}, 0, key}, out), x, tally);
           }
       }
     }
-    report(bad);
+    report(tally.bad);
   }
 
   TEST_CASE("one, two and three threads give the same bits, those of the definition") {
@@ -440,7 +304,7 @@ TEST_SUITE("block_formats") {
     const RandomKey key{21, 4, 2, nullptr};
     const std::vector<float> x = mixed_values(shape.numel(), 8, true);
     const int threads = omp_get_max_threads();
-    Mismatches bad;
+    Tally tally;
     struct Case {
       const char* name;
       int group_axis;
@@ -450,21 +314,19 @@ TEST_SUITE("block_formats") {
           Case{"e4m3-axis1-even", 0}, Case{"e2m3-axis2:sr", 0}, Case{"e2m1-t16x16:sr", 0},
           Case{"hbfp8:sr", 0}, Case{"hbfp6-g32", 1}, Case{"bfp8-t7x9:rnu", 0}}) {
       const Quantizer q = Quantizer::parse(c.name);
-      const std::vector<Rounded> want = expected_of(q, x, shape, c.group_axis, key, DType::F32);
+      const TensorCase tensor{x, shape, c.group_axis, key};
+      const std::vector<Rounded> want = expected_of(q, tensor, DType::F32);
       for (const int count : {1, 2, 3}) {
         omp_set_num_threads(count);
         compare(format_message("{} with {} threads", {c.name, count}),
-                run(q, x, shape, c.group_axis, key, DType::F32, count == 2), want, x, bad);
+                run(q, tensor, DType::F32, count == 2), want, x, tally);
       }
     }
     omp_set_num_threads(threads);
-    report(bad);
+    report(tally.bad);
   }
 
   TEST_CASE("special values in a block, by hand") {
-    const auto made = [](const char* name, const std::vector<float>& x, DType out = DType::F32) {
-      return run(Quantizer::parse(name), x, {static_cast<int64_t>(x.size())}, 0, {}, out).values;
-    };
     const auto all_nan = [](const std::vector<float>& y) {
       return std::all_of(y.begin(), y.end(), [](float v) { return bits_of(v) == kNanBits; });
     };
@@ -503,61 +365,15 @@ TEST_SUITE("block_formats") {
   }
 
   TEST_CASE("equal to numpy with ml_dtypes, all formats and rules") {
-    const std::string path = std::string(ULP_TEST_DATA) + "/mx_blocks.txt";
-    std::ifstream file(path);
-    REQUIRE_MESSAGE(file.good(), path);
-    std::vector<std::vector<float>> blocks;
-    std::string word, name;
-    const auto numbers = [&](size_t count) {
-      std::string line;
-      std::getline(file >> std::ws, line);
-      std::istringstream words(line);
-      std::vector<float> values;
-      while (words >> word)
-        values.push_back(float_of(static_cast<uint32_t>(std::stoul(word, nullptr, 16))));
-      REQUIRE((count == 0 || values.size() == count));
-      return values;
-    };
-    Mismatches bad;
-    int made = 0;
-    while (file >> word) {
-      if (word == "#") {
-        std::getline(file, word);
-      } else if (word == "block") {
-        blocks.push_back(numbers(0));
-      } else {
-        REQUIRE(word == "made");
-        size_t number = 0;
-        int exponent = 0;
-        file >> name >> number >> exponent;
-        const std::vector<float>& x = blocks.at(number);
-        const std::vector<float> want = numbers(x.size());
-        const Quantizer q = Quantizer::parse(name);
-        const std::string what = format_message("{} block {}", {name, number});
-        const std::vector<float> got =
-            run(q, x, {static_cast<int64_t>(x.size())}, 0, {}, DType::F32).values;
-        float amax = 0;
-        for (size_t i = 0; i < x.size(); ++i) {
-          amax = std::max(amax, std::fabs(x[i]));
-          if (!same(got[i], want[i]))
-            bad.add(what + ": " + hex(x[i]) + " became " + hex(got[i]) + ", not " + hex(want[i]));
-        }
-        if (exponent != 255 &&
-            scale_exponent(make_block_rule(q, DType::F32), bits_of(amax)) != exponent)
-          bad.add(what + ": another scale exponent");
-        ++made;
-      }
-    }
-    CHECK(blocks.size() == 12);
-    CHECK(made == 6 * 4 * 12);
-    report(bad);
+    const conformance::MxTable table = conformance::mx_table();
+    Tally tally;
+    for (const conformance::MxTable::Made& made : table.made) compare_mx(table, made, tally);
+    CHECK(table.blocks.size() == 12);
+    CHECK(table.made.size() == 6 * 4 * 12);
+    report(tally.bad);
   }
 
   TEST_CASE("hbfp by hand, and where it differs from bfp") {
-    const auto made = [](const char* name, const std::vector<float>& x) {
-      return run(Quantizer::parse(name), x, {static_cast<int64_t>(x.size())}, 0, {}, DType::F32)
-          .values;
-    };
     using Values = std::vector<float>;
     // amax = 1: E = 0, step 1/16, bound 15/16. bfp5 has E = 0 as well, but steps of 1/8 up to 15/8.
     CHECK(made("hbfp4", {1.0f, -1.0f, 0.9f, 0.5f, 0.03125f, -0.03126f}) ==
@@ -582,8 +398,8 @@ TEST_SUITE("block_formats") {
         for (size_t i = 0; i < x.size(); i += 8)  // no power of two is the largest
           x[i] = std::ldexp(1.7f, std::ilogb(x[i])) + x[i] * 0.125f;
         bool odd_ones_out = true;
-        const Run hb = run(h, x, {800}, 0, key, DType::F32),
-                  bb = run(b, x, {800}, 0, key, DType::F32);
+        const TensorRun hb = run(h, {x, {800}, 0, key}, DType::F32),
+                        bb = run(b, {x, {800}, 0, key}, DType::F32);
         for (size_t i = 0; i < x.size(); ++i)
           odd_ones_out = odd_ones_out && same(hb.values[i], bb.values[i]);
         CHECK(odd_ones_out);
@@ -598,8 +414,8 @@ TEST_SUITE("block_formats") {
         const Quantizer q = Quantizer::parse(std::string(mx) + ":" + mode);
         const std::vector<float> x = mixed_values(shape.numel(), 5, true);
         for (const DType out : {DType::F32, DType::BF16}) {
-          const std::vector<float> once = run(q, x, shape, 1, key, out).values;
-          const std::vector<float> twice = run(q, once, shape, 1, key, out).values;
+          const std::vector<float> once = run(q, {x, shape, 1, key}, out).values;
+          const std::vector<float> twice = run(q, {once, shape, 1, key}, out).values;
           bool stays = true;
           for (size_t i = 0; i < once.size(); ++i) stays = stays && same(once[i], twice[i]);
           INFO(to_string(q) << " in " << to_string(out));
@@ -634,18 +450,18 @@ TEST_SUITE("block_formats") {
     CHECK(storage_type(Quantizer("fixed13.6-g32")) == DType::F32);
     CHECK(storage_type(Quantizer("hbfp7-g32")) == DType::BF16);
     CHECK(storage_type(Quantizer("hbfp9")) == DType::F32);
-    CHECK_THROWS_AS(run(Quantizer("mxfp8"), {1.0f}, {1}, 0, {}, DType::F8E4M3), Error);
-    CHECK_THROWS_AS(run(Quantizer("e5m7-g4"), {1.0f}, {1}, 0, {}, DType::F16), Error);
+    CHECK_THROWS_AS(run(Quantizer("mxfp8"), {{1.0f}, {1}, 0, {}}, DType::F8E4M3), Error);
+    CHECK_THROWS_AS(run(Quantizer("e5m7-g4"), {{1.0f}, {1}, 0, {}}, DType::F16), Error);
   }
 
   TEST_CASE("blocks that a tensor does not have are refused") {
     const std::vector<float> x(6, 1.0f);
-    CHECK_THROWS_AS(run(Quantizer("e4m3-axis2"), x, {2, 3}, 0, {}, DType::F32), Error);
-    CHECK_THROWS_AS(run(Quantizer("mxfp8"), x, {2, 3}, 2, {}, DType::F32), Error);
-    CHECK_THROWS_AS(run(Quantizer("mxfp8"), x, {2, 3}, -1, {}, DType::F32), Error);
-    CHECK(run(Quantizer("mxfp8"), x, {2, 3}, 0, {}, DType::F32).values == x);
-    CHECK(run(Quantizer("mxfp8"), {}, {0, 3}, 0, {}, DType::F32).values.empty());
-    CHECK(run(Quantizer("e4m3-t2x2"), x, {6}, 0, {}, DType::F32).values == x);
+    CHECK_THROWS_AS(run(Quantizer("e4m3-axis2"), {x, {2, 3}, 0, {}}, DType::F32), Error);
+    CHECK_THROWS_AS(run(Quantizer("mxfp8"), {x, {2, 3}, 2, {}}, DType::F32), Error);
+    CHECK_THROWS_AS(run(Quantizer("mxfp8"), {x, {2, 3}, -1, {}}, DType::F32), Error);
+    CHECK(run(Quantizer("mxfp8"), {x, {2, 3}, 0, {}}, DType::F32).values == x);
+    CHECK(run(Quantizer("mxfp8"), {{}, {0, 3}, 0, {}}, DType::F32).values.empty());
+    CHECK(run(Quantizer("e4m3-t2x2"), {x, {6}, 0, {}}, DType::F32).values == x);
   }
 }
 

@@ -17,6 +17,7 @@
 #include "core/storage.h"
 #include "core/sum.h"
 #include "kernels/kernels.h"
+#include "kernels/quantised.h"
 
 namespace ulp {
 namespace {
@@ -234,36 +235,95 @@ constexpr const char* kElementwiseFormats[] = {"e4m3",
                                                "posit16.2",
                                                "nf4",
                                                "pow2x6"};
-constexpr const char* kBlockFormats[] = {
-    "bfp8",      "bfp8-axis0",  "bfp8-axis1",       "bfp8-g32",   "bfp16-g5",        "bfp8-t4x8",
-    "hbfp8-g32", "mxfp8",       "mxfp8-e5m2-rceil", "mxfp6-ceil", "mxfp6-e3m2-even", "mxfp4",
-    "mxint8",    "e4m3-t16x16", "e2m1-axis0-rceil"};
+constexpr const char* kBlockFormats[] = {"bfp8",
+                                         "bfp8-axis0",
+                                         "bfp8-axis1",
+                                         "bfp8-g32",
+                                         "bfp16-g5",
+                                         "bfp8-t4x8",
+                                         "hbfp8-g32",
+                                         "mxfp8",
+                                         "mxfp8-e5m2-rceil",
+                                         "mxfp6-ceil",
+                                         "mxfp6-e3m2-even",
+                                         "mxfp4",
+                                         "mxint8",
+                                         "e4m3-t16x16",
+                                         "e2m1-axis0-rceil",
+                                         "nvfp4",
+                                         "nvfp4-t16x16",
+                                         "e2m1-g16-scalee4m3",
+                                         "e4m3-g16-scalef32",
+                                         "nf4-g64-scalef32",
+                                         "e4m3-t16x16-scalef32",
+                                         "e4m3+scale=current",
+                                         "posit8.1+scale=row",
+                                         "mxfp4+q34",
+                                         "fixed8.4-g32-scalef32",
+                                         "e5m2+scale=delayed3"};
 constexpr const char* kRoundings[] = {"rne", "rna", "rnu", "rtz",  "ru",  "rd",
                                       "odd", "sr",  "sr4", "sr4f", "sr4c"};
 
 /// The types that a format's values are kept in.
 std::vector<DType> stores_of(const Quantizer& format) {
   std::vector<DType> types = {DType::F32};
+  if (format.has_factor()) return types;
   for (const DType dtype : {storage_type(format), gemm_type(format)})
     if (std::find(types.begin(), types.end(), dtype) == types.end()) types.push_back(dtype);
   return types;
 }
 
+bool same_stats(const Pair& stats) {
+  QuantiseStats a, b;
+  const Tensor back = stats.cuda.to(kCpu);
+  std::memcpy(&a, stats.cpu.raw(), sizeof a);
+  std::memcpy(&b, back.raw(), sizeof b);
+  const auto bits = [](double x) { return __builtin_bit_cast(uint64_t, x); };
+  return a.count == b.count && a.overflow == b.overflow && a.underflow == b.underflow &&
+         a.nan == b.nan && a.infinite == b.infinite && a.finite == b.finite &&
+         a.amax_bits == b.amax_bits && bits(a.error) == bits(b.error) &&
+         bits(a.square_error) == bits(b.square_error) && bits(a.square) == bits(b.square);
+}
+
+/// Two calls: delayed scaling takes the second scale from the first.
 void quantise_once(const Quantizer& q, const Pair& in, DType store, bool with_mask,
                    int group_axis = 0) {
-  const Pair state = step_state(some_step());
-  const Pair out = output(in.cpu.shape(), store), mask = output(in.cpu.shape(), DType::U8);
-  run(kernels::quantise, [&](Device d) {
-    QuantiseArgs args{in.on(d), out.on(d), q, group_axis, key_on(state, d), {}};
-    if (with_mask) args.mask = mask.on(d);
-    return args;
-  });
   INFO(to_string(q), " of ", text(in.cpu.dtype()), " ", to_string(in.cpu.shape()), " into ",
        text(store), ", group axis ", group_axis);
-  CHECK(difference(out) == "");
-  if (with_mask) {
-    CHECK(difference(mask) == "");
+  const Pair state = step_state(some_step());
+  const Pair out = output(in.cpu.shape(), store), mask = output(in.cpu.shape(), DType::U8);
+  const bool delayed = q.scale.kind == Scale::Kind::Delayed;
+  const Pair scaling = delayed ? both(fresh_scaling(q, kCpu)) : Pair{};
+  const auto arguments = [&](Device d) {
+    QuantiseArgs args{in.on(d), out.on(d), q, group_axis, key_on(state, d), {}};
+    if (with_mask) args.mask = mask.on(d);
+    if (delayed) args.scaling = scaling.on(d);
+    return args;
+  };
+  for (int call = 0; call < (delayed ? 2 : 1); ++call) {
+    run(kernels::quantise, arguments);
+    CHECK(difference(out) == "");
+    if (with_mask) CHECK(difference(mask) == "");
+    if (delayed) CHECK(difference(scaling) == "");
   }
+  const Pair stats = output({static_cast<int64_t>(sizeof(QuantiseStats))}, DType::U8);
+  run(kernels::quantise, [&](Device d) {
+    QuantiseArgs args = arguments(d);
+    args.stats = stats.on(d);
+    return args;
+  });
+  CHECK(same_stats(stats));
+  if (!q.has_factor()) return;
+  const Pair values = output(in.cpu.shape(), gemm_type(q)),
+             factors = output({factor_count(q, in.cpu.shape(), group_axis)});
+  run(kernels::quantise, [&](Device d) {
+    QuantiseArgs args = arguments(d);
+    args.out = values.on(d);
+    args.factors = factors.on(d);
+    return args;
+  });
+  CHECK(difference(values) == "");
+  CHECK(difference(factors) == "");
 }
 
 void check_quantise() {
@@ -290,7 +350,8 @@ void check_quantise() {
     for (const DType dtype : kFloats)
       for (const char* format :
            {"fp32", "e4m3", "e5m2:sr", "fixed8.4:sr4c", "bfp8", "bfp8-axis0:sr", "bfp8-axis1",
-            "bfp8-g32:sr", "bfp16-g5:rnu", "mxfp4:sr", "e4m3-t2x3", "posit8.2:sr", "nf4"}) {
+            "bfp8-g32:sr", "bfp16-g5:rnu", "mxfp4:sr", "e4m3-t2x3", "posit8.2:sr", "nf4",
+            "nvfp4:sr", "e4m3-g5-scalef32", "e4m3+scale=row", "e5m2+scale=delayed2"}) {
         const Quantizer q = Quantizer::parse(format);
         if (q.block.kind == Block::Kind::Axis && q.block.axis >= shape.rank()) continue;
         for (int axis = 0; axis < std::max(1, shape.rank()); ++axis) {
@@ -327,6 +388,65 @@ void check_quantise() {
   };
   CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-axis2", 0), doctest::Contains("axis 2"), Error);
   CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-g32", 5), doctest::Contains("(3, 4)"), Error);
+}
+
+void check_rotate() {
+  for (const Shape& shape :
+       {Shape{64}, Shape{5}, Shape{0}, Shape{3, 0, 5}, Shape{37, 70}, Shape{3, 33, 50}})
+    for (const DType dtype : kFloats)
+      for (int axis = 0; axis < shape.rank(); ++axis)
+        for (const int size : {16, 32})
+          for (const bool inverse : {false, true}) {
+            const Pair in = input(shape, dtype, inverse ? Domain::Hard : Domain::Modest, 8);
+            const Pair out = output(shape);
+            run(kernels::rotate, [&](Device d) {
+              return RotateArgs{in.on(d), out.on(d), axis, size, -2, 99, inverse};
+            });
+            INFO("rotate ", to_string(shape), " along ", axis);
+            CHECK(difference(out) == "");
+          }
+}
+
+void check_scaled_add() {
+  struct Extent {
+    int64_t rows, columns;
+  };
+  const int64_t depth = 96;
+  for (const Shape& shape : {Shape{1, 1}, Shape{37, 70}, Shape{0, 3}, Shape{128, 64}})
+    for (const Extent& a : {Extent{0, 0}, Extent{1, 96}, Extent{1, 32}, Extent{16, 16}})
+      for (const Extent& b : {Extent{0, 0}, Extent{128, 96}, Extent{1, 32}})
+        for (const char* rounding : {"fp32", "e4m3:sr"}) {
+          const auto factors = [&](const Extent& e, int64_t rows, uint64_t seed) {
+            if (e.rows == 0) return Pair{};
+            const int64_t count = ((rows + e.rows - 1) / e.rows) * (depth / e.columns);
+            return input({count}, DType::F32, Domain::Modest, seed);
+          };
+          const Pair fa = factors(a, shape[0], 9), fb = factors(b, shape[1], 10);
+          const Pair state = step_state(some_step());
+          const Pair sums = input(shape, DType::F32, Domain::Hard, 11),
+                     bias = input({shape[1]}, DType::BF16, Domain::Modest, 12), out = output(shape);
+          for (const int64_t k : {0, 32, 64}) {
+            run(kernels::scaled_add, [&](Device d) {
+              ScaledAddArgs args;
+              args.sums = sums.on(d);
+              args.out = out.on(d);
+              args.a_factors = {fa.on(d), std::max<int64_t>(1, a.rows),
+                                std::max<int64_t>(1, a.columns)};
+              args.b_factors = {fb.on(d), std::max<int64_t>(1, b.rows),
+                                std::max<int64_t>(1, b.columns)};
+              args.k = k;
+              args.depth = depth;
+              args.first = k == 0;
+              args.last = k == 64;
+              args.bias = bias.on(d);
+              args.output = rounding;
+              args.key = key_on(state, d);
+              return args;
+            });
+            INFO("scaled_add ", to_string(shape), " at ", k, " into ", std::string(rounding));
+            CHECK(difference(out) == "");
+          }
+        }
 }
 
 struct MatmulCase {
@@ -871,6 +991,8 @@ const std::vector<Case>& cases() {
 #define ULP_ELEMENTWISE_CASE(name, Functor, inputs) \
   {#name, [] { check_elementwise(kernels::name, inputs); }},
   static const std::vector<Case> all = {{"quantise", check_quantise},
+                                        {"rotate", check_rotate},
+                                        {"scaled_add", check_scaled_add},
                                         {"matmul", check_matmul},
                                         {"sum", check_sum},
                                         {"log_softmax", check_log_softmax},

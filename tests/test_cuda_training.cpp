@@ -64,6 +64,12 @@ TEST_SUITE("cuda_training") {
          "bfp8-axis0:sr", "bfp8-axis0:sr"},
         {"mxfp8", "mxfp8-e5m2:sr", "posit16.1", "mxfp6-rceil", "fp32", "fp32", "posit8.1"},
         {"bfp8-g16:sr", "bfp8-g16:sr", "bfp8", "fixed8.6:sr", "fp32", "fp32", "fp32"},
+        {"nvfp4", "nvfp4:sr", "e4m3+scale=current", "nvfp4-t16x16", "fp32", "fp32", "fp32"},
+        {"mxfp4+rht16", "mxfp4+rht16+q34:sr", "fp32", "e4m3-axis0-scalef32", "fp32", "fp32",
+         "e5m2+scale=row"},
+        {"e4m3+scale=delayed4", "e5m2+scale=delayed4:sr", "fp32", "fp32", nullptr, "fp32", "fp32"},
+        {"e4m3-g16-scalef32", "e4m3-t8x8-scalef32:sr", "nf4-g64-scalef32", "fp32", nullptr, "fp32",
+         "fp32"},
         {"fixed8.5:rtz", "fixed16.12:sr4c", "e6m9:ru", "e5m2", "fp32", "fp32", "e6m9:odd"},
     };
     for (const Setting& s : settings) {

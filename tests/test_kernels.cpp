@@ -6,6 +6,7 @@
 #include <map>
 
 #include "core/convert.h"
+#include "core/hadamard.h"
 #include "core/scalar_math.h"
 #include "core/sum.h"
 #include "kernels/cpu/isa.h"
@@ -293,11 +294,93 @@ void check_sgd() {
 
 }  // namespace
 
+/// Numbers from −4 to 4.
+Tensor modest(const Shape& shape, uint64_t seed) {
+  Tensor t = Tensor::empty(shape, DType::F32, kCpu);
+  kernels::uniform(kStream, {t, -4, 4, {seed, 1, 0, nullptr}});
+  return t;
+}
+
+/// H·(s ∘ x) by the matrix, whose element (i, j) is −1 where i and j share an odd number of bits.
+void check_rotate() {
+  for (const int n : {16, 32})
+    for (const int axis : {0, 1, 2}) {
+      const Shape shape{35, 67, 3};
+      const Tensor x = modest(shape, 41);
+      Tensor y = Tensor::empty(shape, DType::F32, kCpu),
+             back = Tensor::empty(shape, DType::F32, kCpu);
+      const int left = rotation_exponent(n, Side::Left), right = rotation_exponent(n, Side::Right);
+      CHECK(std::ldexp(1.0, left + right) == 1.0 / n);
+      kernels::rotate(kStream, {x, y, axis, n, left, 77, false});
+      kernels::rotate(kStream, {y, back, axis, n, right, 77, true});
+      const RandomSource signs = rotation_source(77);
+      const std::vector<float> in = x.to_floats(), out = y.to_floats(), again = back.to_floats();
+      int64_t inner = 1;
+      for (int i = axis + 1; i < 3; ++i) inner *= shape[i];
+      double worst = 0, turned = 0;
+      for (int64_t i = 0; i < x.numel(); ++i) {
+        const int64_t at = i / inner % shape[axis], group = at / n * n, row = at - group;
+        const auto e = static_cast<size_t>(i);
+        turned =
+            std::max(turned, std::abs(static_cast<double>(again[e]) - static_cast<double>(in[e])));
+        if (group + n > shape[axis]) {
+          CHECK(out[e] == in[e]);
+          continue;
+        }
+        double sum = 0;
+        for (int64_t k = 0; k < n; ++k) {
+          const bool odd = __builtin_popcountll(static_cast<uint64_t>(row & k)) % 2 != 0;
+          const bool flipped = is_flipped(signs.word(static_cast<uint64_t>(group + k)));
+          const double value = static_cast<double>(in[static_cast<size_t>(i + (k - row) * inner)]);
+          sum += odd != flipped ? -value : value;
+        }
+        worst = std::max(worst, std::abs(std::ldexp(sum, left) - static_cast<double>(out[e])));
+      }
+      const double most = 0x1p-24 * 32 * 32;  // of sums below 32, 32 additions
+      CHECK(worst < most);
+      CHECK(turned < 8 * most);
+    }
+  const Tensor x = modest({4}, 1);
+  CHECK_THROWS_AS(kernels::rotate(kStream, {x, x, 1, 16, -2, 0, false}), Error);
+  CHECK_THROWS_AS(kernels::rotate(kStream, {x, x, 0, 8, -2, 0, false}), Error);
+}
+
+void check_scaled_add() {
+  const int64_t m = 5, n = 7, depth = 12;
+  const Tensor sums = modest({m, n}, 42), before = modest({m, n}, 43), bias = modest({n}, 44);
+  const Factors a{modest({3 * 3}, 45), 2, 4}, b{modest({7}, 46), 1, 12};
+  const Grid grid = make_grid(Quantizer("e4m3"));
+  for (const bool first : {false, true})
+    for (const bool last : {false, true}) {
+      Tensor out = Tensor::from(before.to_floats(), {m, n});
+      ScaledAddArgs args;
+      args.sums = sums;
+      args.out = out;
+      args.a_factors = a;
+      args.b_factors = b;
+      args.k = 8;
+      args.depth = depth;
+      args.first = first;
+      args.last = last;
+      args.bias = bias;
+      args.output = "e4m3";
+      kernels::scaled_add(kStream, args);
+      for (int64_t i = 0; i < m * n; ++i) {
+        const float fa = a.values.to_floats()[static_cast<size_t>(i / n / 2 * 3 + 2)];
+        const float fb = b.values.to_floats()[static_cast<size_t>(i % n)];
+        const auto e = static_cast<size_t>(i);
+        float y = fma_of(sums.to_floats()[e], fa * fb, first ? 0.0f : before.to_floats()[e]);
+        if (last) y = quantise_value(y + bias.to_floats()[static_cast<size_t>(i % n)], grid, 0);
+        CHECK(out.to_floats()[e] == y);
+      }
+    }
+}
+
 const std::vector<KernelRow>& kernel_rows() {
   static const std::vector<KernelRow> rows = {
       {"quantise", check_quantise}, {"correct", check_correct}, {"copy", check_copy},
       {"fill", check_fill},         {"uniform", check_uniform}, {"gather_rows", check_gather_rows},
-      {"sgd", check_sgd},
+      {"sgd", check_sgd},           {"rotate", check_rotate},   {"scaled_add", check_scaled_add},
   };
   return rows;
 }

@@ -7,30 +7,16 @@
 #include <limits>
 #include <string>
 
+#include "conformance.h"
 #include "core/codebook.h"
 #include "core/grid.h"
 #include "core/random.h"
 #include "kernels/kernels.h"
 
 using namespace ulp;
+using conformance::posit_number;
 
 namespace {
-
-/// A posit's number, read off its bit string character by character: the definition, and no code of core/posit.h.
-double decode(uint32_t code, int n, int es) {
-  std::string bits;
-  for (int i = n - 2; i >= 0; --i) bits += (code >> i & 1) != 0 ? '1' : '0';
-  size_t at = 0;
-  while (at < bits.size() && bits[at] == bits[0]) ++at;
-  const int run = static_cast<int>(at), k = bits[0] == '1' ? run - 1 : -run;
-  ++at;  // the bit that ends the regime
-  int e = 0;
-  for (int i = 0; i < es; ++i, ++at) e = 2 * e + (at < bits.size() && bits[at] == '1' ? 1 : 0);
-  double fraction = 1, weight = 0.5;
-  for (; at < bits.size(); ++at, weight /= 2)
-    if (bits[at] == '1') fraction += weight;
-  return std::ldexp(fraction, k * (1 << es) + e);
-}
 
 float quantise(const char* format, float x, uint32_t random = 0) {
   return quantise_value(x, make_grid(Quantizer::parse(format)), random);
@@ -54,13 +40,13 @@ TEST_SUITE("posit_tables") {
         const Grid up = make_grid(Quantizer::parse(name_of(n, es, ":ru").c_str()));
         const uint32_t top = (1u << (n - 1)) - 1;
         for (uint32_t c = 1; c <= top; ++c) {
-          const auto value = static_cast<float>(decode(c, n, es));
+          const auto value = static_cast<float>(posit_number(c, n, es));
           for (const float s : {1.0f, -1.0f})
             wrong += quantise_value(s * value, nearest, 0) != s * value;
           wrong += posit_value(c, n, es) != value;
           if (c == top) continue;
-          const auto next = static_cast<float>(decode(c + 1, n, es)),
-                     middle = static_cast<float>(decode(2 * c + 1, n + 1, es));
+          const auto next = static_cast<float>(posit_number(c + 1, n, es)),
+                     middle = static_cast<float>(posit_number(2 * c + 1, n + 1, es));
           const float inf = std::numeric_limits<float>::infinity();
           for (const float s : {1.0f, -1.0f}) {
             wrong += quantise_value(s * middle, nearest, 0) != s * (c % 2 == 0 ? value : next);
@@ -73,6 +59,20 @@ TEST_SUITE("posit_tables") {
         }
       }
     CHECK(wrong == 0);
+  }
+
+  TEST_CASE(
+      "every rounding: numbers, boundaries and their neighbours, and all of fp32 at a stride") {
+    conformance::Tally tally;
+    for (const char* format : {"posit3.0", "posit6.3", "posit8.0", "posit8.1", "posit8.2",
+                               "posit16.1", "posit16.2", "nf4", "pow2x4", "pow2x8"})
+      for (const char* mode : conformance::kRoundings) {
+        const std::string name = std::string(format) + ":" + mode;
+        conformance::sweep_hard(name, tally);
+        conformance::sweep(name, reference::stride(131071), tally);
+      }
+    INFO(tally.bad.first());
+    CHECK(tally.bad.count() == 0);
   }
 
   TEST_CASE("posits never become zero or NaR, and zero has one sign") {

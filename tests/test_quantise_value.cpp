@@ -2,11 +2,10 @@
 
 #include <bit>
 #include <cmath>
-#include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
+#include "conformance.h"
 #include "core/error.h"
 #include "core/grid.h"
 #include "core/random.h"
@@ -15,25 +14,16 @@
 namespace ulp {
 namespace {
 
+using conformance::compare;
+using conformance::hex;
+using conformance::kDeterministic;
+using conformance::kRoundings;
+using conformance::sweep;
+using conformance::sweep_hard;
+using conformance::Tally;
 using reference::Mismatches;
 using reference::Reference;
 using reference::same;
-
-constexpr const char* kDeterministic[] = {"rne", "rna", "rnu", "rtz", "ru", "rd", "odd"};
-
-std::string hex(float x) { return format_message("{:#010x}", {ErrorArg(bits_of(x))}); }
-
-/// One comparison of quantise_value with the reference, the clamp mark included.
-void compare(const std::string& name, const Grid& grid, const Reference& reference, float x,
-             uint32_t random, Mismatches& bad) {
-  bool clamped = false;
-  const float got = quantise_value(x, grid, grid.rounding, random, &clamped);
-  const reference::Rounded want = reference(x, random);
-  if (same(got, want.value) && clamped == want.clamped) return;
-  bad.add(format_message(
-      "{}: x {} R {:#010x}: got {} clamped {}, want {} clamped {}",
-      {name, hex(x), random, hex(got), clamped ? 1 : 0, hex(want.value), want.clamped ? 1 : 0}));
-}
 
 void report(const Mismatches& bad) {
   INFO(bad.first());
@@ -72,71 +62,6 @@ std::vector<std::string> small_fixed() {
   return names;
 }
 
-void sweep(const std::string& name, uint64_t stride, Mismatches& bad) {
-  const Quantizer quantizer = Quantizer::parse(name);
-  const Grid grid = make_grid(quantizer);
-  const Reference reference(quantizer);
-  const int64_t inputs = static_cast<int64_t>(((uint64_t{1} << 32) + stride - 1) / stride);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < inputs; ++i) {
-    const auto bits = static_cast<uint32_t>(static_cast<uint64_t>(i) * stride);
-    compare(name, grid, reference, float_of(bits), bits * 2654435761u, bad);
-  }
-}
-
-uint64_t fnv1a64(const std::vector<float>& values) {
-  uint64_t hash = 14695981039346656037u;
-  for (const float value : values) {
-    const uint32_t bits = value == 0 ? 0u : bits_of(value);
-    for (int byte = 0; byte < 4; ++byte)
-      hash = (hash ^ (bits >> (8 * byte) & 255)) * 1099511628211u;
-  }
-  return hash;
-}
-
-constexpr uint32_t kSetSize = 1u << 20;
-constexpr uint32_t kSetColumns = 16384;
-
-std::vector<float> golden_set(const std::function<uint32_t(uint32_t index, uint32_t w)>& exponent) {
-  std::vector<float> set(kSetSize);
-  for (uint32_t i = 0; i < kSetSize; ++i) {
-    const uint32_t w = 2654435761u * i + 12345u;
-    set[i] = float_of((w & 0x807FFFFFu) | exponent(i, w) << 23);
-  }
-  return set;
-}
-
-std::vector<float> golden_set_b() {
-  return golden_set([](uint32_t, uint32_t w) { return 112 + ((w >> 23) & 31); });
-}
-
-std::vector<float> golden_set_c() {
-  return golden_set([](uint32_t i, uint32_t w) {
-    return 100 + ((w >> 23) & 7) + 2 * (i / kSetColumns % 8) + 2 * (i % kSetColumns % 8);
-  });
-}
-
-uint64_t golden_hash(const char* name, std::vector<float> values) {
-  const Grid grid = make_grid(Quantizer::parse(name));
-  for (float& value : values) value = quantise_value(value, grid, 0);
-  return fnv1a64(values);
-}
-
-/// block_of(i): which of `blocks` blocks element i belongs to.
-uint64_t golden_block_hash(const char* name, std::vector<float> values, size_t blocks,
-                           const std::function<uint32_t(uint32_t)>& block_of) {
-  const Quantizer quantizer = Quantizer::parse(name);
-  std::vector<uint32_t> amax(blocks, 0);
-  for (uint32_t i = 0; i < kSetSize; ++i)
-    amax[block_of(i)] = std::max(amax[block_of(i)], bits_of(values[i]) & ~kSignBit);
-  Grid grid = make_grid(quantizer);
-  for (uint32_t i = 0; i < kSetSize; ++i) {
-    set_block(grid, make_block_rule(quantizer, DType::F32), amax[block_of(i)]);
-    values[i] = quantise_value(values[i], grid, 0);
-  }
-  return fnv1a64(values);
-}
-
 /// Value above which χ² with `degrees` of freedom lies once in 10^6 draws. Source: Wilson, Hilferty 1931.
 double chi_square_bound(double degrees) {
   constexpr double kNormalQuantile = 4.7534;  // of 1 − 10^−6
@@ -173,40 +98,32 @@ TEST_SUITE("quantise_value") {
   }
 
   TEST_CASE("wide formats: every point, midpoint and neighbour") {
-    Mismatches bad;
+    Tally tally;
     for (const char* format : {"e6m9", "e6m9-none", "bf16", "bf16-sat", "e8m7-none", "fp16",
                                "fp16-nan-ftz", "fixed16.8", "fixed16.8-wrap", "fixed16.20-u"})
       for (const char* mode : kDeterministic) {
-        const std::string name = std::string(format) + ":" + mode;
-        const Quantizer quantizer = Quantizer::parse(name);
-        const Grid grid = make_grid(quantizer);
-        const Reference reference(quantizer);
-        const std::vector<float> inputs = reference::hard_inputs(reference);
-        REQUIRE(inputs.size() > 100000);
-#pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < inputs.size(); ++i)
-          compare(name, grid, reference, inputs[i], 0, bad);
+        const int64_t before = tally.compared;
+        sweep_hard(std::string(format) + ":" + mode, tally);
+        REQUIRE(tally.compared - before > 100000);
       }
-    report(bad);
+    report(tally.bad);
   }
 
   TEST_CASE("all of fp32 at a stride of 8191 (127 with ULP_FULL=1)") {
     const uint64_t stride = reference::full() ? 127 : 8191;
-    Mismatches bad;
-    sweep("fp32", stride, bad);
+    Tally tally;
+    sweep("fp32", stride, tally);
     for (const char* format :
          {"e4m3", "e5m2", "e6m9", "bf16", "fp16", "tf32", "fixed8.4", "fixed16.8-sat", "e8m7-none"})
-      for (const char* mode :
-           {"rne", "rna", "rnu", "rtz", "ru", "rd", "odd", "sr", "sr5", "sr16f", "sr7c"})
-        sweep(std::string(format) + ":" + mode, stride, bad);
-    report(bad);
+      for (const char* mode : kRoundings) sweep(std::string(format) + ":" + mode, stride, tally);
+    report(tally.bad);
   }
 
   TEST_CASE("every fp32 input, with ULP_FULL=1" * doctest::skip(!reference::full())) {
-    Mismatches bad;
+    Tally tally;
     for (const char* format : {"e4m3", "e5m2", "e6m9", "bf16", "fixed8.4"})
-      for (const char* mode : {"rne", "sr"}) sweep(std::string(format) + ":" + mode, 1, bad);
-    report(bad);
+      for (const char* mode : {"rne", "sr"}) sweep(std::string(format) + ":" + mode, 1, tally);
+    report(tally.bad);
   }
 
   TEST_CASE("bfp and hbfp: one block, all widths and modes") {
@@ -456,66 +373,31 @@ TEST_SUITE("quantise_value") {
   }
 
   TEST_CASE("equal to ml_dtypes on hard inputs") {
-    const std::string path = std::string(ULP_TEST_DATA) + "/ml_dtypes_values.txt";
-    std::ifstream file(path);
-    REQUIRE_MESSAGE(file.good(), path);
-    Mismatches bad;
-    int formats = 0, lines = 0;
-    Grid grid{};
-    std::string name, word, value;
-    while (file >> word >> value) {
-      if (word == "#") {
-        std::getline(file, value);
-      } else if (word == "format") {
-        ++formats;
-        name = value;
-        grid = make_grid(Quantizer::parse(name));
-      } else {
-        ++lines;
-        const float x = float_of(static_cast<uint32_t>(std::stoul(word, nullptr, 16)));
-        const float want = float_of(static_cast<uint32_t>(std::stoul(value, nullptr, 16)));
-        const float got = quantise_value(x, grid, 0);
-        if (!same(got, want))
-          bad.add(name + ": " + hex(x) + " gave " + hex(got) + ", not " + hex(want));
-      }
-    }
-    CHECK(formats == 11);
-    CHECK(lines > 3000);
-    report(bad);
+    Tally tally;
+    const std::vector<conformance::ValueTable> tables = conformance::ml_dtypes_tables();
+    for (const conformance::ValueTable& table : tables) compare_table(table, tally);
+    CHECK(tables.size() == 11);
+    CHECK(tally.compared > 3000);
+    report(tally.bad);
   }
 
   TEST_CASE("P3109: equal to gfloat on hard inputs") {
-    Mismatches bad;
-    int lines = 0;
-    for (const reference::P3109Table& table : reference::p3109_tables())
-      for (size_t mode = 0; mode < table.kModes.size(); ++mode) {
-        const std::string name = table.rounded_name + ":" + table.kModes[mode];
-        const Grid grid = make_grid(Quantizer::parse(name));
-        REQUIRE(table.rounded.size() > 10);
-        for (const auto& [x, y] : table.rounded) {
-          ++lines;
-          const float got = quantise_value(x, grid, 0);
-          if (!same(got, y[mode]))
-            bad.add(name + ": " + hex(x) + " gave " + hex(got) + ", not " + hex(y[mode]));
-        }
-      }
-    CHECK(lines > 5000);
-    report(bad);
+    Tally tally;
+    for (const reference::P3109Table& table : reference::p3109_tables()) {
+      REQUIRE(table.rounded.size() > 10);
+      conformance::compare_table(table, tally);
+    }
+    CHECK(tally.compared > 5000);
+    report(tally.bad);
   }
 
   TEST_CASE("golden hashes of QPyTorch's formats, correctly rounded") {
-    const std::vector<float> b = golden_set_b(), c = golden_set_c();
-    REQUIRE(fnv1a64(b) == 0x17f1e3aaa658fb5cu);
-    REQUIRE(fnv1a64(c) == 0xa3af258fab80507eu);
-    CHECK(golden_hash("e6m9-none:rna", b) == 0xbe5526b06048249bu);
-    CHECK(golden_hash("e8m7-none:rna", b) == 0x08f95c022a62a098u);
-    CHECK(golden_hash("fixed8.4:rne", b) == 0xe12b6a5ad5dc5b9fu);
-    CHECK(golden_hash("fixed16.8:rna", b) == 0x58029c1c1578f9b5u);
-    CHECK(golden_block_hash("bfp8:rnu", c, 1, [](uint32_t) { return 0u; }) == 0xb027334ca73d4fd9u);
-    CHECK(golden_block_hash("bfp8-axis0:rnu", c, kSetSize / kSetColumns,
-                            [](uint32_t i) { return i / kSetColumns; }) == 0x808479cddf6d7b8du);
-    CHECK(golden_block_hash("bfp8-axis1:rnu", c, kSetColumns,
-                            [](uint32_t i) { return i % kSetColumns; }) == 0x0a5caa7191df1cafu);
+    REQUIRE(conformance::golden_input_hash('B') == 0x17f1e3aaa658fb5cu);
+    REQUIRE(conformance::golden_input_hash('C') == 0xa3af258fab80507eu);
+    Tally tally;
+    for (const conformance::Golden& golden : conformance::golden_hashes())
+      compare_golden(golden, tally);
+    report(tally.bad);
   }
 }
 

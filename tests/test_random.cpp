@@ -1,11 +1,16 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "core/random.h"
 #include "core/step_state.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/random_words.h"
 
 namespace ulp {
 namespace {
@@ -73,6 +78,43 @@ TEST_SUITE("random") {
     words.insert(word(key, 6));
     words.insert(word(key, 5 + (uint64_t{4} << 32)));
     CHECK(words.size() == 8);
+  }
+
+  TEST_CASE("runs of words are those of their elements, wherever they start, on every machine") {
+    StepState state;
+    state.random_step = 0xfedcba98;
+    const RandomSource sources[] = {
+        RandomSource(RandomKey{0x0123456789abcdefu, 0xc0ffee00, 7, &state}),
+        RandomSource(RandomKey{~uint64_t{0}, ~uint32_t{0}, 0, nullptr})};
+    // Element 2^34 is the first one of group 2^32, whose number takes the counter's second word.
+    std::vector<int64_t> starts;
+    for (const int64_t around : {int64_t{1} << 32, int64_t{1} << 34, int64_t{1} << 50})
+      for (const int64_t back : {2100, 1030, 65, 64, 33, 4, 3, 2, 1, 0, -1})
+        starts.push_back(around - back);
+    for (int64_t start = 0; start < 9; ++start) starts.push_back(start);
+    std::vector<int64_t> lengths = {255, 256, 257, 1000, 1023, 1024, 3000};
+    for (int64_t n = 0; n <= 140; ++n) lengths.push_back(n);
+    constexpr uint32_t kGuard = 0x12345678;
+    constexpr size_t kGuards = 3;
+    const cpu::Isa before = cpu::current_isa();
+    for (const cpu::Isa isa : {cpu::Isa::Portable, cpu::Isa::Avx2, cpu::Isa::Avx512}) {
+      if (!cpu::has_isa(isa)) continue;
+      cpu::set_isa(isa);
+      int64_t wrong = 0;
+      for (const RandomSource& source : sources)
+        for (const int64_t start : starts)
+          for (const int64_t n : lengths) {
+            const auto room = static_cast<size_t>(n + cpu::kWordSlack);
+            std::vector<uint32_t> buffer(room + kGuards, kGuard);
+            const uint32_t* words = cpu::random_words(source, start, n, buffer.data());
+            for (int64_t i = 0; i < n; ++i)
+              wrong += words[i] == source.word(static_cast<uint64_t>(start + i)) ? 0 : 1;
+            wrong += std::count(buffer.end() - kGuards, buffer.end(), kGuard) == kGuards ? 0 : 1;
+          }
+      CAPTURE(std::string(cpu::to_string(isa)));
+      CHECK(wrong == 0);
+    }
+    cpu::set_isa(before);
   }
 
   TEST_CASE("FNV-1a gives its known answers") {

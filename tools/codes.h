@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,16 +8,7 @@
 
 namespace ulp::tools {
 
-// The bits of a format's numbers, for looking at: sign first, codes of floats ascending with magnitude, fixed point and
-// posits in two's complement, tables by index.
-
-/// Bits of one number; 0 where a number has no code of its own (unbounded fixed point, elements of bfp and hbfp).
-int code_bits(const Format& format);
-
-/// The code of a number of the format, of Inf or NaN; none if there is no such code.
-std::optional<uint32_t> encode(const Format& format, float number);
-/// The number of a code below 2^code_bits.
-float decode(const Format& format, uint32_t code);
+// Codes (core/codes.h) as text, for looking at.
 
 /// "0x1D", as many digits as the format's codes have.
 std::string code_text(const Format& format, uint32_t code);

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <system_error>
 
@@ -28,6 +29,8 @@ using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kEvalBatch = 256;
+constexpr const char* kScaling =
+    "delayed_scaling.";                             // tensors, by the number of their random stream
 constexpr const char* kRandomStep = "random_step";  // metadata of model.safetensors
 
 double seconds_since(Clock::time_point start) {
@@ -364,12 +367,39 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
                  fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e.epochs));
     weights[p->path] = p->value;
   }
+  for (const auto& [stream, state] : run.scalings())
+    weights[fmt::format("{}{:08x}", kScaling, stream)] = state;
   nn::save_safetensors(dir / "model.safetensors", weights,
                        {{"format", "ulp"},
                         {"weights", to_string(e.sgd.weight)},
                         {kRandomStep, std::to_string(test_step)}});
   return test;
 }
+
+namespace {
+
+/// What delayed scaling remembers; returns how many tensors that are.
+size_t load_scalings(Run& run, const nn::SafetensorsFile& saved, const fs::path& file) {
+  size_t count = 0;
+  for (const auto& [name, tensor] : saved.tensors) {
+    if (!name.starts_with(kScaling)) continue;
+    const std::string_view digits = std::string_view(name).substr(std::strlen(kScaling));
+    uint32_t stream = 0;
+    const auto [end, error] =
+        std::from_chars(digits.data(), digits.data() + digits.size(), stream, 16);
+    ULP_CHECK(error == std::errc() && end == digits.data() + digits.size() &&
+                  tensor.dtype() == DType::F32 && tensor.rank() == 1 && tensor.numel() >= 2,
+              "{}: {} is not the state of a delayed scale (F32, a scale and magnitudes)",
+              file.string(), name);
+    for (const float x : tensor.to_floats())
+      ULP_CHECK(std::isfinite(x) && x >= 0, "{}: {} holds {}", file.string(), name, x);
+    run.set_scaling(stream, tensor.to(run.device()));
+    ++count;
+  }
+  return count;
+}
+
+}  // namespace
 
 void load_weights(Run& run, nn::Module& model, const fs::path& file) {
   const nn::SafetensorsFile saved = nn::load_safetensors(file);
@@ -384,9 +414,10 @@ void load_weights(Run& run, nn::Module& model, const fs::path& file) {
     check_finite(file.string() + ": ", p->path, tensor, "");
     p->value = tensor.to(run.device());
   }
-  ULP_CHECK(saved.tensors.size() == parameters.size(),
+  const size_t scalings = load_scalings(run, saved, file);
+  ULP_CHECK(saved.tensors.size() == parameters.size() + scalings,
             "{}: it holds {} tensors and the model has {}", file.string(), saved.tensors.size(),
-            parameters.size());
+            parameters.size() + scalings);
   if (!saved.metadata.contains(kRandomStep)) return;  // made by another program
   StepState state = run.state();
   state.random_step = random_step(saved.metadata.at(kRandomStep), file);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/codes.h"
 #include "core/error.h"
 #include "tools/codes.h"
 #include "tools/commands.h"

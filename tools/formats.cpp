@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/codebook.h"
-#include "tools/codes.h"
+#include "core/codes.h"
 #include "tools/commands.h"
 #include "tools/neighbours.h"
 #include "tools/number_text.h"
@@ -92,7 +92,9 @@ Family family_of(const Quantizer& q) {
   Family family;
   for (const Family& known : families())
     if (family.holds == nullptr && known.holds(q)) family = known;
-  if (q.scale.rule != Scale::Rule::None && family.source != kMx) {
+  if (q.scale.kind == Scale::Kind::E4M3Tensor)
+    return {nullptr, "NVFP4", "NVFP4 as in TransformerEngine; arXiv 2509.25149"};
+  if (q.scale.kind == Scale::Kind::PowerOfTwo && family.source != kMx) {
     family.name += " + MX scale";
     family.source += std::string("; scale as in ") + kMx;
   }
@@ -117,6 +119,7 @@ std::string block_text(const Block& block) {
     case Block::Kind::Tensor: return "tensor";
     case Block::Kind::Axis: return fmt::format("axis {}", block.axis);
     case Block::Kind::Group: return fmt::format("{}", block.columns);
+    case Block::Kind::Row: return "row";
     case Block::Kind::Tile: return fmt::format("{}x{}", block.rows, block.columns);
   }
   return "";
@@ -134,6 +137,12 @@ std::optional<double> spacing_above_one(const Neighbours& numbers) {
   return static_cast<double>(*next) - 1;
 }
 
+/// Of each block's scale: a power of two from 2^-127 on, an e4m3 number, or an fp32 number.
+int scale_bits(const Quantizer& q) {
+  if (q.block.kind == Block::Kind::None) return 0;
+  return q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed ? 32 : 8;
+}
+
 Row make_row(const Quantizer& q) {
   const Format& f = q.format;
   const bool integers = f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp;
@@ -141,7 +150,7 @@ Row make_row(const Quantizer& q) {
   row.name = to_string(q);
   row.block = block_text(q.block);
   row.bits = integers || f.kind == FormatKind::Fixed ? f.word_bits : code_bits(f);
-  row.scale_bits = q.is_elementwise() ? 0 : 8;  // a power of two from 2^-127 on
+  row.scale_bits = scale_bits(q);
   Grid grid = make_grid(q);
   FormatLimits limits = limits_of(f);
   if (integers) {

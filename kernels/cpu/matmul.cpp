@@ -18,9 +18,9 @@
 #include "core/convert.h"
 #include "core/grid.h"
 #include "core/sum.h"
-#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/spans.h"
 #include "kernels/kernels.h"
 
 #if defined(ULP_X86_ISA)
@@ -298,7 +298,7 @@ void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t r
 struct Finish {
   const float* bias = nullptr;  // (N) or none
   bool rounds = false;
-  Grid grid{};
+  SpanGrid grid;
   RandomSource random;
 
   /// x[0 … n) are the elements (row, column …) of out, number `first` and on.
@@ -560,7 +560,7 @@ void multiply_floats(const MatmulArgs& args) {
     finish.bias = bias.data();
   }
   finish.rounds = !args.output.is_identity();
-  if (finish.rounds) finish.grid = make_grid(args.output);
+  if (finish.rounds) finish.grid = SpanGrid(make_grid(args.output), args.output);
   if (args.output.is_stochastic()) finish.random = RandomSource(args.key);
 
   if (k == 0) {

@@ -1,6 +1,6 @@
-#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/spans.h"
 #include "kernels/functors.h"
 #include "kernels/kernels.h"
 

@@ -1,8 +1,8 @@
 #include <vector>
 
 #include "core/scalar_math.h"
-#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/spans.h"
 #include "kernels/cpu/strict_sum.h"
 #include "kernels/kernels.h"
 

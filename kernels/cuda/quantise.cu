@@ -1,4 +1,6 @@
+#include "core/block_map.h"
 #include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/sum.cuh"
 #include "kernels/kernels.h"
 
 namespace ulp::cuda {
@@ -36,14 +38,6 @@ __global__ void __launch_bounds__(kThreads) quantise_kernel(Work w) {
     store_mask(w, i, count, clamped);
   });
 }
-
-/// Where the blocks lie in a tensor seen as (outer, axis, inner): element (o, a, r) belongs to block
-/// o·outer_step + (a / group)·group_step + (r / columns)·inner_step.
-struct BlockMap {
-  int64_t axis = 1, inner = 1, group = 1, columns = 1;
-  int64_t outer_step = 0, group_step = 0, inner_step = 0;
-  int64_t blocks = 1;
-};
 
 /// Walks through consecutive elements without a division for each.
 struct BlockCursor {
@@ -118,10 +112,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// What the kernel needs to know of all blocks beside their magnitudes.
+struct Scaling {
+  BlockRule rule;
+  bool apart;             // factors are kept apart
+  const uint32_t* whole;  // E4M3Tensor: the largest magnitude of the tensor
+  const float* delayed;   // the state of delayed scaling
+
+  __device__ float tensor() const { return whole == nullptr ? 1.0f : tensor_scale(rule, *whole); }
+  /// The block's grid and scales; `last` is what E4M3Tensor multiplies by at the end.
+  __device__ BlockScale set(Grid& grid, uint32_t amax, float tensor, float& last) const {
+    if (delayed != nullptr) {
+      const BlockScale scale{delayed[0], 1.0f, factor_of(delayed[0])};
+      last = apart ? 1.0f : scale.factor;
+      return scale;
+    }
+    const BlockScale scale = set_block(grid, rule, amax, tensor);
+    last = apart ? 1.0f : scale.factor;
+    return scale;
+  }
+};
+
 __global__ void __launch_bounds__(kThreads)
-    quantise_blocks_kernel(Work w, BlockMap map, BlockRule rule, const uint32_t* amax) {
+    quantise_blocks_kernel(Work w, BlockMap map, Scaling scaling, const uint32_t* amax) {
   const RandomSource random = w.rounder.random();
   const bool stochastic = w.rounder.grid.rounding == Rounding::Stochastic;
+  const float tensor = scaling.tensor();
   for_packs(w.n, [&](int64_t i, int count) {
     float values[kPack];
     load_pack(w.in, i, count, values);
@@ -129,21 +145,21 @@ __global__ void __launch_bounds__(kThreads)
     if (stochastic) random_words(random, i, words);
     BlockCursor cursor(map, i);
     Grid grid = w.rounder.grid;
+    BlockScale scale;
+    float last = 1;
     int64_t block = -1;
-    bool finite = false;
     uint32_t clamped = 0;
 #pragma unroll
     for (int k = 0; k < kPack; ++k) {
       if (k >= count) break;
       if (cursor.block() != block) {
         block = cursor.block();
-        finite = amax[block] < kInfinityBits;
         grid = w.rounder.grid;
-        set_block(grid, rule, finite ? amax[block] : 0u);
+        scale = scaling.set(grid, amax[block], tensor, last);
       }
-      const Rounded r = round_with(w.rounder.how, grid, values[k], words[k]);
-      values[k] = finite ? r.value : float_of(kNanBits);
-      clamped |= static_cast<uint32_t>(r.clamped && finite) << k;
+      const Rounded r = round_with(w.rounder.how, grid, values[k] * scale.before, words[k]);
+      values[k] = canonical(r.value * scale.after * last);
+      clamped |= static_cast<uint32_t>(r.clamped) << k;
       cursor.next();
     }
     store_pack(w.out, i, count, values);
@@ -151,85 +167,172 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-BlockMap map_blocks(const QuantiseArgs& args) {
-  const Block& block = args.quantizer.block;
-  const Shape& shape = args.in.shape();
-  BlockMap map;
-  if (block.kind == Block::Kind::Tensor) {
-    map.inner = shape.numel();
-    return map;
+__global__ void max_kernel(const uint32_t* values, int64_t n, uint32_t* most) {
+  uint32_t own = 0;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+    own = max(own, values[i]);
+  own = __reduce_max_sync(kFullWarp, own);
+  if (threadIdx.x % kWarp == 0) atomicMax(most, own);
+}
+
+/// factors[b] of `count` blocks.
+__global__ void factors_kernel(Scaling scaling, const uint32_t* amax, int64_t count,
+                               float* factors) {
+  const float tensor = scaling.tensor();
+  for (int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; b < count;
+       b += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    Grid grid{};
+    float last = 1;
+    factors[b] = scaling.set(grid, amax[b], tensor, last).factor;
   }
-  if (block.kind == Block::Kind::Tile) {
-    const int rank = shape.rank();
-    map.inner = rank == 0 ? 1 : shape[rank - 1];
-    map.axis = rank < 2 ? 1 : shape[rank - 2];
-    map.group = block.rows;
-    map.columns = block.columns;
-    const int64_t across = (map.inner + map.columns - 1) / map.columns;
-    const int64_t bands = (map.axis + map.group - 1) / map.group;
-    map.inner_step = 1;
-    map.group_step = across;
-    map.outer_step = bands * across;
-    const int64_t plane = map.axis * map.inner;
-    map.blocks = (plane == 0 ? 0 : shape.numel() / plane) * map.outer_step;
-    return map;
+}
+
+__global__ void update_delayed_kernel(BlockRule rule, float* state, const uint32_t* amax) {
+  update_delayed(rule, state, *amax);
+}
+
+__global__ void fill_kernel(float* values, int64_t n, float value) {
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) values[i] = value;
+}
+
+// ---- statistics -----------------------------------------------------------------------------------------------------
+/// A warp counts a chunk of kSumChunk elements; sums[3·chunk …] are its three sums.
+__global__ void __launch_bounds__(kThreads)
+    stats_kernel(Source x, Source y, const uint8_t* mask, int64_t n, QuantiseStats* stats,
+                 double* sums) {
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+  const int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
+  for (int64_t c = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; c < chunks;
+       c += warps) {
+    const int64_t begin = c * kSumChunk, count = min(kSumChunk, n - begin);
+    uint32_t overflow = 0, underflow = 0, nan = 0, infinite = 0, finite = 0, amax = 0;
+    double low[3] = {}, high[3] = {};
+    for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
+      const StatsTerms t =
+          stats_terms(load_one(x.data, x.dtype, begin + i), load_one(y.data, y.dtype, begin + i));
+      const double terms[3] = {t.error, t.square_error, t.square};
+      for (int k = 0; k < 3; ++k) {
+        if (i % kSumLanes < kWarp)
+          low[k] += terms[k];
+        else
+          high[k] += terms[k];
+      }
+      overflow += mask[begin + i];
+      underflow += t.underflow;
+      nan += t.nan;
+      infinite += t.infinite;
+      finite += t.finite;
+      amax = max(amax, t.finite_bits);
+    }
+    const uint32_t counts[5] = {overflow, underflow, nan, infinite, finite};
+    int64_t* totals[5] = {&stats->overflow, &stats->underflow, &stats->nan, &stats->infinite,
+                          &stats->finite};
+    for (int k = 0; k < 5; ++k) {
+      const uint32_t all = __reduce_add_sync(kFullWarp, counts[k]);
+      if (threadIdx.x % kWarp == 0 && all != 0)
+        atomicAdd(reinterpret_cast<unsigned long long*>(totals[k]), all);
+    }
+    amax = __reduce_max_sync(kFullWarp, amax);
+    if (threadIdx.x % kWarp == 0) atomicMax(&stats->amax_bits, amax);
+    for (int k = 0; k < 3; ++k) {
+      const double sum = warp_sum_lanes(low[k], high[k]);
+      if (threadIdx.x % kWarp == 0) sums[k * chunks + c] = sum;
+    }
   }
-  const int axis = block.kind == Block::Kind::Axis ? block.axis : args.group_axis;
-  ULP_CHECK(axis >= 0 && axis < shape.rank(),
-            "quantise: {} needs axis {}, but the tensor has shape {}", args.quantizer, axis, shape);
-  int64_t outer = 1;
-  for (int i = 0; i < axis; ++i) outer *= shape[i];
-  for (int i = axis + 1; i < shape.rank(); ++i) map.inner *= shape[i];
-  map.axis = shape[axis];
-  if (block.kind == Block::Kind::Axis) {
-    map.group_step = 1;
-    map.blocks = map.axis;
-    return map;
+}
+
+__global__ void stats_total_kernel(QuantiseStats* stats, const double* sums, int64_t chunks,
+                                   int64_t n) {
+  double* totals[3] = {&stats->error, &stats->square_error, &stats->square};
+  for (int k = 0; k < 3; ++k) {
+    const double sum = warp_sum<double>(chunks, [&](int64_t i) { return sums[k * chunks + i]; });
+    if (threadIdx.x == 0) *totals[k] = sum;
   }
-  map.group = block.columns;
-  const int64_t groups = (map.axis + map.group - 1) / map.group;
-  map.outer_step = groups * map.inner;
-  map.group_step = map.inner;
-  map.inner_step = 1;
-  map.blocks = outer * groups * map.inner;
-  return map;
+  if (threadIdx.x == 0) stats->count = n;
+}
+
+void count_stats(Stream stream, const QuantiseArgs& args, const uint8_t* mask) {
+  const int64_t n = args.in.numel(), chunks = (n + kSumChunk - 1) / kSumChunk;
+  auto* stats = static_cast<QuantiseStats*>(written(args.stats));
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(
+      cudaMemsetAsync(stats, 0, sizeof(QuantiseStats), static_cast<cudaStream_t>(stream.handle)));
+  if (n == 0) return;
+  Tensor sums =
+      Tensor::empty({3 * chunks * static_cast<int64_t>(sizeof(double))}, DType::U8, stream.device);
+  auto* at = static_cast<double*>(sums.mutable_raw());
+  launch("quantise", stream, blocks_for(chunks, kThreads / kWarp), kThreads, stats_kernel,
+         source_of(args.in), source_of(args.out), mask, n, stats, at);
+  launch("quantise", stream, 1, kWarp, stats_total_kernel, stats, static_cast<const double*>(at),
+         chunks, n);
+}
+
+/// Integer maxima of all blocks, and behind them that of the tensor.
+Tensor find_amax(Stream stream, const Work& w, const BlockMap& map, bool whole) {
+  Tensor tensor = Tensor::empty({map.blocks + 1}, DType::I32, stream.device);
+  auto* amax = static_cast<uint32_t*>(tensor.mutable_raw());
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(cudaMemsetAsync(amax, 0, static_cast<size_t>(tensor.bytes()),
+                                 static_cast<cudaStream_t>(stream.handle)));
+  launch("quantise", stream, pack_blocks(w.n), kThreads, amax_kernel, w.in, w.n, map, amax);
+  if (whole)
+    launch("quantise", stream, std::min<int64_t>(blocks_for(map.blocks, kThreads), 1024), kThreads,
+           max_kernel, static_cast<const uint32_t*>(amax), map.blocks, amax + map.blocks);
+  return tensor;
 }
 
 void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w) {
-  const BlockMap map = map_blocks(args);
-  if (w.n == 0) return;
-  Tensor amax_tensor = Tensor::empty({map.blocks}, DType::I32, stream.device);
-  auto* amax = static_cast<uint32_t*>(amax_tensor.mutable_raw());
-  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
-  ULP_CUDA_CHECK(cudaMemsetAsync(amax, 0, static_cast<size_t>(amax_tensor.bytes()),
-                                 static_cast<cudaStream_t>(stream.handle)));
-  launch("quantise", stream, pack_blocks(w.n), kThreads, amax_kernel, w.in, w.n, map, amax);
-  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map,
-         make_block_rule(args.quantizer, args.out.dtype()), static_cast<const uint32_t*>(amax));
+  const Quantizer& q = args.quantizer;
+  const BlockMap map = make_block_map(q, args.in.shape(), args.group_axis);
+  float* factors = args.factors.defined() ? static_cast<float*>(written(args.factors)) : nullptr;
+  if (w.n == 0) {
+    if (factors != nullptr && args.factors.numel() > 0)
+      launch("quantise", stream, 1, kThreads, fill_kernel, factors, args.factors.numel(), 1.0f);
+    return;
+  }
+  Scaling scaling{make_block_rule(q, args.out.dtype()), factors != nullptr, nullptr, nullptr};
+  const bool two_levels = q.scale.kind == Scale::Kind::E4M3Tensor;
+  const Tensor amax_tensor = find_amax(stream, w, map, two_levels);
+  const auto* amax = static_cast<const uint32_t*>(amax_tensor.raw());
+  if (two_levels) scaling.whole = amax + map.blocks;
+  float* state = nullptr;
+  if (q.scale.kind == Scale::Kind::Delayed) {
+    state = static_cast<float*>(written(args.scaling));
+    scaling.delayed = state;
+  }
+  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map, scaling,
+         amax);
+  if (factors != nullptr)
+    launch("quantise", stream, blocks_for(args.factors.numel(), kThreads), kThreads, factors_kernel,
+           scaling, amax, args.factors.numel(), factors);
+  if (state != nullptr && !args.frozen)
+    launch("quantise", stream, 1, 1, update_delayed_kernel, scaling.rule, state, amax);
 }
 
 }  // namespace
 
 void quantise(Stream stream, const QuantiseArgs& args) {
   const Quantizer& q = args.quantizer;
-  check_kernel_tensor("quantise", stream, args.in, args.in.shape());
-  check_kernel_tensor("quantise", stream, args.out, args.in.shape());
-  check_float("quantise", args.in);
-  check_output("quantise", args.out, q);
+  check_quantise(stream, args);
   Work w{};
   w.n = args.in.numel();
   w.in = source_of(args.in);
   w.out = sink_of(args.out);
-  w.rounder = make_rounder("quantise", stream.device, q, args.key);
-  if (args.mask.defined()) {
-    check_kernel_tensor("quantise", stream, args.mask, args.in.shape());
-    check_type("quantise", args.mask, DType::U8);
-    w.mask = static_cast<uint8_t*>(written(args.mask));
+  w.rounder = make_rounder(stream.device, q, args.key);
+  Tensor mask = args.mask;
+  if (args.stats.defined() && !mask.defined())
+    mask = Tensor::empty(args.in.shape(), DType::U8, stream.device);
+  if (mask.defined()) {
+    check_type("quantise", mask, DType::U8);
+    w.mask = static_cast<uint8_t*>(written(mask));
     w.mask_aligned = is_aligned(w.mask, DType::U8);
   }
-  const bool blocks = q.block.kind != Block::Kind::None;
-  if (blocks && !q.is_identity()) return quantise_blocks(stream, args, w);
-  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_kernel, w);
+  if (q.block.kind != Block::Kind::None && !q.is_identity())
+    quantise_blocks(stream, args, w);
+  else
+    launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_kernel, w);
+  if (args.stats.defined()) count_stats(stream, args, w.mask);
 }
 
 }  // namespace ulp::cuda

@@ -25,12 +25,9 @@ struct Rounder {
 const float* table_on(Device device, int table);
 
 /// Block formats included: their grid is set later, by set_block.
-inline Rounder make_rounder(const char* kernel, Device device, const Quantizer& quantizer,
-                            const RandomKey& key) {
+inline Rounder make_rounder(Device device, const Quantizer& quantizer, const RandomKey& key) {
   Rounder rounder;
   if (quantizer.is_identity()) return rounder;
-  ULP_CHECK(quantizer.transform == Transform{}, "{}: {}: transforms are not in this build", kernel,
-            quantizer);
   rounder.grid = make_grid(quantizer);
   rounder.key = key;
   rounder.how = Rounder::How::Any;
@@ -47,7 +44,7 @@ inline Rounder make_elementwise_rounder(const char* kernel, Device device,
                                         const Quantizer& quantizer, const RandomKey& key) {
   ULP_CHECK(quantizer.is_elementwise(),
             "{}: {}: block formats cannot be applied inside this kernel", kernel, quantizer);
-  return make_rounder(kernel, device, quantizer, key);
+  return make_rounder(device, quantizer, key);
 }
 
 /// Throws unless `out` is contiguous, of this shape, and of a float type that holds what the quantizer makes.

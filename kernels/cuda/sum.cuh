@@ -10,8 +10,9 @@ namespace ulp::cuda {
 static_assert(kSumLanes == 2 * kWarp);
 
 /// The halving tree over the 64 lanes of a warp; the result is valid in every thread.
-__device__ __forceinline__ float warp_sum_lanes(float low, float high) {
-  float sum = low + high;  // width 32
+template <class T>
+__device__ __forceinline__ T warp_sum_lanes(T low, T high) {
+  T sum = low + high;  // width 32
 #pragma unroll
   for (int width = kWarp / 2; width > 0; width /= 2)
     sum +=
@@ -20,9 +21,9 @@ __device__ __forceinline__ float warp_sum_lanes(float low, float high) {
 }
 
 /// Sum of value(0) … value(n − 1), n ≤ kSumChunk, by a whole warp.
-template <class Value>
-__device__ __forceinline__ float warp_sum_chunk(int64_t n, const Value& value) {
-  float low = 0, high = 0;
+template <class T = float, class Value>
+__device__ __forceinline__ T warp_sum_chunk(int64_t n, const Value& value) {
+  T low = 0, high = 0;
   int64_t i = threadIdx.x % kWarp;
 #pragma unroll 4
   for (; i + kWarp < n; i += kSumLanes) {
@@ -37,13 +38,13 @@ __device__ __forceinline__ float warp_sum_chunk(int64_t n, const Value& value) {
 inline constexpr int64_t kWarpSumLimit = kSumChunk * kSumChunk;
 
 /// Sum of value(0) … value(n − 1), n ≤ kWarpSumLimit, by a whole warp.
-template <class Value>
-__device__ __forceinline__ float warp_sum(int64_t n, const Value& value) {
-  float low = 0, high = 0;
+template <class T = float, class Value>
+__device__ __forceinline__ T warp_sum(int64_t n, const Value& value) {
+  T low = 0, high = 0;
   for (int64_t begin = 0, chunk = 0;; begin += kSumChunk, ++chunk) {
     if (begin > 0 && begin >= n) break;
-    const float sum = warp_sum_chunk(n - begin < kSumChunk ? n - begin : kSumChunk,
-                                     [&](int64_t i) { return value(begin + i); });
+    const T sum = warp_sum_chunk<T>(n - begin < kSumChunk ? n - begin : kSumChunk,
+                                    [&](int64_t i) { return value(begin + i); });
     if (n <= kSumChunk) return sum;
     const int64_t lane = chunk % kSumLanes, own = threadIdx.x % kWarp;
     if (lane == own) low += sum;

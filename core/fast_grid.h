@@ -1,0 +1,119 @@
+#pragma once
+
+#include "core/grid.h"
+
+namespace ulp {
+
+/// quantise_value once more, shorter, for the two roundings that training lives on (nearest-even, and stochastic with 32
+/// bits) on lattices whose numbers stay clear of fp32's ends. What does not depend on the value is worked out before.
+/// Equal to quantise_value for every input and word; the tests compare them.
+struct FastGrid {
+  enum class Form : uint8_t {
+    None,     // not possible: use quantise_value
+    Spaced,   // the spacing near x follows from x's exponent, kept between `low` and `high`
+    CutBits,  // the target has fp32's exponents: the same low bits of the pattern go, whatever x
+  };
+  Form form = Form::None;
+  uint32_t low = 0, high = 0;  // Spaced: exponent fields in place (bits 23 … 30)
+  uint32_t spread = 0;         // 23 − significand bits
+  // Magnitudes for x ≥ 0; the flips (xor) make those of x < 0.
+  uint32_t max = 0, max_flip = 0, overflow = 0, overflow_flip = 0, infinity = 0, infinity_flip = 0;
+  uint32_t min_normal = 0;
+  float zero = 0;  // −0 where the format has it: adding it keeps a zero's sign, adding +0 drops it
+  bool is_plain = false;                    // the flips and min_normal are 0
+  int32_t least_shift = 0, most_shift = 0;  // blocks whose grid is this one times 2^shift
+};
+
+/// Of an element-wise quantizer's grid, or of a block's grid at shift 0.
+FastGrid make_fast_grid(const Grid& grid);
+
+/// The grid of a power-of-two block is that of shift 0 times 2^shift. amax_bits: finite.
+ULP_HD int32_t block_shift(const BlockRule& rule, uint32_t amax_bits) {
+  const int32_t e = static_cast<int32_t>(amax_bits >> 23) - 127;
+  switch (rule.kind) {
+    case BlockRule::Kind::BlockFloat: return e;
+    case BlockRule::Kind::Hbfp: return e + ((amax_bits & 0x007FFFFFu) != 0 ? 1 : 0);
+    default: break;
+  }
+  return rule.scale.kind == Scale::Kind::PowerOfTwo ? scale_exponent(rule, amax_bits) - 127 : 0;
+}
+
+/// The grid of every block with block_shift 0.
+Grid make_block_grid(const Quantizer& quantizer, const BlockRule& rule);
+
+namespace fast {
+
+/// Bounds, Inf, NaN and the sign. `a`: the magnitude that came, `y`: what it was rounded to. `up`: 2^shift as a number to add
+/// to a pattern.
+template <bool kPlain>
+ULP_HD float settle(uint32_t bits, uint32_t a, uint32_t y, const FastGrid& g, uint32_t up,
+                    bool& clamped) {
+  uint32_t limit = g.max + up, overflow = g.overflow, infinity = g.infinity;
+  if (!kPlain) {
+    const uint32_t negative = 0u - (bits >> 31);
+    limit = (g.max ^ (g.max_flip & negative)) + up;
+    overflow ^= g.overflow_flip & negative;
+    infinity ^= g.infinity_flip & negative;
+    const uint32_t flush = g.min_normal + (g.min_normal != 0 ? up : 0u);
+    y = y < flush ? 0u : y;
+  }
+  const bool beyond = y > limit;
+  clamped = beyond && a < kInfinityBits;
+  y = beyond ? overflow + up : y;
+  y = a >= kInfinityBits ? infinity : y;
+  y = a > kInfinityBits ? kNanBits : y;
+  const float number = float_of(y | (bits & kSignBit)) + g.zero;
+  return float_of(y > kInfinityBits ? kNanBits : bits_of(number));
+}
+
+/// The exponent that decides the spacing near a, in place.
+ULP_HD uint32_t spacing_field(uint32_t a, const FastGrid& g, uint32_t up) {
+  const uint32_t field = a & kInfinityBits, low = g.low + up, high = g.high + up;
+  const uint32_t above = field > low ? field : low;
+  return above < high ? above : high;
+}
+
+template <bool kPlain>
+ULP_HD float nearest_spaced(float x, const FastGrid& g, int32_t shift, bool& clamped) {
+  const uint32_t up = static_cast<uint32_t>(shift) << 23;
+  const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
+  // Adding 2^(23 + quantum) leaves the sum no bits below the quantum, and the addition rounds to nearest even.
+  const float magic = float_of(spacing_field(a, g, up) + (g.spread << 23));
+  const float y = (float_of(a) + magic) - magic;
+  return settle<kPlain>(bits, a, bits_of(y), g, up, clamped);
+}
+
+template <bool kPlain>
+ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32_t random,
+                               bool& clamped) {
+  const uint32_t up = static_cast<uint32_t>(shift) << 23;
+  const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
+  const uint32_t place = spacing_field(a, g, up) + (g.spread << 23);  // of 2^(23 + quantum)
+  const float magic = float_of(place), quantum = float_of(place - (23u << 23));
+  const float near = (float_of(a) + magic) - magic;
+  const float whole = near > float_of(a) ? near - quantum : near;
+  // ⌊(|x| − whole) / quantum · 2^32⌋. Beyond the bounds anything will do that converts.
+  const float part = (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u) << 23) - place);
+  const auto threshold = static_cast<uint32_t>(part < 0x1.fffffep31f ? part : 0x1.fffffep31f);
+  const float y = random < threshold ? whole + quantum : whole;
+  return settle<kPlain>(bits, a, bits_of(y), g, up, clamped);
+}
+
+template <bool kPlain>
+ULP_HD float nearest_cut(float x, const FastGrid& g, bool& clamped) {
+  const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
+  const uint32_t half = (1u << (g.spread - 1)) - 1u;
+  const uint32_t y = (a + half + (a >> g.spread & 1u)) & (~0u << g.spread);
+  return settle<kPlain>(bits, a, y, g, 0, clamped);
+}
+
+template <bool kPlain>
+ULP_HD float stochastic_cut(float x, const FastGrid& g, uint32_t random, bool& clamped) {
+  const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
+  const bool rises = random < a << (32 - g.spread);
+  const uint32_t y = (a & (~0u << g.spread)) + (rises ? 1u << g.spread : 0u);
+  return settle<kPlain>(bits, a, y, g, 0, clamped);
+}
+
+}  // namespace fast
+}  // namespace ulp

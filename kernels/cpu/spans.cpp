@@ -1,0 +1,551 @@
+#include "kernels/cpu/spans.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "core/codebook.h"
+#include "core/error.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/random_words.h"
+
+namespace ulp::cpu {
+
+/// A short table as loops read it. Rounding that draws nothing is a staircase: from first[i] on, x becomes values[i].
+struct TableSteps {
+  std::vector<float> first, values;
+};
+
+namespace {
+
+constexpr size_t kShortTable = 32;  // numbers; longer ones are searched
+
+using WordBuffer = std::array<uint32_t, kBlock + kWordSlack>;
+
+bool draws_plainly(const Grid& grid) {
+  return grid.rounding == Rounding::Stochastic && grid.bits == RandomBits{};
+}
+
+// ---- tables ---------------------------------------------------------------------------------------------------------
+/// Floats in ascending order ↔ integers.
+int64_t place_of(float x) {
+  const auto bits = static_cast<int64_t>(bits_of(x) & ~kSignBit);
+  return (bits_of(x) & kSignBit) != 0 ? -bits : bits;
+}
+float float_at(int64_t place) {
+  return place < 0 ? -float_of(static_cast<uint32_t>(-place))
+                   : float_of(static_cast<uint32_t>(place));
+}
+
+TableSteps make_table_steps(const Grid& grid) {
+  TableSteps steps;
+  steps.values.assign(grid.table, grid.table + grid.table_size);
+  steps.first.assign(steps.values.size(), 0.0f);
+  if (grid.rounding == Rounding::Stochastic) return steps;
+  for (size_t i = 1; i < steps.values.size(); ++i) {
+    int64_t below = place_of(steps.values[i - 1]), at = place_of(steps.values[i]);
+    while (at - below > 1) {
+      const int64_t middle = below + (at - below) / 2;
+      const float y = quantise_table(float_at(middle), grid, grid.rounding, 0, nullptr);
+      (y >= steps.values[i] ? at : below) = middle;
+    }
+    steps.first[i] = float_at(at);
+  }
+  return steps;
+}
+
+const TableSteps* steps_of(const Grid& grid, int table) {
+  if (grid.kind != GridKind::Table || codebook(table).values.size() > kShortTable) return nullptr;
+  if (grid.rounding == Rounding::Stochastic && !draws_plainly(grid)) return nullptr;
+  static std::mutex mutex;
+  static auto& known = *new std::map<std::pair<int, Rounding>, TableSteps>;  // never freed: few
+  const std::lock_guard lock(mutex);
+  const auto [at, is_new] = known.try_emplace({table, grid.rounding});
+  if (is_new) at->second = make_table_steps(grid);
+  return &at->second;
+}
+
+/// Elements of a loop over a table's numbers that stay in registers.
+constexpr int64_t kTogether = 64;
+using Together = std::array<float, kTogether>;
+
+/// Inf, NaN and the ends of the table.
+ULP_HD void finish_table(const float* x, const float* y, float* out, uint8_t* mask, int64_t n,
+                         float lowest, float highest) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const float within = x[i] <= lowest ? lowest : (x[i] >= highest ? highest : y[i]);
+    const bool finite = (bits_of(x[i]) & ~kSignBit) < kInfinityBits;
+    mask[i] = finite && (x[i] < lowest || x[i] > highest) ? 1 : 0;
+    out[i] = finite ? within : float_of(kNanBits);
+  }
+}
+
+void table_span(const float* in, float* out, int64_t n, const TableSteps& steps, uint8_t* mask) {
+  const float* first = steps.first.data();
+  const float* values = steps.values.data();
+  const auto last = static_cast<int64_t>(steps.values.size()) - 1;
+  with_isa([=]() ULP_INLINE {
+    Together x{}, y;
+    for (int64_t begin = 0; begin < n; begin += kTogether) {
+      const int64_t count = begin + kTogether < n ? kTogether : n - begin;
+      for (int64_t i = 0; i < count; ++i) x[static_cast<size_t>(i)] = in[begin + i];
+      y.fill(values[0]);
+      for (int64_t v = 1; v <= last; ++v) {
+        const float from = first[v], value = values[v];
+        for (size_t i = 0; i < kTogether; ++i) y[i] = x[i] >= from ? value : y[i];
+      }
+      finish_table(x.data(), y.data(), out + begin, mask + begin, count, values[0], values[last]);
+    }
+  });
+}
+
+void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& steps,
+                     const uint32_t* words, uint8_t* mask) {
+  const float* values = steps.values.data();
+  const auto last = static_cast<int64_t>(steps.values.size()) - 1;
+  with_isa([=]() ULP_INLINE {
+    Together x{}, y, low, high;
+    std::array<uint32_t, kTogether> word{};
+    for (int64_t begin = 0; begin < n; begin += kTogether) {
+      const int64_t count = begin + kTogether < n ? kTogether : n - begin;
+      for (int64_t i = 0; i < count; ++i) {
+        x[static_cast<size_t>(i)] = in[begin + i];
+        word[static_cast<size_t>(i)] = words[begin + i];
+      }
+      low.fill(values[0]);
+      high.fill(values[1]);
+      for (int64_t v = 1; v < last; ++v) {
+        const float value = values[v], next = values[v + 1];
+        for (size_t i = 0; i < kTogether; ++i) {
+          low[i] = x[i] >= value ? value : low[i];
+          high[i] = x[i] >= value ? next : high[i];
+        }
+      }
+      for (size_t i = 0; i < kTogether; ++i)
+        y[i] = word[i] < fraction_between(x[i], low[i], high[i]) ? high[i] : low[i];
+      finish_table(x.data(), y.data(), out + begin, mask + begin, count, values[0], values[last]);
+    }
+  });
+}
+
+/// What a loop with a mask reads, copied to where stores of bytes cannot change it.
+struct Loop {
+  const float* in;
+  float* out;
+  const uint32_t* words;
+  uint8_t* mask;
+  int64_t n;
+};
+
+// ---- posits ---------------------------------------------------------------------------------------------------------
+void posit_span(const float* in, float* out, int64_t n, const Grid& given, uint8_t* mask) {
+  with_isa([=]() ULP_INLINE {
+    const Grid grid = given;
+    const Loop l{in, out, nullptr, mask, n};
+#pragma GCC ivdep
+    for (int64_t i = 0; i < l.n; ++i) {
+      bool clamped = false;
+      l.out[i] = quantise_posit(l.in[i], grid, Rounding::NearestEven, 0u, &clamped);
+      l.mask[i] = clamped ? 1 : 0;
+    }
+  });
+}
+
+void posit_draw_span(const float* in, float* out, int64_t n, const Grid& given,
+                     const uint32_t* words, uint8_t* mask) {
+  BlockBuffer result;
+  std::array<uint8_t, kBlock> again;
+  float* y = result.data();
+  uint8_t* redo = again.data();
+  with_isa([=]() ULP_INLINE {
+    const Grid grid = given;
+    const Loop l{in, y, words, mask, n};
+    uint8_t* flags = redo;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < l.n; ++i) {
+      bool clamped = false, uneven = false;
+      l.out[i] = quantise_posit(l.in[i], grid, Rounding::Stochastic, l.words[i], &clamped, &uneven);
+      flags[i] = uneven ? 1 : 0;
+      l.mask[i] = clamped ? 1 : 0;
+    }
+  });
+  for (int64_t i = 0; i < n; ++i)
+    if (redo[i] != 0) y[i] = quantise_posit(in[i], given, Rounding::Stochastic, words[i], nullptr);
+  std::copy(y, y + n, out);
+}
+
+// ---- lattices -------------------------------------------------------------------------------------------------------
+template <class Call>
+void for_rounding(Rounding rounding, Call call) {
+  switch (rounding) {
+    case Rounding::NearestEven: return call.template operator()<Rounding::NearestEven>();
+    case Rounding::NearestAway: return call.template operator()<Rounding::NearestAway>();
+    case Rounding::NearestUp: return call.template operator()<Rounding::NearestUp>();
+    case Rounding::TowardZero: return call.template operator()<Rounding::TowardZero>();
+    case Rounding::Up: return call.template operator()<Rounding::Up>();
+    case Rounding::Down: return call.template operator()<Rounding::Down>();
+    case Rounding::Odd: return call.template operator()<Rounding::Odd>();
+    case Rounding::Stochastic: return call.template operator()<Rounding::Stochastic>();
+  }
+}
+
+bool is_plain(const Grid& grid) {
+  return grid.kind == GridKind::Lattice && grid.wrap_bits == 0 && grid.bits == RandomBits{};
+}
+
+/// A grid whose rare cases are known to be absent, so that the loop around it vectorises.
+ULP_HD Grid plain(const Grid& grid) {
+  Grid g = grid;
+  g.kind = GridKind::Lattice;
+  g.wrap_bits = 0;
+  g.bits = RandomBits{};
+  return g;
+}
+
+/// Any rounding of any grid: out = quantise_value(in · before) · after.
+void general_span(const float* in, float* out, int64_t n, const Grid& grid, const BlockScale& scale,
+                  const uint32_t* words, uint8_t* mask) {
+  const float before = scale.before, after = scale.after;
+  if (!is_plain(grid)) {
+    for (int64_t i = 0; i < n; ++i) {
+      bool clamped = false;
+      out[i] = quantise_value(in[i] * before, grid, grid.rounding, words == nullptr ? 0u : words[i],
+                              &clamped) *
+               after;
+      if (mask != nullptr) mask[i] = clamped ? 1 : 0;
+    }
+    return;
+  }
+  for_rounding(grid.rounding, [&]<Rounding kMode>() {
+    with_isa([=]() ULP_INLINE {
+      const Grid g = plain(grid);
+      const Loop l{in, out, words, mask, n};
+      const float first = before, last = after;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < l.n; ++i) {
+        bool clamped = false;
+        l.out[i] = quantise_value(l.in[i] * first, g, kMode,
+                                  kMode == Rounding::Stochastic ? l.words[i] : 0u, &clamped) *
+                   last;
+        if (l.mask != nullptr) l.mask[i] = clamped ? 1 : 0;
+      }
+    });
+  });
+}
+
+/// Which fast form a loop is made for.
+struct Fast {
+  bool stochastic, cut, plain;
+};
+
+template <Fast kFast>
+ULP_HD float fast_value(float x, const FastGrid& g, int32_t shift, uint32_t word, bool& clamped) {
+  if constexpr (kFast.cut && kFast.stochastic)
+    return fast::stochastic_cut<kFast.plain>(x, g, word, clamped);
+  else if constexpr (kFast.cut)
+    return fast::nearest_cut<kFast.plain>(x, g, clamped);
+  else if constexpr (kFast.stochastic)
+    return fast::stochastic_spaced<kFast.plain>(x, g, shift, word, clamped);
+  else
+    return fast::nearest_spaced<kFast.plain>(x, g, shift, clamped);
+}
+
+template <class Call>
+void for_fast(const FastGrid& g, bool stochastic, const uint8_t* mask, Call call) {
+  const auto with = [&]<Fast kFast>() {
+    if (mask == nullptr)
+      call.template operator()<kFast, false>();
+    else
+      call.template operator()<kFast, true>();
+  };
+  const auto with_form = [&]<bool kStochastic, bool kCut>() {
+    if (g.is_plain)
+      with.template operator()<Fast{kStochastic, kCut, true}>();
+    else
+      with.template operator()<Fast{kStochastic, kCut, false}>();
+  };
+  const bool cut = g.form == FastGrid::Form::CutBits;
+  if (stochastic)
+    cut ? with_form.template operator()<true, true>()
+        : with_form.template operator()<true, false>();
+  else
+    cut ? with_form.template operator()<false, true>()
+        : with_form.template operator()<false, false>();
+}
+
+void fast_span(const float* in, float* out, int64_t n, const FastGrid& given, const uint32_t* words,
+               uint8_t* mask) {
+  for_fast(given, words != nullptr, mask, [&]<Fast kFast, bool kMask>() {
+    with_isa([=]() ULP_INLINE {
+      const FastGrid g = given;
+      const Loop l{in, out, words, mask, n};
+#pragma GCC ivdep
+      for (int64_t i = 0; i < l.n; ++i) {
+        bool clamped = false;
+        l.out[i] = fast_value<kFast>(l.in[i], g, 0, kFast.stochastic ? l.words[i] : 0u, clamped);
+        if (kMask) l.mask[i] = clamped ? 1 : 0;
+      }
+    });
+  });
+}
+
+// ---- blocks ---------------------------------------------------------------------------------------------------------
+/// Elements [begin, end) of a span that lie in block number `block` of it.
+template <class Body>
+ULP_HD void for_runs(int64_t n, RunLayout layout, const Body& body) {
+  int64_t begin = 0, block = 0, end = layout.run - layout.phase;
+  while (begin < n) {
+    body(begin, end < n ? end : n, block);
+    begin = end;
+    end += layout.run;
+    ++block;
+  }
+}
+
+int64_t blocks_of(int64_t n, RunLayout layout) {
+  return (layout.phase + n + layout.run - 1) / layout.run;
+}
+
+/// Some block is not just its grid's shift: before and after say more than whether it holds Inf or NaN.
+bool is_multiplied(const BlockRule& rule) {
+  return rule.kind == BlockRule::Kind::Scaled &&
+         (rule.scale.kind != Scale::Kind::PowerOfTwo || rule.three_quarters);
+}
+
+bool all_fast(const BlockSpan& b, int64_t n) {
+  if (b.base.fast.form == FastGrid::Form::None) return false;
+  const int64_t count = blocks_of(n, b.layout);
+  const int32_t low = b.base.fast.least_shift, high = b.base.fast.most_shift;
+  const BlockSteps steps = b.steps;
+  int32_t others = 0;
+  int32_t* result = &others;
+  with_isa([=]() ULP_INLINE {
+    int32_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t s = steps.shift[i];
+      found |= (s < low ? 1 : 0) | (s > high ? 1 : 0) | (steps.amax[i] >= kInfinityBits ? 1 : 0);
+    }
+    *result = found;
+  });
+  return others == 0;
+}
+
+void fast_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
+                     const uint32_t* words, uint8_t* mask) {
+  constexpr int64_t kPiece = 16;
+  const BlockSteps steps = b.steps;
+  const RunLayout layout = b.layout;
+  const auto call = [&]<Fast kFast, bool kMask, bool kScaled>() {
+    with_isa([=, given = b.base.fast]() ULP_INLINE {
+      const FastGrid g = given;
+      const Loop l{in, out, words, mask, n};
+      const BlockSteps at = steps;
+      const auto one = [=](int64_t i, int32_t shift, float before, float after) ULP_INLINE {
+        bool clamped = false;
+        const float x = kScaled ? l.in[i] * before : l.in[i];
+        const float y = fast_value<kFast>(x, g, shift, kFast.stochastic ? l.words[i] : 0u, clamped);
+        l.out[i] = kScaled ? y * after : y;
+        if (kMask) l.mask[i] = clamped ? 1 : 0;
+      };
+      if (layout.run == 1) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < l.n; ++i)
+          one(i, at.shift[i], kScaled ? at.before[i] : 1, kScaled ? at.after[i] : 1);
+      } else if (layout.run % kPiece == 0 && layout.phase == 0 && n % layout.run == 0) {
+        const int64_t blocks = n / layout.run, pieces = layout.run / kPiece;
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int32_t shift = steps.shift[block];
+          const float before = steps.before[block], after = steps.after[block];
+          for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t begin = block * layout.run + piece * kPiece;
+#pragma GCC ivdep
+            for (int64_t i = begin; i < begin + kPiece; ++i) one(i, shift, before, after);
+          }
+        }
+      } else {
+        for_runs(n, layout, [=](int64_t begin, int64_t end, int64_t block) ULP_INLINE {
+          const int32_t shift = steps.shift[block];
+          const float before = steps.before[block], after = steps.after[block];
+#pragma GCC ivdep
+          for (int64_t i = begin; i < end; ++i) one(i, shift, before, after);
+        });
+      }
+    });
+  };
+  for_fast(b.base.fast, words != nullptr, mask, [&]<Fast kFast, bool kMask>() {
+    if (is_multiplied(b.rule))
+      call.template operator()<kFast, kMask, true>();
+    else
+      call.template operator()<kFast, kMask, false>();
+  });
+}
+
+/// The grid and the scales of one block, from the definition.
+BlockScale set_element(Grid& grid, const BlockSpan& b, int64_t block) {
+  grid = b.element;
+  BlockScale scale = set_block(grid, b.rule, b.steps.amax[block], b.tensor);
+  scale.before = b.steps.before[block];  // delayed scaling knows better
+  scale.after = b.steps.after[block];
+  return scale;
+}
+
+/// Neighbours in different blocks, in a loop that vectorises.
+void general_each_span(const float* in, float* out, int64_t n, const BlockSpan& b,
+                       const uint32_t* words) {
+  const BlockSteps steps = b.steps;
+  for_rounding(b.element.rounding, [&]<Rounding kMode>() {
+    with_isa([=, given = b.element, rule = b.rule, tensor = b.tensor]() ULP_INLINE {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        Grid g = plain(given);
+        set_block(g, rule, steps.amax[i], tensor);
+        out[i] = quantise_value(in[i] * steps.before[i], g, kMode,
+                                kMode == Rounding::Stochastic ? words[i] : 0u) *
+                 steps.after[i];
+      }
+    });
+  });
+}
+
+}  // namespace
+
+SpanGrid::SpanGrid(const Grid& g, const Quantizer& quantizer)
+    : grid(g), fast(make_fast_grid(g)), steps(steps_of(g, quantizer.format.table)) {}
+
+void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
+                   const RandomSource& random, int64_t index, uint8_t* mask) {
+  WordBuffer buffer;
+  const bool stochastic = grid.grid.rounding == Rounding::Stochastic;
+  const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
+  if (grid.fast.form != FastGrid::Form::None) return fast_span(in, out, n, grid.fast, words, mask);
+  std::array<uint8_t, kBlock> unwanted;
+  uint8_t* clamped = mask != nullptr ? mask : unwanted.data();
+  if (grid.steps != nullptr)
+    return stochastic ? table_draw_span(in, out, n, *grid.steps, words, clamped)
+                      : table_span(in, out, n, *grid.steps, clamped);
+  if (grid.grid.kind == GridKind::Posit && draws_plainly(grid.grid))
+    return posit_draw_span(in, out, n, grid.grid, words, clamped);
+  if (grid.grid.kind == GridKind::Posit && grid.grid.rounding == Rounding::NearestEven)
+    return posit_span(in, out, n, grid.grid, clamped);
+  general_span(in, out, n, grid.grid, {}, words, mask);
+}
+
+void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, const uint32_t* amax,
+                int32_t* shift, float* before, float* after) {
+  const bool folded = !apart && rule.scale.kind != Scale::Kind::E4M3Tensor;
+  const bool multiplied = is_multiplied(rule);
+  with_isa([=]() ULP_INLINE {
+    const BlockRule r = rule;
+    for (int64_t i = 0; i < n; ++i) shift[i] = block_shift(r, amax[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      before[i] = amax[i] >= kInfinityBits ? float_of(kNanBits) : 1.0f;
+      after[i] = 1.0f;
+    }
+    if (!multiplied) return;
+    for (int64_t i = 0; i < n; ++i) {
+      const BlockScale scale = block_scale(r, amax[i], tensor);
+      before[i] = scale.before;
+      after[i] = folded ? scale.after * scale.factor : scale.after;
+    }
+  });
+}
+
+/// Blocks whose grid is the element's own: the scales around quantise_span.
+void scaled_span(const float* in, float* out, int64_t n, const BlockSpan& b,
+                 const RandomSource& random, int64_t index, uint8_t* mask) {
+  BlockBuffer scaled{};
+  for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
+    const float before = b.steps.before[block];
+    for (int64_t i = begin; i < end; ++i) scaled[static_cast<size_t>(i)] = in[i] * before;
+  });
+  quantise_span(scaled.data(), out, n, b.base, random, index, mask);
+  for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
+    scale_span(out + begin, end - begin, b.steps.after[block]);
+  });
+}
+
+void quantise_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
+                         const RandomSource& random, int64_t index, uint8_t* mask) {
+  const bool own_grid =
+      b.rule.kind != BlockRule::Kind::Scaled || b.rule.scale.kind == Scale::Kind::PowerOfTwo;
+  if (!own_grid && b.base.fast.form == FastGrid::Form::None)
+    return scaled_span(in, out, n, b, random, index, mask);
+  WordBuffer buffer;
+  const bool stochastic = b.element.rounding == Rounding::Stochastic;
+  const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
+  if (all_fast(b, n)) return fast_block_span(in, out, n, b, words, mask);
+  if (b.layout.run == 1 && mask == nullptr && is_plain(b.element))
+    return general_each_span(in, out, n, b, words);
+  for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
+    Grid grid;
+    const BlockScale scale = set_element(grid, b, block);
+    general_span(in + begin, out + begin, end - begin, grid, scale,
+                 stochastic ? words + begin : nullptr, mask == nullptr ? nullptr : mask + begin);
+  });
+}
+
+uint32_t amax_span(const float* in, int64_t n, uint32_t amax) {
+  uint32_t result = amax;
+  uint32_t* target = &result;
+  with_isa([=]() ULP_INLINE {
+    uint32_t most = *target;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t a = bits_of(in[i]) & ~kSignBit;
+      most = a > most ? a : most;
+    }
+    *target = most;
+  });
+  return result;
+}
+
+void amax_each(const float* in, int64_t n, uint32_t* amax) {
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t a = bits_of(in[i]) & ~kSignBit;
+      amax[i] = a > amax[i] ? a : amax[i];
+    }
+  });
+}
+
+void amax_runs(const float* in, int64_t n, int64_t run, uint32_t* amax) {
+  constexpr int64_t kPiece = 16;
+  const int64_t blocks = n / run;
+  if (run % kPiece != 0) {
+    for (int64_t b = 0; b < blocks; ++b) amax[b] = amax_span(in + b * run, run, 0);
+    return;
+  }
+  with_isa([=]() ULP_INLINE {
+    for (int64_t b = 0; b < blocks; ++b) {
+      uint32_t lane[kPiece] = {};
+      for (int64_t begin = b * run; begin < (b + 1) * run; begin += kPiece)
+        for (int64_t l = 0; l < kPiece; ++l) {
+          const uint32_t a = bits_of(in[begin + l]) & ~kSignBit;
+          lane[l] = a > lane[l] ? a : lane[l];
+        }
+      uint32_t most = 0;
+      for (int64_t l = 0; l < kPiece; ++l) most = lane[l] > most ? lane[l] : most;
+      amax[b] = most;
+    }
+  });
+}
+
+void scale_span(float* values, int64_t n, float factor) {
+  with_isa([=]() ULP_INLINE {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+  });
+}
+
+BlockQuantiser::BlockQuantiser(const Quantizer& quantizer, const RandomKey& key)
+    : active_(!quantizer.is_identity()) {
+  ULP_CHECK(quantizer.is_elementwise(), "{}: block formats cannot be applied inside this kernel",
+            quantizer);
+  if (!active_) return;
+  grid_ = SpanGrid(make_grid(quantizer), quantizer);
+  random_ = RandomSource(key);
+}
+
+}  // namespace ulp::cpu
