@@ -16,6 +16,7 @@ void add_bench_quantize(CLI::App& bench);  // below add_bench
 void add_formats(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_quantize(CLI::App& app);
+void add_plot(CLI::App& app);
 
 /// "cpu", "cuda", "cuda:1". Throws UsageError for anything else.
 Device parse_device(const std::string& text);
