@@ -39,8 +39,7 @@ float fast_value(float x, const FastGrid& g, bool plain, bool stochastic, int32_
     if (stochastic)
       return plain ? fast::stochastic_cut<true>(x, g, word, clamped)
                    : fast::stochastic_cut<false>(x, g, word, clamped);
-    return plain ? fast::nearest_cut<true>(x, g, clamped)
-                 : fast::nearest_cut<false>(x, g, clamped);
+    return plain ? fast::nearest_cut<true>(x, g, clamped) : fast::nearest_cut<false>(x, g, clamped);
   }
   if (stochastic)
     return plain ? fast::stochastic_spaced<true>(x, g, shift, word, clamped)
@@ -82,10 +81,11 @@ void compare(const Pair& p, float x, Mismatches& bad) {
       bool got_clamped = false;
       const float got = fast_value(x, p.fast, plain, stochastic, p.shift, word, got_clamped);
       if (bits_of(got) != bits_of(want) || got_clamped != clamped)
-        bad.add(format_message("{} shift {} plain {}: x {} R {}: got {} clamped {}, want {} "
-                               "clamped {}",
-                               {p.name, p.shift, plain ? 1 : 0, hex(x), word, hex(got),
-                                got_clamped ? 1 : 0, hex(want), clamped ? 1 : 0}));
+        bad.add(
+            format_message("{} shift {} plain {}: x {} R {}: got {} clamped {}, want {} "
+                           "clamped {}",
+                           {p.name, p.shift, plain ? 1 : 0, hex(x), word, hex(got),
+                            got_clamped ? 1 : 0, hex(want), clamped ? 1 : 0}));
     }
     if (!stochastic) return;
   }
@@ -103,9 +103,7 @@ Pair pair_of(const std::string& name) {
   return {name, grid, make_fast_grid(grid)};
 }
 
-bool is_fast(const std::string& name) {
-  return pair_of(name).fast.form != FastGrid::Form::None;
-}
+bool is_fast(const std::string& name) { return pair_of(name).fast.form != FastGrid::Form::None; }
 
 // ---- lists of formats -----------------------------------------------------------------------------------------------
 bool exists(const std::string& name) {
@@ -143,10 +141,11 @@ std::vector<std::string> fixed_points() {
 std::vector<std::string> narrow_formats() {
   std::vector<std::string> names = floats(9);
   for (const char* name :
-       {"e4m3-bias11", "e4m3-fnuz-bias11", "e5m2-bias-3", "e5m2-bias-70-ftz", "e2m1-bias40",
-        "e2m1-bias120", "e2m1-bias126", "e2m1-bias127", "e2m1-bias128", "e3m2-bias-100",
-        "e2m1-bias-120", "e8m7-none-bias128", "e2m3-none-bias147", "e4m3-bias91", "e4m3-bias92",
-        "e4m3-bias93", "e7m3-bias127", "e7m3-bias127-ftz", "e8m2-none-bias100", "e8m1-bias127"})
+       {"e4m3-bias11",       "e4m3-fnuz-bias11", "e5m2-bias-3",       "e5m2-bias-70-ftz",
+        "e2m1-bias40",       "e2m1-bias120",     "e2m1-bias126",      "e2m1-bias127",
+        "e2m1-bias128",      "e3m2-bias-100",    "e2m1-bias-120",     "e8m7-none-bias128",
+        "e2m3-none-bias147", "e4m3-bias91",      "e4m3-bias92",       "e4m3-bias93",
+        "e7m3-bias127",      "e7m3-bias127-ftz", "e8m2-none-bias100", "e8m1-bias127"})
     names.push_back(name);
   for (const std::string& name : fixed_points()) names.push_back(name);
   for (const std::string& name : reference::p3109_names()) names.push_back(name);
@@ -158,10 +157,11 @@ std::vector<std::string> narrow_formats() {
 std::vector<std::string> wide_formats() {
   std::vector<std::string> names;
   for (const char* base :
-       {"fp16", "bf16", "tf32", "e6m9", "e6m9-none", "e8m7-none", "e8m7-fn", "e7m7", "e5m11",
-        "e4m14", "e6m16", "e5m18", "e4m21", "e4m22", "e4m23", "e8m21", "e8m22", "e8m22-none",
-        "e7m22", "fixed12.4", "fixed16.8", "fixed16.20", "fixed23.10", "fixed24.0", "fixed24.23",
-        "fixed24.-103", "fixed24.-104", "fixed25.8"})
+       {"fp16",       "bf16",         "tf32",         "e6m9",       "e6m9-none",  "e8m7-none",
+        "e8m7-fn",    "e7m7",         "e5m11",        "e4m14",      "e6m16",      "e5m18",
+        "e4m21",      "e4m22",        "e4m23",        "e8m21",      "e8m22",      "e8m22-none",
+        "e7m22",      "fixed12.4",    "fixed16.8",    "fixed16.20", "fixed23.10", "fixed24.0",
+        "fixed24.23", "fixed24.-103", "fixed24.-104", "fixed25.8"})
     for (const char* flags :
          {"", "-sat", "-nan", "-ftz", "-sat-ftz", "-nan-ftz", "-sym", "-sym-sat", "-u"})
       names.push_back(std::string(base) + flags);
@@ -172,10 +172,10 @@ std::vector<std::string> wide_formats() {
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 /// Elements whose blocks shift: flags of every kind, two that are one-sided, and those that are not fast at all.
 constexpr const char* kElements[] = {
-    "e4m3",         "e5m2",       "e2m3",         "e3m2",       "e2m1",        "e4m3-ftz",
-    "e5m2-ftz-sat", "e4m3-fnuz",  "e4m3-none",    "e3m4",       "e2m1-fn",     "e4m0-none",
-    "e1m2-none",    "e4m7",       "e4m11-none",   "e3m2-ftz",   "fixed8.6",    "fixed8.6-sym",
-    "fixed4.1-sat", "fixed8.6-u", "fixed2.-3",    "fixed12.0",  "fixed1.0",    "binary8p3",
+    "e4m3",         "e5m2",       "e2m3",         "e3m2",       "e2m1",     "e4m3-ftz",
+    "e5m2-ftz-sat", "e4m3-fnuz",  "e4m3-none",    "e3m4",       "e2m1-fn",  "e4m0-none",
+    "e1m2-none",    "e4m7",       "e4m11-none",   "e3m2-ftz",   "fixed8.6", "fixed8.6-sym",
+    "fixed4.1-sat", "fixed8.6-u", "fixed2.-3",    "fixed12.0",  "fixed1.0", "binary8p3",
     "binary8p4",    "binary8p1",  "e2m3-bias-10", "e2m1-bias18"};
 constexpr const char* kRules[] = {"-floor", "-ceil", "-even", "-rceil"};
 
@@ -273,7 +273,8 @@ void sweep_span(const std::string& name, int64_t n, uint64_t seed, Mismatches& b
   const cpu::SpanGrid span(grid, q);
   const RandomSource random(RandomKey{seed, 9, 1, nullptr});
   const auto index = static_cast<int64_t>(scramble(seed) % 4096) + n;
-  SpanCase c{name + " on " + cpu::to_string(cpu::current_isa()), span_inputs(n, seed, name), {}, {}};
+  SpanCase c{
+      name + " on " + cpu::to_string(cpu::current_isa()), span_inputs(n, seed, name), {}, {}};
   for (int64_t i = 0; i < n; ++i) {
     bool clamped = false;
     c.want.push_back(quantise_value(c.x[static_cast<size_t>(i)], grid, grid.rounding,
@@ -315,7 +316,8 @@ struct Blocks {
 std::vector<float> block_span_inputs(const Blocks& blocks, int64_t n, uint64_t seed) {
   std::vector<float> x;
   for (int64_t i = 0; i < n; ++i) {
-    const uint64_t block = seed * 1000 + blocks.of(i), at = seed * 100003 + static_cast<uint64_t>(i);
+    const uint64_t block = seed * 1000 + blocks.of(i),
+                   at = seed * 100003 + static_cast<uint64_t>(i);
     const uint32_t kind = scramble(block) % 16;
     const int top = kind < 8 ? static_cast<int>(scramble(block + 5) % 12) - 6
                              : static_cast<int>(scramble(block + 5) % 277) - 149;
@@ -345,7 +347,7 @@ void sweep_block_span(const BlockSweep& s, uint64_t seed, Mismatches& bad) {
   const auto index = static_cast<int64_t>(scramble(seed) % 4096);
   Blocks blocks(s.n, s.layout);
   SpanCase c{format_message("{} on {} run {} phase {}", {s.name, cpu::to_string(cpu::current_isa()),
-                                                        s.layout.run, s.layout.phase}),
+                                                         s.layout.run, s.layout.phase}),
              block_span_inputs(blocks, s.n, seed),
              {},
              {}};
@@ -364,10 +366,9 @@ void sweep_block_span(const BlockSweep& s, uint64_t seed, Mismatches& bad) {
     Grid grid = element;
     const BlockScale scale = set_block(grid, rule, blocks.amax[blocks.of(i)], tensor);
     bool clamped = false;
-    const float y =
-        quantise_value(c.x[static_cast<size_t>(i)] * scale.before, grid, grid.rounding,
-                       random.word(static_cast<uint64_t>(index + i)), &clamped) *
-        scale.after;
+    const float y = quantise_value(c.x[static_cast<size_t>(i)] * scale.before, grid, grid.rounding,
+                                   random.word(static_cast<uint64_t>(index + i)), &clamped) *
+                    scale.after;
     c.want.push_back(multiplied ? y * scale.factor : y);
     c.clamped.push_back(clamped ? 1 : 0);
   }
@@ -387,12 +388,21 @@ void sweep_block_span(const BlockSweep& s, uint64_t seed, Mismatches& bad) {
 
 /// Elements of every kind under every kind of scale.
 std::vector<std::string> block_names() {
-  std::vector<std::string> names = {"bfp8",           "bfp2",         "bfp16",          "bfp25",
-                                    "hbfp8",          "hbfp1",        "hbfp24",         "nvfp4",
-                                    "nf4-g4-scalef32", "posit8.1-g4-scalef32", "pow2x6-g4-scalef32",
-                                    "fixed16.4-g4-scalef32", "e8m7-g4-scalef32"};
-  for (const char* element : {"e4m3", "e5m2-ftz", "e2m1", "fixed8.6", "fixed8.6-u", "e4m0-none",
-                              "binary8p3", "e3m4"})
+  std::vector<std::string> names = {"bfp8",
+                                    "bfp2",
+                                    "bfp16",
+                                    "bfp25",
+                                    "hbfp8",
+                                    "hbfp1",
+                                    "hbfp24",
+                                    "nvfp4",
+                                    "nf4-g4-scalef32",
+                                    "posit8.1-g4-scalef32",
+                                    "pow2x6-g4-scalef32",
+                                    "fixed16.4-g4-scalef32",
+                                    "e8m7-g4-scalef32"};
+  for (const char* element :
+       {"e4m3", "e5m2-ftz", "e2m1", "fixed8.6", "fixed8.6-u", "e4m0-none", "binary8p3", "e3m4"})
     for (const char* scale : {"-floor", "-even", "-rceil+q34", "-scalee4m3", "-scalef32"}) {
       const std::string text = scale;
       const size_t part = text.find('+');
@@ -407,19 +417,17 @@ std::vector<std::string> block_names() {
 
 TEST_SUITE("fast_grid") {
   TEST_CASE("formats that training uses have a fast form, what it cannot do has none") {
-    for (const char* name :
-         {"e4m3", "e5m2", "e4m3-fnuz", "e5m2-ftz", "e2m3", "e3m2", "e2m1", "fp16", "bf16", "tf32",
-          "e6m9", "e6m9-none", "e8m7-none", "fixed8.4", "fixed16.8-sym", "fixed8.4-u", "binary8p3",
-          "e8m7-ftz"})
+    for (const char* name : {"e4m3", "e5m2", "e4m3-fnuz", "e5m2-ftz", "e2m3", "e3m2", "e2m1",
+                             "fp16", "bf16", "tf32", "e6m9", "e6m9-none", "e8m7-none", "fixed8.4",
+                             "fixed16.8-sym", "fixed8.4-u", "binary8p3", "e8m7-ftz"})
       for (const char* mode : {"", ":sr"}) {
         const std::string both = std::string(name) + mode;
         CAPTURE(both);
         CHECK(is_fast(both));
       }
-    for (const char* name :
-         {"e4m3:rna", "e4m3:odd", "e4m3:sr8", "e4m3:sr31", "e4m3:sr32f", "e4m3:sr32c", "fp32",
-          "fixed8.4-wrap", "fixed8.4-noclamp", "fixed25.8", "posit8.1", "nf4", "binary8p1",
-          "e4m23", "e8m23"}) {
+    for (const char* name : {"e4m3:rna", "e4m3:odd", "e4m3:sr8", "e4m3:sr31", "e4m3:sr32f",
+                             "e4m3:sr32c", "fp32", "fixed8.4-wrap", "fixed8.4-noclamp", "fixed25.8",
+                             "posit8.1", "nf4", "binary8p1", "e4m23", "e8m23"}) {
       CAPTURE(std::string(name));
       CHECK(!is_fast(name));
     }
@@ -533,8 +541,8 @@ TEST_SUITE("fast_grid") {
         for (int32_t e = -126; e <= 127; ++e) {
           const uint32_t amax = static_cast<uint32_t>(e + 127) << 23;
           const int32_t shift = block_shift(rule, amax);
-          const bool near_an_end = shift < fast.least_shift + 3 || shift > fast.most_shift - 3 ||
-                                   std::abs(shift) < 2;
+          const bool near_an_end =
+              shift < fast.least_shift + 3 || shift > fast.most_shift - 3 || std::abs(shift) < 2;
           if (!near_an_end || shift < fast.least_shift || shift > fast.most_shift) continue;
           ++seen;
           Pair p{name + mode, make_grid(q), fast, shift};
@@ -548,14 +556,24 @@ TEST_SUITE("fast_grid") {
   }
 
   TEST_CASE("spans: 0 to 70 elements, any number format, every instruction set") {
-    std::vector<std::string> names = {"fp32", "e4m3:rna", "e4m3:odd", "e5m2:ru", "e5m2:sr5f",
-                                      "fixed8.4-wrap:sr", "binary8p1:sr", "posit8.1:rtz",
-                                      "posit16.2:sr9c", "nf4:sr5"};
-    for (const char* name :
-         {"e4m3", "e5m2-nan", "e4m3-fnuz-sat", "e5m2-ftz", "fp16", "bf16", "bf16-ftz-sat", "tf32",
-          "e6m9-none", "e8m7-none", "fixed8.4", "fixed8.4-u", "fixed8.4-wrap", "fixed8.4-noclamp",
-          "fixed25.8", "binary8p1", "binary8p3", "e3m4-ieee-bias120", "posit8.0", "posit8.2",
-          "posit3.3", "posit16.1", "nf4", "pow2x4", "pow2x5", "pow2x6", "pow2x8"})
+    std::vector<std::string> names = {"fp32",         "e4m3:rna",     "e4m3:odd",
+                                      "e5m2:ru",      "e5m2:sr5f",    "fixed8.4-wrap:sr",
+                                      "binary8p1:sr", "posit8.1:rtz", "posit16.2:sr9c",
+                                      "nf4:sr5"};
+    for (const char* name : {"e4m3",          "e5m2-nan",
+                             "e4m3-fnuz-sat", "e5m2-ftz",
+                             "fp16",          "bf16",
+                             "bf16-ftz-sat",  "tf32",
+                             "e6m9-none",     "e8m7-none",
+                             "fixed8.4",      "fixed8.4-u",
+                             "fixed8.4-wrap", "fixed8.4-noclamp",
+                             "fixed25.8",     "binary8p1",
+                             "binary8p3",     "e3m4-ieee-bias120",
+                             "posit8.0",      "posit8.2",
+                             "posit3.3",      "posit16.1",
+                             "nf4",           "pow2x4",
+                             "pow2x5",        "pow2x6",
+                             "pow2x8"})
       for (const char* mode : {"", ":sr"}) names.push_back(std::string(name) + mode);
     Mismatches bad;
     for_every_isa([&](const std::string&) {
@@ -626,8 +644,14 @@ TEST_SUITE("fast_grid") {
           for (int64_t n = 0; n <= 70; ++n)
             for (const int64_t run : {1, 16, 32, 100})
               sweep_block_span({name + mode, n, {run, 0}}, ++seed, bad);
-          for (const cpu::RunLayout layout : {cpu::RunLayout{1, 0}, {16, 0}, {32, 0}, {32, 5},
-                                              {48, 0}, {128, 0}, {1024, 0}, {5000, 4000}})
+          for (const cpu::RunLayout layout : {cpu::RunLayout{1, 0},
+                                              {16, 0},
+                                              {32, 0},
+                                              {32, 5},
+                                              {48, 0},
+                                              {128, 0},
+                                              {1024, 0},
+                                              {5000, 4000}})
             sweep_block_span({name + mode, cpu::kBlock, layout, DType::F32, seed % 2 == 0}, ++seed,
                              bad);
         }
@@ -639,9 +663,9 @@ TEST_SUITE("fast_grid") {
     const std::vector<uint32_t> all = amaxes();
     Mismatches bad;
     for_every_isa([&](const std::string& isa) {
-      for (const char* name : {"bfp8", "bfp16:sr", "hbfp1", "hbfp8:sr", "e4m3-g4", "e5m2-ftz-g4:sr",
-                               "e2m1-g4-rceil", "fixed8.6-g4:sr", "fixed8.6-u-g4", "e4m0-none-g4",
-                               "e4m3-g4+q34", "e2m1-g4+q34:sr"})
+      for (const char* name :
+           {"bfp8", "bfp16:sr", "hbfp1", "hbfp8:sr", "e4m3-g4", "e5m2-ftz-g4:sr", "e2m1-g4-rceil",
+            "fixed8.6-g4:sr", "fixed8.6-u-g4", "e4m0-none-g4", "e4m3-g4+q34", "e2m1-g4+q34:sr"})
         for (const DType out : {DType::F32, DType::BF16})
           for (const int64_t run : {1, 16}) {
             const Quantizer q = Quantizer::parse(name);
@@ -651,8 +675,11 @@ TEST_SUITE("fast_grid") {
             const RandomSource random(RandomKey{8, 3, 2, nullptr});
             for (const uint32_t amax : all) {
               const std::vector<float> inputs = block_inputs(float_of(amax), amax + 1);
-              SpanCase c{format_message("{} amax {} {} on {}", {name, hex(float_of(amax)), out, isa}),
-                         {inputs.begin(), inputs.begin() + 32}, {}, {}};
+              SpanCase c{
+                  format_message("{} amax {} {} on {}", {name, hex(float_of(amax)), out, isa}),
+                  {inputs.begin(), inputs.begin() + 32},
+                  {},
+                  {}};
               Blocks blocks(32, {run, 0});
               blocks.amax.assign(blocks.amax.size(), amax);
               cpu::make_steps(rule, 1, true, static_cast<int64_t>(blocks.amax.size()),
