@@ -22,8 +22,8 @@ FastGrid make_fast_grid(const Grid& grid) {
   fast.infinity_flip = fast.infinity ^ (grid.infinity_bits[1] & ~kSignBit);
   fast.min_normal = grid.min_normal_bits;
   fast.zero = grid.zero_sign != 0 ? -0.0f : 0.0f;
-  fast.is_plain = fast.max_flip == 0 && fast.overflow_flip == 0 && fast.infinity_flip == 0 &&
-                  fast.min_normal == 0;
+  const bool even = fast.max_flip == 0 && fast.overflow_flip == 0 && fast.infinity_flip == 0;
+  if (fast.min_normal == 0) fast.bounds = even ? FastGrid::Bounds::Plain : FastGrid::Bounds::Signed;
   const uint32_t most = grid.max_bits[0] > grid.max_bits[1] ? grid.max_bits[0] : grid.max_bits[1];
   const int32_t emax = static_cast<int32_t>(most >> 23) - 127, quantum = grid.min_quantum;
   const bool uniform = grid.significand_bits == kUniform;

@@ -20,7 +20,12 @@ struct FastGrid {
   uint32_t max = 0, max_flip = 0, overflow = 0, overflow_flip = 0, infinity = 0, infinity_flip = 0;
   uint32_t min_normal = 0;
   float zero = 0;  // −0 where the format has it: adding it keeps a zero's sign, adding +0 drops it
-  bool is_plain = false;                    // the flips and min_normal are 0
+  enum class Bounds : uint8_t {
+    Plain,   // the flips and min_normal are 0
+    Signed,  // min_normal is 0
+    Any,
+  };
+  Bounds bounds = Bounds::Any;
   int32_t least_shift = 0, most_shift = 0;  // blocks whose grid is this one times 2^shift
 };
 
@@ -45,15 +50,17 @@ namespace fast {
 
 /// Bounds, Inf, NaN and the sign. `a`: the magnitude that came, `y`: what it was rounded to. `up`: 2^shift as a number to add
 /// to a pattern.
-template <bool kPlain>
+template <FastGrid::Bounds kBounds>
 ULP_HD float settle(uint32_t bits, uint32_t a, uint32_t y, const FastGrid& g, uint32_t up,
                     bool& clamped) {
   uint32_t limit = g.max + up, overflow = g.overflow, infinity = g.infinity;
-  if (!kPlain) {
+  if (kBounds != FastGrid::Bounds::Plain) {
     const uint32_t negative = 0u - (bits >> 31);
     limit = (g.max ^ (g.max_flip & negative)) + up;
     overflow ^= g.overflow_flip & negative;
     infinity ^= g.infinity_flip & negative;
+  }
+  if (kBounds == FastGrid::Bounds::Any) {
     const uint32_t flush = g.min_normal + (g.min_normal != 0 ? up : 0u);
     y = y < flush ? 0u : y;
   }
@@ -73,17 +80,17 @@ ULP_HD uint32_t spacing_field(uint32_t a, const FastGrid& g, uint32_t up) {
   return above < high ? above : high;
 }
 
-template <bool kPlain>
+template <FastGrid::Bounds kBounds>
 ULP_HD float nearest_spaced(float x, const FastGrid& g, int32_t shift, bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   // Adding 2^(23 + quantum) leaves the sum no bits below the quantum, and the addition rounds to nearest even.
   const float magic = float_of(spacing_field(a, g, up) + (g.spread << 23));
   const float y = (float_of(a) + magic) - magic;
-  return settle<kPlain>(bits, a, bits_of(y), g, up, clamped);
+  return settle<kBounds>(bits, a, bits_of(y), g, up, clamped);
 }
 
-template <bool kPlain>
+template <FastGrid::Bounds kBounds>
 ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32_t random,
                                bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
@@ -96,23 +103,23 @@ ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32
   const float part = (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u) << 23) - place);
   const auto threshold = static_cast<uint32_t>(part < 0x1.fffffep31f ? part : 0x1.fffffep31f);
   const float y = random < threshold ? whole + quantum : whole;
-  return settle<kPlain>(bits, a, bits_of(y), g, up, clamped);
+  return settle<kBounds>(bits, a, bits_of(y), g, up, clamped);
 }
 
-template <bool kPlain>
+template <FastGrid::Bounds kBounds>
 ULP_HD float nearest_cut(float x, const FastGrid& g, bool& clamped) {
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   const uint32_t half = (1u << (g.spread - 1)) - 1u;
   const uint32_t y = (a + half + (a >> g.spread & 1u)) & (~0u << g.spread);
-  return settle<kPlain>(bits, a, y, g, 0, clamped);
+  return settle<kBounds>(bits, a, y, g, 0, clamped);
 }
 
-template <bool kPlain>
+template <FastGrid::Bounds kBounds>
 ULP_HD float stochastic_cut(float x, const FastGrid& g, uint32_t random, bool& clamped) {
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   const bool rises = random < a << (32 - g.spread);
   const uint32_t y = (a & (~0u << g.spread)) + (rises ? 1u << g.spread : 0u);
-  return settle<kPlain>(bits, a, y, g, 0, clamped);
+  return settle<kBounds>(bits, a, y, g, 0, clamped);
 }
 
 }  // namespace fast

@@ -98,8 +98,8 @@ ULP_HD float scaled(float x, int32_t exponent) {
 /// quotient is. Source: TransformerEngine's scaling factors.
 ULP_HD float scale_to(float max, float amax) {
   const float s = max / amax;
-  if (!(s > 0)) return 1.0f;  // amax = Inf is the caller's business
-  return amax == 0 ? 1.0f : (s < kMaxFloat ? s : kMaxFloat);
+  const float bounded = s < kMaxFloat ? s : kMaxFloat;
+  return s > 0 && amax > 0 ? bounded : 1.0f;  // amax = Inf is the caller's business
 }
 
 /// 1 / scale, at most FLT_MAX.
@@ -118,10 +118,10 @@ ULP_HD float tensor_scale(const BlockRule& rule, uint32_t amax_bits) {
 
 /// Nearest e4m3 number, ties to even, at most 448, for a finite x ≥ 0.
 ULP_HD float nearest_e4m3(float x) {
-  if (!(x < 448.0f)) return 448.0f;
-  const int32_t e = max_of(static_cast<int32_t>(bits_of(x) >> 23) - 127, -6);
-  const float magic = pow2(e - 3 + 23);
-  return (x + magic) - magic;
+  const float within = x < 448.0f ? x : 448.0f;
+  const int32_t field = max_of(static_cast<int32_t>(bits_of(within) >> 23), 127 - 6);
+  const float magic = float_of(static_cast<uint32_t>(field - 3 + 23) << 23);
+  return (within + magic) - magic;
 }
 
 /// The state of delayed scaling after a call: `state` holds the scale and the last `history` magnitudes, newest first. A

@@ -101,7 +101,8 @@ Operand quantised_operand(Stream stream, const Tensor& in, const QuantiseUse& us
 void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_factors,
                    const Factors& b_factors) {
   const int64_t depth = args.a.size(1);
-  if (depth == 0 || (!a_factors.values.defined() && !b_factors.values.defined())) {
+  const bool plain = !a_factors.values.defined() && !b_factors.values.defined();
+  if (plain || depth == 0 || args.out.numel() == 0) {
     kernels::matmul(stream, args);
     return;
   }

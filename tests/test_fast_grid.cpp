@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "conformance.h"
-#include "core/codebook.h"
 #include "core/error.h"
 #include "core/fast_grid.h"
 #include "kernels/cpu/isa.h"
@@ -33,19 +32,26 @@ void report(const Mismatches& bad) {
 }
 
 // ---- one value ------------------------------------------------------------------------------------------------------
-float fast_value(float x, const FastGrid& g, bool plain, bool stochastic, int32_t shift,
+using Bounds = FastGrid::Bounds;
+
+template <Bounds kBounds>
+float fast_value(float x, const FastGrid& g, bool stochastic, int32_t shift, uint32_t word,
+                 bool& clamped) {
+  if (g.form == FastGrid::Form::CutBits)
+    return stochastic ? fast::stochastic_cut<kBounds>(x, g, word, clamped)
+                      : fast::nearest_cut<kBounds>(x, g, clamped);
+  return stochastic ? fast::stochastic_spaced<kBounds>(x, g, shift, word, clamped)
+                    : fast::nearest_spaced<kBounds>(x, g, shift, clamped);
+}
+
+float fast_value(Bounds bounds, float x, const FastGrid& g, bool stochastic, int32_t shift,
                  uint32_t word, bool& clamped) {
-  if (g.form == FastGrid::Form::CutBits) {
-    if (stochastic)
-      return plain ? fast::stochastic_cut<true>(x, g, word, clamped)
-                   : fast::stochastic_cut<false>(x, g, word, clamped);
-    return plain ? fast::nearest_cut<true>(x, g, clamped) : fast::nearest_cut<false>(x, g, clamped);
+  switch (bounds) {
+    case Bounds::Plain: return fast_value<Bounds::Plain>(x, g, stochastic, shift, word, clamped);
+    case Bounds::Signed: return fast_value<Bounds::Signed>(x, g, stochastic, shift, word, clamped);
+    case Bounds::Any: break;
   }
-  if (stochastic)
-    return plain ? fast::stochastic_spaced<true>(x, g, shift, word, clamped)
-                 : fast::stochastic_spaced<false>(x, g, shift, word, clamped);
-  return plain ? fast::nearest_spaced<true>(x, g, shift, clamped)
-               : fast::nearest_spaced<false>(x, g, shift, clamped);
+  return fast_value<Bounds::Any>(x, g, stochastic, shift, word, clamped);
 }
 
 /// The least word that leaves |x| on the lower of its two neighbours, less one: |x| rises for words below it.
@@ -76,16 +82,15 @@ void compare(const Pair& p, float x, Mismatches& bad) {
   for (const uint32_t word : words) {
     bool clamped = false;
     const float want = quantise_value(x, p.grid, p.grid.rounding, word, &clamped);
-    for (const bool plain : {false, true}) {
-      if (plain && !p.fast.is_plain) continue;
+    for (const Bounds bounds : {Bounds::Plain, Bounds::Signed, Bounds::Any}) {
+      if (bounds < p.fast.bounds) continue;  // a wider form serves as well
       bool got_clamped = false;
-      const float got = fast_value(x, p.fast, plain, stochastic, p.shift, word, got_clamped);
+      const float got = fast_value(bounds, x, p.fast, stochastic, p.shift, word, got_clamped);
       if (bits_of(got) != bits_of(want) || got_clamped != clamped)
-        bad.add(
-            format_message("{} shift {} plain {}: x {} R {}: got {} clamped {}, want {} "
-                           "clamped {}",
-                           {p.name, p.shift, plain ? 1 : 0, hex(x), word, hex(got),
-                            got_clamped ? 1 : 0, hex(want), clamped ? 1 : 0}));
+        bad.add(format_message(
+            "{} shift {} bounds {}: x {} R {}: got {} clamped {}, want {} clamped {}",
+            {p.name, p.shift, static_cast<int>(bounds), hex(x), word, hex(got), got_clamped ? 1 : 0,
+             hex(want), clamped ? 1 : 0}));
     }
     if (!stochastic) return;
   }

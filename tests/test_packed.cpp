@@ -97,35 +97,18 @@ Tensor quantised(const Quantizer& q, const Tensor& x, int group_axis = 0) {
   return out;
 }
 
-/// Values and, apart from them, their products with the factor: element by element by core/grid.h.
+/// Values whose factors are apart, and what they stand for.
 struct Factored {
   Tensor values;
   std::vector<float> products;
 };
 Factored quantised_with_factors(const Quantizer& q, const Tensor& x, int group_axis) {
-  const BlockMap map = make_block_map(q, x.shape(), group_axis);
-  const BlockRule rule = make_block_rule(q, DType::F32);
-  const RandomSource random(kKey);
-  const float* in = x.data<float>();
-  std::vector<uint32_t> amax(static_cast<size_t>(map.blocks), 0);
-  uint32_t most = 0;
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    uint32_t& own = amax[static_cast<size_t>(map.block_of(i))];
-    own = std::max(own, bits_of(in[i]) & ~kSignBit);
-    most = std::max(most, own);
-  }
-  const float tensor = tensor_scale(rule, most);
-  std::vector<float> values, products;
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    Grid grid = make_grid(q);
-    const BlockScale s = set_block(grid, rule, amax[static_cast<size_t>(map.block_of(i))], tensor);
-    float x = in[i] * s.before;
-    if (std::isinf(x) && std::isfinite(in[i])) x = std::copysign(kMost, x);  // elements saturate
-    const float element = quantise_value(x, grid, random.word(static_cast<uint64_t>(i)));
-    values.push_back(canonical(element * s.after));
-    products.push_back(canonical(values.back() * s.factor));
-  }
-  return {Tensor::from(values, x.shape()), products};
+  const Tensor products = quantised(q, x, group_axis);
+  if (!q.has_factor()) return {products, products.to_floats()};
+  Tensor values = Tensor::empty(x.shape(), DType::F32, kCpu);
+  const Tensor factors = Tensor::empty({factor_count(q, x.shape(), group_axis)}, DType::F32, kCpu);
+  kernels::quantise(Stream{}, {x, values, q, group_axis, kKey, {}, factors});
+  return {values, products.to_floats()};
 }
 
 void compare(const std::string& what, const std::vector<float>& got, const std::vector<float>& want,

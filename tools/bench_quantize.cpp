@@ -1,17 +1,20 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "core/block_map.h"
 #include "core/error.h"
 #include "core/grid.h"
 #include "kernels/kernels.h"
 #include "tools/bench_machine.h"
 #include "tools/commands.h"
+#include "tools/values.h"
 
 namespace ulp::tools {
 namespace {
@@ -24,9 +27,9 @@ struct QuantizeOptions {
   bool json = false;
 };
 
-const std::vector<std::string> kFormats = {
-    "fp16",       "bf16",       "e4m3",  "e5m2",  "e6m9",     "fixed8.6", "bfp8",
-    "bfp8-axis0", "bfp8-axis1", "mxfp8", "mxfp4", "posit8.1", "nf4"};
+const std::vector<std::string> kFormats = {"fp16",     "bf16",  "e4m3",       "e5m2",       "e6m9",
+                                           "fixed8.6", "bfp8",  "bfp8-axis0", "bfp8-axis1", "mxfp8",
+                                           "mxfp4",    "nvfp4", "posit8.1",   "nf4"};
 
 struct Row {
   std::string format, rounding, kind;
@@ -66,16 +69,37 @@ void copy_all(const Tensor& from, Tensor& to, int threads) {
   }
 }
 
-/// Some elements recomputed one by one from the definition; block formats through their own block's largest magnitude.
-void check_some(const Tensor& in, const Tensor& out, const Quantizer& q, const RandomKey& key) {
-  if (!q.is_elementwise()) return;  // tests/test_kernels.cpp compares blocks element by element
-  const Grid grid = make_grid(q);
-  const RandomSource random(key);
-  for (int64_t i = 0; i < in.numel(); i += 9973)
-    ULP_CHECK(bits_of(out.data<float>()[i]) ==
-                  bits_of(quantise_value(in.data<float>()[i], grid,
-                                         random.word(static_cast<uint64_t>(i)))),
+/// The largest magnitude in each block, as bits.
+std::vector<uint32_t> amaxes_of(const Tensor& in, const BlockMap& map) {
+  const float* x = in.data<float>();
+  std::vector<uint32_t> amax(static_cast<size_t>(map.blocks), 0);
+  for (int64_t i = 0; i < in.numel(); ++i) {
+    uint32_t& own = amax[static_cast<size_t>(map.block_of(i))];
+    own = std::max(own, bits_of(x[i]) & ~kSignBit);
+  }
+  return amax;
+}
+
+/// Some elements recomputed one by one from the definition, those of blocks from their block's largest magnitude.
+void check_some(const Tensor& in, const Tensor& out, const QuantiseArgs& args) {
+  const Quantizer& q = args.quantizer;
+  const bool has_blocks = !q.is_elementwise();
+  const BlockMap map = make_block_map(q, in.shape(), args.group_axis);
+  const std::vector<uint32_t> amax = has_blocks ? amaxes_of(in, map) : std::vector<uint32_t>{0};
+  const BlockRule rule = has_blocks ? make_block_rule(q, DType::F32) : BlockRule{};
+  const float tensor = tensor_scale(rule, *std::max_element(amax.begin(), amax.end()));
+  const RandomSource random(args.key);
+  for (int64_t i = 0; i < in.numel(); i += 9973) {
+    Grid grid = make_grid(q);
+    BlockScale scale;
+    if (has_blocks)
+      scale = set_block(grid, rule, amax[static_cast<size_t>(map.block_of(i))], tensor);
+    const float value = quantise_value(in.data<float>()[i] * scale.before, grid,
+                                       random.word(static_cast<uint64_t>(i))) *
+                        scale.after;
+    ULP_CHECK(bits_of(out.data<float>()[i]) == bits_of(value * scale.factor),
               "bench quantize: {} gives a wrong value at element {}", q, i);
+  }
 }
 
 Row measure(const std::string& format, const char* rounding, const Tensor& in, Tensor& out,
@@ -84,7 +108,7 @@ Row measure(const std::string& format, const char* rounding, const Tensor& in, T
   const RandomKey key{1, 3, 0, nullptr};
   const QuantiseArgs args{in, out, q, 1, key, {}};
   kernels::quantise(Stream{}, args);
-  check_some(in, out, q, key);
+  check_some(in, out, args);
   std::vector<double> ours, copies;
   for (int r = 0; r < repeats; ++r) {
     double start = seconds_now();
@@ -97,6 +121,16 @@ Row measure(const std::string& format, const char* rounding, const Tensor& in, T
   const double per = 1e9 / static_cast<double>(in.numel());
   return {to_string(Quantizer::parse(format)), rounding, class_of(q), median(ours) * per,
           median(copies) * per};
+}
+
+void check_measurable(const std::string& format) {
+  const Quantizer q = format_value("bench quantize", format);
+  if (q.is_identity() || q.rounding != Rounding::NearestEven || q.transform.hadamard != 0 ||
+      q.scale.kind == Scale::Kind::Delayed)
+    throw UsageError(
+        "bench quantize: give formats other than fp32, without a rounding, +rht and "
+        "+scale=delayed; got " +
+        format);
 }
 
 void run(const QuantizeOptions& o) {
@@ -116,10 +150,7 @@ void run(const QuantizeOptions& o) {
   }
   for (const std::string& format : o.formats.empty() ? kFormats : o.formats)
     for (const char* rounding : {"rne", "sr"}) {
-      if (const Quantizer q = Quantizer::parse(format);
-          q.is_identity() || q.rounding != Rounding::NearestEven)
-        throw UsageError("bench quantize: give formats without a rounding, other than fp32; got " +
-                         format);
+      check_measurable(format);
       const Row row = measure(format, rounding, in, out, threads, o.repeats);
       if (o.json) {
         json.push_back({{"format", row.format},

@@ -1,3 +1,5 @@
+#include "tools/explain.h"
+
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -17,21 +19,27 @@
 #include "tools/values.h"
 
 namespace ulp::tools {
-namespace {
 
-constexpr size_t kColumns = 100;
+std::string brief(float value) { return std::isnan(value) ? "nan" : fmt::format("{}", value); }
+
+void print_labelled(const std::string& label, std::string text) {
+  constexpr size_t kIndent = 13;
+  std::string line = fmt::format("  {:<{}}", label, kIndent - 2);
+  while (text.size() > kColumns - kIndent) {
+    fmt::print("{}{}\n", line, text.substr(0, kColumns - kIndent));
+    text.erase(0, kColumns - kIndent);
+    line = std::string(kIndent, ' ');
+  }
+  fmt::print("{}{}\n", line, text);
+}
+
+namespace {
 
 constexpr std::array kModes = {Rounding::NearestEven, Rounding::NearestAway, Rounding::NearestUp,
                                Rounding::TowardZero,  Rounding::Up,          Rounding::Down,
                                Rounding::Odd,         Rounding::Stochastic};
 
 // ---- reading values -------------------------------------------------------------------------------------------------
-struct Input {
-  std::string text;
-  float value = 0;
-  bool is_code = false;
-};
-
 /// "0x7E" → the number of that code.
 float read_code(const std::string& text, const Quantizer& q) {
   if (!q.is_elementwise())
@@ -82,20 +90,6 @@ std::string repeat(const char* what, size_t times) {
   std::string text;
   for (size_t i = 0; i < times; ++i) text += what;
   return text;
-}
-
-std::string brief(float value) { return std::isnan(value) ? "nan" : fmt::format("{}", value); }
-
-/// A label and a text that may be long: it goes on below its beginning.
-void print_labelled(const std::string& label, std::string text) {
-  constexpr size_t kIndent = 13;
-  std::string line = fmt::format("  {:<{}}", label, kIndent - 2);
-  while (text.size() > kColumns - kIndent) {
-    fmt::print("{}{}\n", line, text.substr(0, kColumns - kIndent));
-    text.erase(0, kColumns - kIndent);
-    line = std::string(kIndent, ' ');
-  }
-  fmt::print("{}{}\n", line, text);
 }
 
 /// The parts of a code in boxes, their names above, what they stand for below.
@@ -378,165 +372,15 @@ void explain_value(const Quantizer& q, const Input& input) {
   for (const float y : results) print_error(c, y);
 }
 
-// ---- one block ------------------------------------------------------------------------------------------------------
-/// How many values one block holds; 0: any number.
-int64_t capacity(const Block& block) {
-  if (block.kind == Block::Kind::Group) return block.columns;
-  if (block.kind == Block::Kind::Tile) return int64_t{block.rows} * block.columns;
-  return 0;
-}
-
-struct SharedBlock {
-  Grid grid;
-  BlockRule rule;
-  Format element;    // what each element's code is
-  int exponent = 0;  // element × 2^exponent is the number
-};
-
-void print_scale(const Quantizer& q, const SharedBlock& b, uint32_t amax) {
-  const int e = static_cast<int>(amax >> 23) - 127;
-  const bool power = (amax & 0x007FFFFFu) == 0;
-  if (b.rule.kind != BlockRule::Kind::Scaled) {
-    const bool hbfp = b.rule.kind == BlockRule::Kind::Hbfp;
-    const float most = float_of(b.grid.max_bits[0]);
-    const int shared = std::ilogb(most) + (hbfp ? 1 : 0);
-    std::string how = hbfp ? "amax rounded up to a power of two" : "the exponent of amax";
-    if (amax == 0 || e < shared - (hbfp && !power ? 1 : 0)) how = "the least there is";
-    print_labelled("exponent", fmt::format("{}: {}", shared, how));
-    print_labelled("step",
-                   fmt::format("2^{}, {} bits with the sign", b.exponent, b.rule.word_bits));
-    print_labelled("largest", fmt::format("{}", brief(most)));
-    return;
-  }
-  const std::string largest = short_number(limits_of(q.format).max);
-  std::string how;
-  int x = e - b.rule.emax;
-  switch (q.scale.rule) {
-    case Scale::Rule::Ceil:
-      x += power ? 0 : 1;
-      how = fmt::format("ceil: exponent of amax ({}) - exponent of {} ({}){}", e, largest,
-                        b.rule.emax, power ? "" : " + 1, for amax is no power of two");
-      break;
-    case Scale::Rule::Even:
-      x = b.exponent;
-      how = fmt::format("even: exponent of amax rounded to {} bits - exponent of {} ({})",
-                        b.rule.precision, largest, b.rule.emax);
-      break;
-    case Scale::Rule::RoundCeil:
-      x = b.exponent;
-      how = fmt::format("rceil: amax / {} rounded up to a power of two", largest);
-      break;
-    default:
-      how = fmt::format("floor: exponent of amax ({}) - exponent of {} ({})", e, largest,
-                        b.rule.emax);
-  }
-  if (amax == 0)
-    how = "amax is 0: the least there is";
-  else if (x != b.exponent)
-    how += ", held at the end of the range";
-  print_labelled("scale", fmt::format("2^{} (0x{:02X})", b.exponent, b.exponent + 127));
-  print_labelled("rule", how);
-  print_labelled("elements", to_string(b.element) + ", largest " + largest);
-}
-
-/// Columns as wide as their widest cell, two blanks between them.
-void print_columns(const std::vector<std::vector<std::string>>& lines) {
-  std::vector<size_t> width(lines.front().size());
-  for (const auto& line : lines)
-    for (size_t c = 0; c < line.size(); ++c) width[c] = std::max(width[c], line[c].size());
-  for (const auto& line : lines) {
-    std::string text = " ";
-    for (size_t c = 0; c < line.size(); ++c)
-      text += c + 1 == line.size() ? " " + line[c] : fmt::format(" {:<{}} ", line[c], width[c]);
-    fmt::print("{}\n", text);
-  }
-}
-
-std::string relative(double lost, double of) {
-  if (lost == 0) return "0";
-  return of == 0 ? "-" : fmt::format("{:.3g} %", 100 * lost / std::abs(of));
-}
-
-std::string element_bits(const Format& element, uint32_t code) {
-  std::string text;
-  for (const CodeField& field : code_fields(element, code))
-    text += (text.empty() ? "" : " ") + field.bits;
-  return text;
-}
-
-void print_elements(const Quantizer& q, const SharedBlock& b, const std::vector<Input>& inputs) {
-  std::vector<std::vector<std::string>> lines{
-      {"value", "/ scale", "code", "bits", "result", "lost", "relative"}};
-  for (const Input& input : inputs) {
-    const float x = input.value;
-    const float y = quantise_value(x, b.grid, q.rounding, 0);
-    const auto element = static_cast<float>(std::ldexp(double{y}, -b.exponent));
-    const auto code = encode(b.element, element);
-    const double lost = std::abs(double{y} - double{x});
-    lines.push_back({brief(x), fmt::format("{:.6g}", std::ldexp(double{x}, -b.exponent)),
-                     code ? code_text(b.element, *code) : "-",
-                     code ? element_bits(b.element, *code) : "-", brief(y),
-                     fmt::format("{:.6g}", lost), relative(lost, x)});
-  }
-  print_columns(lines);
-}
-
-void print_chances(const SharedBlock& b, const std::vector<Input>& inputs) {
-  std::vector<std::vector<std::string>> lines{{"value", "/ scale", "becomes"}};
-  for (const Input& input : inputs) {
-    const Draw d = draw_of(input.value, b.grid);
-    const uint64_t all = uint64_t{1} << 32;
-    const uint64_t above = d.first > d.second ? d.words_of_first : all - d.words_of_first;
-    std::string becomes = brief(d.first);
-    if (!d.is_sure())
-      becomes = fmt::format("{} with probability {}, else {}", brief(std::max(d.first, d.second)),
-                            fraction_of_2_32(above), brief(std::min(d.first, d.second)));
-    lines.push_back({brief(input.value),
-                     fmt::format("{:.6g}", std::ldexp(double{input.value}, -b.exponent)), becomes});
-  }
-  print_columns(lines);
-}
-
-void explain_block(const Quantizer& q, const std::vector<Input>& inputs) {
-  const int64_t most = capacity(q.block), count = static_cast<int64_t>(inputs.size());
-  if (most > 0 && count > most)
-    throw UsageError(format_message("explain: a block of {} holds {} values, got {}",
-                                    {to_string(q), most, count}));
-  fmt::print("{} value{} in {} as one block{}\n\n", count, count == 1 ? "" : "s", to_string(q),
-             most > 0 ? fmt::format(" of up to {}", most) : "");
-  uint32_t amax = 0;
-  for (const Input& input : inputs) amax = std::max(amax, bits_of(input.value) & ~kSignBit);
-  print_labelled("amax", exact_decimal(float_of(amax)));
-  if (amax >= kInfinityBits) {
-    print_labelled("scale", "NaN: a block that holds NaN or Inf becomes NaN as a whole");
-    fmt::print("\n");
-    std::vector<std::vector<std::string>> lines{{"value", "result"}};
-    for (const Input& input : inputs) lines.push_back({brief(input.value), "nan"});
-    return print_columns(lines);
-  }
-  SharedBlock b{make_grid(q), make_block_rule(q, DType::F32), q.format, 0};
-  set_block(b.grid, b.rule, amax);
-  if (b.rule.kind == BlockRule::Kind::Scaled) {
-    b.exponent = scale_exponent(b.rule, amax) - 127;
-  } else {
-    b.element = fixed_format(b.rule.word_bits, 0);
-    b.exponent = b.grid.min_quantum;
-  }
-  print_scale(q, b, amax);
-  fmt::print("\n");
-  if (q.is_stochastic())
-    print_chances(b, inputs);
-  else
-    print_elements(q, b, inputs);
-}
-
 // ---- the command ----------------------------------------------------------------------------------------------------
 void run_explain(const CLI::App& cmd, const std::string& format) {
-  std::vector<std::string> unknown;
-  std::vector<std::string> values;
+  std::vector<std::string> unknown, values;
+  bool only_values = false;
   for (const std::string& word : cmd.remaining()) {
-    if (word == "--") continue;
-    (word.starts_with("--") ? unknown : values).push_back(word);
+    if (word == "--")
+      only_values = true;
+    else
+      (word.starts_with("--") && !only_values ? unknown : values).push_back(word);
   }
   if (!unknown.empty()) throw CLI::ExtrasError(unknown);
   if (values.empty())
@@ -544,6 +388,7 @@ void run_explain(const CLI::App& cmd, const std::string& format) {
         "explain: give at least one VALUE, as in ulp explain 0.1 "
         "--format e4m3");
   const Quantizer q = format_value("--format", format);
+  check_explainable(q);
   std::vector<Input> inputs;
   for (const std::string& text : values) inputs.push_back(read_input(text, q));
   if (!q.is_elementwise()) return explain_block(q, inputs);
@@ -560,11 +405,16 @@ void add_explain(CLI::App& app) {
   CLI::App* cmd = app.add_subcommand(
       "explain", "ulp explain VALUE... --format Q: what values become in a format, and why");
   cmd->add_option("--format", *format, "a number format: e4m3, e5m2:sr, mxfp4, ...")->required();
-  // Values are taken from what is left over: "-inf" and "-nan" look like options.
+  // Values are taken from what is left over: "-inf" and "-nan" look like options. VALUE itself takes none of them; it keeps
+  // what follows "--" here.
   cmd->allow_extras();
+  cmd->validate_positionals();
+  cmd->add_option("VALUE",
+                  "a decimal, a hex float (0x1.8p3), inf, nan, or a code of the format (0x7E); any "
+                  "number of them")
+      ->check([](const std::string&) { return "left over"; });
   cmd->footer(
-      "VALUE: a decimal, a hex float (0x1.8p3), inf, nan, or a code of the format (0x7E).\n"
-      "For a format with blocks the values are one block.");
+      "For a format with blocks the values are one block. Negative numbers and -inf are values.");
   cmd->callback([cmd, format] { run_explain(*cmd, *format); });
 }
 

@@ -19,13 +19,15 @@
 namespace ulp::tools {
 namespace {
 
+// clang-format off
 constexpr std::array kCurated = {
-    "fp32",      "tf32",      "bf16",      "fp16",      "e5m2",       "e5m2-fnuz", "e4m3",
-    "e4m3-fnuz", "e3m4",      "e3m2",      "e2m3",      "e2m1",       "e6m9",      "binary8p1",
-    "binary8p2", "binary8p3", "binary8p4", "binary8p5", "binary8p6",  "binary8p7", "posit8.0",
-    "posit8.1",  "posit8.2",  "posit16.1", "posit16.2", "fixed8.4",   "fixed16.8", "nf4",
-    "pow2x4",    "bfp8",      "hbfp8",     "mxfp8",     "mxfp8-e5m2", "mxfp6",     "mxfp6-e3m2",
-    "mxfp4",     "mxint8"};
+    "fp32", "tf32", "bf16", "fp16", "e5m2", "e5m2-fnuz", "e4m3", "e4m3-fnuz", "e3m4", "e3m2",
+    "e2m3", "e2m1", "e6m9", "binary8p1", "binary8p2", "binary8p3", "binary8p4", "binary8p5",
+    "binary8p6", "binary8p7", "posit8.0", "posit8.1", "posit8.2", "posit16.1", "posit16.2",
+    "fixed8.4", "fixed16.8", "nf4", "pow2x4", "bfp8", "hbfp8", "mxfp8", "mxfp8-e5m2", "mxfp6",
+    "mxfp6-e3m2", "mxfp4", "mxint8", "nvfp4", "nf4-g64-scalef32", "e4m3-t128x128-scalef32",
+    "e4m3+scale=current"};
+// clang-format on
 
 // ---- where formats come from ----------------------------------------------------------------------------------------
 constexpr const char* kMx = "OCP Microscaling Formats (MX) specification 1.0";
@@ -43,6 +45,12 @@ bool is_named(const Quantizer& q, std::initializer_list<const char*> names) {
 
 bool is_float(const Quantizer& q, Specials specials) {
   return q.format.kind == FormatKind::Float && q.format.specials == specials;
+}
+
+/// Small blocks with fp32 scales.
+bool is_block_scaled(const Quantizer& q) {
+  return q.scale.kind == Scale::Kind::F32 &&
+         (q.block.kind == Block::Kind::Group || q.block.kind == Block::Kind::Tile);
 }
 
 template <FormatKind kKind>
@@ -86,18 +94,63 @@ const std::vector<Family>& families() {
   return all;
 }
 
-Family family_of(const Quantizer& q) {
-  if (q.format.kind == FormatKind::Codebook)
-    return {nullptr, to_string(q.format), codebook(q.format.table).source};
+/// Published combinations of elements, blocks and scales.
+const std::vector<Family>& scaled_families() {
+  static const std::vector<Family> all = {
+      {[](const Quantizer& q) { return q.scale.kind == Scale::Kind::E4M3Tensor; }, "NVFP4",
+       "NVIDIA, Pretraining Large Language Models with NVFP4, arXiv 2509.25149; rounded as in "
+       "TransformerEngine"},
+      {[](const Quantizer& q) { return is_named(q, {"e4m3"}) && is_block_scaled(q); },
+       "DeepSeek-V3", "DeepSeek-V3 Technical Report, arXiv 2412.19437, §3.3"},
+      {[](const Quantizer& q) { return is_named(q, {"nf4"}) && is_block_scaled(q); }, "QLoRA",
+       "Dettmers et al., QLoRA, arXiv 2305.14314"},
+      {[](const Quantizer& q) {
+         return is_named(q, {"e4m3", "e5m2"}) && q.scale.kind == Scale::Kind::F32 &&
+                q.block.kind == Block::Kind::Tensor;
+       },
+       "TE current", "TransformerEngine, recipe Float8CurrentScaling; elements: OCP OFP8"},
+      {[](const Quantizer& q) {
+         return is_named(q, {"e4m3", "e5m2"}) && q.scale.kind == Scale::Kind::Delayed;
+       },
+       "TE delayed", "TransformerEngine, recipe DelayedScaling; elements: OCP OFP8"},
+  };
+  return all;
+}
+
+/// The element's family, and what its scale follows.
+Family generic_family(const Quantizer& q) {
   Family family;
   for (const Family& known : families())
     if (family.holds == nullptr && known.holds(q)) family = known;
-  if (q.scale.kind == Scale::Kind::E4M3Tensor)
-    return {nullptr, "NVFP4", "NVFP4 as in TransformerEngine; arXiv 2509.25149"};
-  if (q.scale.kind == Scale::Kind::PowerOfTwo && family.source != kMx) {
-    family.name += " + MX scale";
-    family.source += std::string("; scale as in ") + kMx;
+  if (q.format.kind == FormatKind::Codebook)
+    family = {nullptr, to_string(q.format), codebook(q.format.table).source};
+  const auto add = [&family](const char* name, const std::string& source) {
+    family.name += std::string(" + ") + name;
+    family.source += "; " + source;
+  };
+  switch (q.scale.kind) {
+    case Scale::Kind::PowerOfTwo:
+      if (family.source != kMx) add("MX scale", std::string("scale as in ") + kMx);
+      break;
+    case Scale::Kind::E4M3: add("e4m3 scale", "scales as the block scales of NVFP4"); break;
+    case Scale::Kind::F32:
+    case Scale::Kind::Delayed:
+      add("fp32 scale", "scales as the tensor scales of TransformerEngine");
+      break;
+    default: break;
   }
+  return family;
+}
+
+Family family_of(const Quantizer& q) {
+  Family family;
+  for (const Family& known : scaled_families())
+    if (family.holds == nullptr && known.holds(q)) family = known;
+  if (family.holds == nullptr) family = generic_family(q);
+  if (q.transform == Transform{}) return family;
+  family.name += q.transform.hadamard != 0 ? " + rht" : "";
+  family.name += q.transform.three_quarters ? " + q34" : "";
+  family.source += "; transforms: Tseng et al., Training LLMs with MXFP4, arXiv 2502.20586";
   return family;
 }
 
@@ -105,7 +158,9 @@ Family family_of(const Quantizer& q) {
 /// Block formats: an element under the scale (or shared exponent) 2^0.
 struct Row {
   std::string name, block;
-  int bits = 0, scale_bits = 0;
+  int bits = 0, scale_bits = 0;  // of an element, of each block's scale
+  std::optional<double>
+      bits_per_element;  // with its share of the scale; none if the tensor's shape decides that
   double max = 0;
   std::optional<double> min_normal, min_subnormal, epsilon;
   std::optional<int64_t> numbers;
@@ -143,6 +198,17 @@ int scale_bits(const Quantizer& q) {
   return q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed ? 32 : 8;
 }
 
+std::optional<double> bits_per_element(const Quantizer& q, int bits) {
+  const Block& block = q.block;
+  switch (block.kind) {
+    case Block::Kind::None: return bits;
+    case Block::Kind::Group: return bits + static_cast<double>(scale_bits(q)) / block.columns;
+    case Block::Kind::Tile:
+      return bits + static_cast<double>(scale_bits(q)) / block.rows / block.columns;
+    default: return std::nullopt;
+  }
+}
+
 Row make_row(const Quantizer& q) {
   const Format& f = q.format;
   const bool integers = f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp;
@@ -151,6 +217,7 @@ Row make_row(const Quantizer& q) {
   row.block = block_text(q.block);
   row.bits = integers || f.kind == FormatKind::Fixed ? f.word_bits : code_bits(f);
   row.scale_bits = scale_bits(q);
+  row.bits_per_element = bits_per_element(q, row.bits);
   Grid grid = make_grid(q);
   FormatLimits limits = limits_of(f);
   if (integers) {
@@ -182,6 +249,7 @@ nlohmann::ordered_json as_json(const Row& row) {
   j["scale_bits"] = row.scale_bits;
   j["block"] = nullptr;
   if (!row.block.empty()) j["block"] = row.block;
+  optional("bits_per_element", row.bits_per_element);
   j["max"] = row.max;
   optional("min_normal", row.min_normal);
   optional("min_subnormal", row.min_subnormal);
@@ -201,8 +269,8 @@ void print_table(const std::vector<Row>& rows) {
                                                   "GEMM", "source"}};
   for (const Row& r : rows)
     lines.push_back({r.name,
-                     r.scale_bits == 0 ? fmt::format("{}", r.bits)
-                                       : fmt::format("{} + {}/{}", r.bits, r.scale_bits, r.block),
+                     r.bits_per_element ? fmt::format("{:.6g}", *r.bits_per_element)
+                                        : fmt::format("{}", r.bits),
                      short_number(r.max), cell(r.min_normal), cell(r.min_subnormal),
                      cell(r.epsilon), r.numbers ? fmt::format("{}", *r.numbers) : "-", r.storage,
                      r.gemm, r.family.name});
@@ -225,8 +293,10 @@ void print_notes(const std::vector<Row>& rows) {
     fmt::print("Formats without normal numbers show their smallest positive one as subnormal.\n");
   if (any([](const Row& r) { return r.scale_bits != 0; }))
     fmt::print(
-        "Block formats: an element under the scale 2^0; bits of an element + of the scale of each "
-        "block.\n");
+        "Block formats: an element under the scale 1. Bits: with its share of the scale of its "
+        "group or tile (--json\n"
+        "tells them apart); the share of a scale of a tensor, row or axis, and of nvfp4's factor, "
+        "depends on the shape.\n");
   std::vector<std::string> named;
   for (const Row& r : rows) {
     if (std::find(named.begin(), named.end(), r.family.name) != named.end()) continue;

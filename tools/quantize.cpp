@@ -1,25 +1,30 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "core/error.h"
-#include "kernels/kernels.h"
+#include "kernels/pack.h"
+#include "kernels/quantised.h"
 #include "nn/data/npy.h"
 #include "tools/commands.h"
 #include "tools/format_options.h"
+#include "tools/packed_file.h"
 #include "tools/values.h"
 
 namespace ulp::tools {
 namespace {
 
 struct QuantizeOptions {
-  std::string in, out, format, seed = "0";
-  std::optional<std::string> threads, axis;
+  std::string in, out;
+  std::optional<std::string> format, seed, threads, axis;
+  bool stats = false, packed = false;
 };
 
 struct FileKind {
@@ -30,18 +35,32 @@ struct FileKind {
 constexpr FileKind kKinds[] = {{".npy", nn::load_npy, nn::save_npy},
                                {".f32", nn::load_f32, nn::save_f32}};
 
-const FileKind& kind_of(const QuantizeOptions& o) {
-  const std::filesystem::path in = o.in, out = o.out;
-  for (const FileKind& kind : kKinds) {
-    if (in.extension() != kind.extension) continue;
-    if (out.extension() != in.extension())
-      throw UsageError("quantize: OUT is of the kind of IN: " + o.out + " must end in " +
-                       kind.extension);
-    return kind;
-  }
-  throw UsageError("quantize: " + o.in + ": wanted a file that ends in .npy or .f32");
+bool is_packed(const std::filesystem::path& path) { return path.extension() == kPackedExtension; }
+
+const FileKind& kind_of(const std::filesystem::path& path) {
+  for (const FileKind& kind : kKinds)
+    if (path.extension() == kind.extension) return kind;
+  throw UsageError("quantize: " + path.native() +
+                   ": wanted a file that ends in .npy or .f32, or in " + kPackedExtension +
+                   " if it is packed");
 }
 
+/// Of IN, with an OUT that goes with it.
+const FileKind& float_kind(const QuantizeOptions& o) {
+  const std::filesystem::path out = o.out;
+  const FileKind& kind = kind_of(o.in);
+  if (o.packed && !is_packed(out))
+    throw UsageError("quantize: --packed writes " + std::string(kPackedExtension) + " files, got " +
+                     o.out);
+  if (!o.packed && is_packed(out))
+    throw UsageError("quantize: " + o.out + " is the name of a packed file; that takes --packed");
+  if (!o.packed && out.extension() != kind.extension)
+    throw UsageError("quantize: OUT is of the kind of IN: " + o.out + " must end in " +
+                     kind.extension);
+  return kind;
+}
+
+// ---- what happened --------------------------------------------------------------------------------------------------
 struct Change {
   int64_t changed = 0, lost = 0;  // lost: finite values that became Inf or NaN
   double most = 0;                // largest |y − x| of the others
@@ -61,30 +80,128 @@ Change compare(const Tensor& in, const Tensor& out) {
   return c;
 }
 
-void run_quantize(const QuantizeOptions& o) {
-  const Quantizer q = format_value("--format", o.format);
-  const FileKind& kind = kind_of(o);
-  const auto seed = integer_value<uint64_t>("--seed", o.seed, 0, UINT64_MAX);
-  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  const Tensor in = kind.load(o.in);
-  int axis = std::max(in.rank() - 1, 0);
-  if (o.axis) {
-    axis = integer_value("--axis", *o.axis, 0, kMaxRank - 1);
-    ULP_CHECK(axis < in.rank(), "{}: --axis {} is not an axis of its shape {}", o.in, axis,
-              in.shape());
+std::string size_text(const PackedTensor& packed) {
+  const double bits = packed.bits_per_element();
+  return fmt::format("{} bytes of codes and scales, {:.6g} bits per element, {:.4g} % of fp32",
+                     packed.bytes(), bits, bits / 32 * 100);
+}
+
+std::string change_text(const Tensor& in, const Tensor& out) {
+  const Change c = compare(in, out);
+  return fmt::format("{} of {} elements changed, max absolute error {:.9g}{}", c.changed,
+                     in.numel(), c.most,
+                     c.lost == 0 ? "" : fmt::format(", {} became Inf or NaN", c.lost));
+}
+
+void print_stats(const Quantizer& q, const QuantiseStats& s) {
+  const auto line = [](const char* label, const std::string& text) {
+    fmt::print("  {:<19}{}\n", label, text);
+  };
+  const auto count = [&](const char* label, int64_t n) {
+    const double all = static_cast<double>(std::max<int64_t>(1, s.count));
+    line(label, fmt::format("{:<13}{:.4g} %", n, 100 * static_cast<double>(n) / all));
+  };
+  const int hadamard = q.transform.hadamard;
+  if (hadamard != 0)
+    fmt::print("  of the values rotated by +rht{}, which are what is rounded:\n", hadamard);
+  line("elements", fmt::format("{}", s.count));
+  count("overflow", s.overflow);
+  count("underflow to zero", s.underflow);
+  count("NaN", s.nan);
+  count("Inf", s.infinite);
+  line("amax", fmt::format("{}", s.amax()));
+  const std::string of =
+      s.finite == s.count
+          ? ""
+          : fmt::format("  of the {} elements that are finite before and after", s.finite);
+  line("mean signed error", fmt::format("{:.6g}{}", s.mean_error(), of));
+  std::string sqnr = fmt::format("{:.6g} dB{}", s.sqnr_db(), of);
+  if (s.square_error == 0) sqnr = s.finite == 0 ? "-" : "inf: no error";
+  line("SQNR", sqnr);
+}
+
+// ---- packed files ---------------------------------------------------------------------------------------------------
+/// `whole`: what `use` makes of x.
+PackedTensor packed_of(const QuantizeOptions& o, const Tensor& x, const Tensor& whole,
+                       const QuantiseUse& use) {
+  const Quantizer& q = use.quantizer;
+  PackArgs args{whole, x, q, use.axis, 1.0f, o.in};
+  if (q.has_factor()) {
+    QuantiseArgs apart;
+    apart.in = x;
+    apart.out = args.values = Tensor::empty(x.shape(), DType::F32, kCpu);
+    apart.quantizer = q;
+    apart.group_axis = use.axis;
+    apart.key = use.key;
+    apart.factors = Tensor::empty({factor_count(q, x.shape(), use.axis)}, DType::F32, kCpu);
+    kernels::quantise(stream_of(kCpu), apart);
   }
-  QuantiseArgs args;
-  args.in = in;
-  args.out = Tensor::empty(in.shape(), DType::F32, kCpu);
-  args.quantizer = q;
-  args.group_axis = axis;
-  args.key = {seed, RandomSite("quantize").stream("values"), 0, nullptr};
-  kernels::quantise(stream_of(kCpu), args);
-  kind.save(o.out, args.out);
-  const Change c = compare(in, args.out);
-  fmt::print("{} {} {}: {} of {} elements changed, max absolute error {:.9g}{}\n", o.out,
-             to_string(in.shape()), to_string(q), c.changed, in.numel(), c.most,
-             c.lost == 0 ? "" : fmt::format(", {} became Inf or NaN", c.lost));
+  return pack(args);
+}
+
+void run_unpack(const QuantizeOptions& o) {
+  if (o.seed || o.axis || o.stats)
+    throw UsageError("quantize: " + o.in +
+                     " is packed and only unpacked here; leave --seed, --axis and --stats out");
+  if (is_packed(o.out))
+    throw UsageError("quantize: " + o.in + " is packed already; OUT must end in .npy or .f32");
+  const FileKind& kind = kind_of(o.out);
+  std::optional<Quantizer> how;
+  if (o.format) how = format_value("--format", *o.format);
+  const UnpackedFile file = load_packed(o.in, how);
+  kind.save(o.out, file.values);
+  fmt::print("{} {} {}: unpacked from {}\n", o.out, to_string(file.packed.shape),
+             to_string(file.packed.how), size_text(file.packed));
+}
+
+// ---- the command ----------------------------------------------------------------------------------------------------
+Quantizer read_format(const QuantizeOptions& o) {
+  if (!o.format)
+    throw UsageError("quantize: --format is required, as in --format e4m3; only packed files (" +
+                     std::string(kPackedExtension) + ") have one of their own");
+  const Quantizer q = format_value("--format", *o.format);
+  if (q.scale.kind == Scale::Kind::Delayed)
+    throw UsageError("--format: " + to_string(q) +
+                     " scales by what earlier calls saw, and here is one call only; take "
+                     "+scale=current");
+  return q;
+}
+
+int axis_of(const QuantizeOptions& o, const Tensor& in) {
+  if (!o.axis) return std::max(in.rank() - 1, 0);
+  const int axis = integer_value("--axis", *o.axis, 0, kMaxRank - 1);
+  ULP_CHECK(axis < in.rank(), "{}: --axis {} is not an axis of its shape {}", o.in, axis,
+            in.shape());
+  return axis;
+}
+
+void run_quantize(const QuantizeOptions& o) {
+  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
+  if (is_packed(o.in)) return run_unpack(o);
+  QuantiseUse use;
+  use.quantizer = read_format(o);
+  const FileKind& kind = float_kind(o);
+  const auto seed = o.seed ? integer_value<uint64_t>("--seed", *o.seed, 0, UINT64_MAX) : 0;
+  if (o.packed) check_packable(use.quantizer, o.in.c_str());
+  const Tensor in = kind.load(o.in);
+  use.axis = axis_of(o, in);
+  use.key = {seed, RandomSite("quantize").stream("values"), 0, nullptr};
+  if (o.stats) use.stats = Tensor::zeros({sizeof(QuantiseStats)}, DType::U8, kCpu);
+  const Tensor out = quantised(stream_of(kCpu), in, use);
+  std::string size;
+  if (o.packed) {
+    const PackedTensor packed = packed_of(o, in, out, use);
+    save_packed(o.out, packed);
+    size = "; " + size_text(packed);
+  } else {
+    kind.save(o.out, out);
+  }
+  fmt::print("{} {} {}: {}{}\n", o.out, to_string(in.shape()), to_string(use.quantizer),
+             change_text(in, out), size);
+  if (!o.stats) return;
+  QuantiseStats stats;
+  std::memcpy(&stats, use.stats.raw(), sizeof stats);
+  print_stats(use.quantizer, stats);
 }
 
 }  // namespace
@@ -92,14 +209,22 @@ void run_quantize(const QuantizeOptions& o) {
 void add_quantize(CLI::App& app) {
   auto o = std::make_shared<QuantizeOptions>();
   CLI::App* cmd = app.add_subcommand("quantize", "Quantise the array of a file");
-  cmd->add_option("IN", o->in, ".npy (float32, C order) or .f32 (raw little-endian floats)")
+  cmd->add_option(
+         "IN", o->in,
+         ".npy (float32, C order) or .f32 (raw little-endian floats); or .safetensors that "
+         "--packed wrote, which is unpacked")
       ->required();
-  cmd->add_option("OUT", o->out, "of the same kind; may be IN")->required();
-  cmd->add_option("--format", o->format, "a number format: e4m3, e5m2:sr, mxfp4, ...")->required();
-  cmd->add_option("--seed", o->seed, "of stochastic rounding")->capture_default_str();
+  cmd->add_option("OUT", o->out, "of the same kind; may be IN. With --packed: .safetensors")
+      ->required();
+  add_text(*cmd, "--format", o->format, "a number format: e4m3, e5m2:sr, nvfp4, ...");
+  add_text(*cmd, "--seed", o->seed, "of stochastic rounding and of +rht (default: 0)");
   add_text(*cmd, "--threads", o->threads,
            "CPU threads; results do not depend on it (default: all cores)");
-  add_text(*cmd, "--axis", o->axis, "along which grouped formats reduce (default: the last)");
+  add_text(*cmd, "--axis", o->axis,
+           "along which grouped formats and +rht reduce (default: the last)");
+  cmd->add_flag("--stats", o->stats, "also print what was lost: overflow, underflow, SQNR, ...");
+  cmd->add_flag("--packed", o->packed,
+                "write codes and scales of the format's own size instead of floats");
   cmd->callback([o] { run_quantize(*o); });
 }
 

@@ -68,7 +68,7 @@ const TableSteps* steps_of(const Grid& grid, int table) {
 }
 
 /// Elements of a loop over a table's numbers that stay in registers.
-constexpr int64_t kTogether = 64;
+constexpr int64_t kTogether = 32;
 using Together = std::array<float, kTogether>;
 
 /// Inf, NaN and the ends of the table.
@@ -238,19 +238,20 @@ void general_span(const float* in, float* out, int64_t n, const Grid& grid, cons
 
 /// Which fast form a loop is made for.
 struct Fast {
-  bool stochastic, cut, plain;
+  bool stochastic, cut;
+  FastGrid::Bounds bounds;
 };
 
 template <Fast kFast>
 ULP_HD float fast_value(float x, const FastGrid& g, int32_t shift, uint32_t word, bool& clamped) {
   if constexpr (kFast.cut && kFast.stochastic)
-    return fast::stochastic_cut<kFast.plain>(x, g, word, clamped);
+    return fast::stochastic_cut<kFast.bounds>(x, g, word, clamped);
   else if constexpr (kFast.cut)
-    return fast::nearest_cut<kFast.plain>(x, g, clamped);
+    return fast::nearest_cut<kFast.bounds>(x, g, clamped);
   else if constexpr (kFast.stochastic)
-    return fast::stochastic_spaced<kFast.plain>(x, g, shift, word, clamped);
+    return fast::stochastic_spaced<kFast.bounds>(x, g, shift, word, clamped);
   else
-    return fast::nearest_spaced<kFast.plain>(x, g, shift, clamped);
+    return fast::nearest_spaced<kFast.bounds>(x, g, shift, clamped);
 }
 
 template <class Call>
@@ -262,10 +263,13 @@ void for_fast(const FastGrid& g, bool stochastic, const uint8_t* mask, Call call
       call.template operator()<kFast, true>();
   };
   const auto with_form = [&]<bool kStochastic, bool kCut>() {
-    if (g.is_plain)
-      with.template operator()<Fast{kStochastic, kCut, true}>();
-    else
-      with.template operator()<Fast{kStochastic, kCut, false}>();
+    using Bounds = FastGrid::Bounds;
+    switch (g.bounds) {
+      case Bounds::Plain: return with.template operator()<Fast{kStochastic, kCut, Bounds::Plain}>();
+      case Bounds::Signed:
+        return with.template operator()<Fast{kStochastic, kCut, Bounds::Signed}>();
+      case Bounds::Any: return with.template operator()<Fast{kStochastic, kCut, Bounds::Any}>();
+    }
   };
   const bool cut = g.form == FastGrid::Form::CutBits;
   if (stochastic)
@@ -387,8 +391,10 @@ void fast_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
 BlockScale set_element(Grid& grid, const BlockSpan& b, int64_t block) {
   grid = b.element;
   BlockScale scale = set_block(grid, b.rule, b.steps.amax[block], b.tensor);
-  scale.before = b.steps.before[block];  // delayed scaling knows better
-  scale.after = b.steps.after[block];
+  if (is_multiplied(b.rule)) {  // the factor may be folded in
+    scale.before = b.steps.before[block];
+    scale.after = b.steps.after[block];
+  }
   return scale;
 }
 
@@ -396,15 +402,17 @@ BlockScale set_element(Grid& grid, const BlockSpan& b, int64_t block) {
 void general_each_span(const float* in, float* out, int64_t n, const BlockSpan& b,
                        const uint32_t* words) {
   const BlockSteps steps = b.steps;
+  const bool multiplied = is_multiplied(b.rule);
   for_rounding(b.element.rounding, [&]<Rounding kMode>() {
     with_isa([=, given = b.element, rule = b.rule, tensor = b.tensor]() ULP_INLINE {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         Grid g = plain(given);
-        set_block(g, rule, steps.amax[i], tensor);
-        out[i] = quantise_value(in[i] * steps.before[i], g, kMode,
+        const BlockScale own = set_block(g, rule, steps.amax[i], tensor);
+        const float before = multiplied ? steps.before[i] : own.before;
+        out[i] = quantise_value(in[i] * before, g, kMode,
                                 kMode == Rounding::Stochastic ? words[i] : 0u) *
-                 steps.after[i];
+                 (multiplied ? steps.after[i] : 1.0f);
       }
     });
   });
@@ -437,20 +445,47 @@ void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, cons
                 int32_t* shift, float* before, float* after) {
   const bool folded = !apart && rule.scale.kind != Scale::Kind::E4M3Tensor;
   const bool multiplied = is_multiplied(rule);
-  with_isa([=]() ULP_INLINE {
-    const BlockRule r = rule;
-    for (int64_t i = 0; i < n; ++i) shift[i] = block_shift(r, amax[i]);
-    for (int64_t i = 0; i < n; ++i) {
-      before[i] = amax[i] >= kInfinityBits ? float_of(kNanBits) : 1.0f;
-      after[i] = 1.0f;
-    }
-    if (!multiplied) return;
-    for (int64_t i = 0; i < n; ++i) {
-      const BlockScale scale = block_scale(r, amax[i], tensor);
-      before[i] = scale.before;
-      after[i] = folded ? scale.after * scale.factor : scale.after;
-    }
-  });
+  // The rule is the same for all blocks; naming it lets the loops vectorise.
+  const auto fill = [&]<BlockRule::Kind kKind, Scale::Kind kScale, Scale::Rule kRule>() {
+    with_isa([=]() ULP_INLINE {
+      BlockRule r = rule;
+      r.kind = kKind;
+      r.scale.kind = kScale;
+      r.scale.rule = kRule;
+      const int64_t count = n;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) shift[i] = block_shift(r, amax[i]);
+      if (!multiplied) return;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) {
+        const BlockScale scale = block_scale(r, amax[i], tensor);
+        before[i] = scale.before;
+        after[i] = folded ? scale.after * scale.factor : scale.after;
+      }
+    });
+  };
+  using Kind = BlockRule::Kind;
+  using Rule = Scale::Rule;
+  constexpr Scale::Kind kNone = Scale::Kind::None, kPower = Scale::Kind::PowerOfTwo;
+  if (rule.kind == Kind::BlockFloat)
+    return fill.template operator()<Kind::BlockFloat, kNone, Rule::None>();
+  if (rule.kind == Kind::Hbfp) return fill.template operator()<Kind::Hbfp, kNone, Rule::None>();
+  switch (rule.scale.kind) {
+    case Scale::Kind::E4M3:
+      return fill.template operator()<Kind::Scaled, Scale::Kind::E4M3, Rule::None>();
+    case Scale::Kind::E4M3Tensor:
+      return fill.template operator()<Kind::Scaled, Scale::Kind::E4M3Tensor, Rule::None>();
+    case Scale::Kind::F32:
+    case Scale::Kind::Delayed:
+      return fill.template operator()<Kind::Scaled, Scale::Kind::F32, Rule::None>();
+    default: break;
+  }
+  switch (rule.scale.rule) {
+    case Rule::Ceil: return fill.template operator()<Kind::Scaled, kPower, Rule::Ceil>();
+    case Rule::Even: return fill.template operator()<Kind::Scaled, kPower, Rule::Even>();
+    case Rule::RoundCeil: return fill.template operator()<Kind::Scaled, kPower, Rule::RoundCeil>();
+    default: return fill.template operator()<Kind::Scaled, kPower, Rule::Floor>();
+  }
 }
 
 /// Blocks whose grid is the element's own: the scales around quantise_span.

@@ -38,7 +38,7 @@ struct BlockSteps {
   }
 };
 
-/// Fills shift, before and after of n blocks from their largest magnitudes. `apart`: the factor is not part of `after`.
+/// Fills shift, and where scales are no powers of two before and after, of n blocks from their largest magnitudes. `apart`: the factor is not part of `after`.
 /// E4M3Tensor's factor never is.
 void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, const uint32_t* amax,
                 int32_t* shift, float* before, float* after);
