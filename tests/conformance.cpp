@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -497,7 +498,8 @@ void compare_mx(const MxTable& table, const MxTable::Made& made, Tally& tally) {
 // ---- scales that are no powers of two, transforms --------------------------------------------------------------------
 namespace {
 
-float finite(float x) { return std::min(x, kMost); }
+/// x ≥ 0, at most FLT_MAX. Compared as integers: from 1 / x being beyond FLT_MAX, GCC 13.3 infers that x, a subnormal, is 0.
+float finite(float x) { return std::bit_cast<uint32_t>(x) > 0x7f7fffffu ? kMost : x; }
 
 /// The largest magnitude, NaN if there is Inf or NaN among the values.
 float amax_of(const std::vector<float>& values) {
