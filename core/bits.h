@@ -43,6 +43,17 @@ ULP_HD float pow2(int32_t exponent) {
                               1u << (static_cast<uint32_t>(exponent + 149) & 31u)));
 }
 
+/// ⌊x⌋ for 0 ≤ x < 2^32, in operations that every vector instruction set has: behind 2^52 lie the integers.
+ULP_HD uint32_t floor_of(double x) {
+  const double near = x + 0x1p52;
+  const double below = near - (near - 0x1p52 > x ? 1.0 : 0.0);
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint32_t>(__double_as_longlong(below));
+#else
+  return static_cast<uint32_t>(__builtin_bit_cast(uint64_t, below));
+#endif
+}
+
 /// Any NaN becomes the one NaN; everything else is unchanged.
 ULP_HD float canonical(float value) {
   const uint32_t bits = bits_of(value);

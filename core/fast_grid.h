@@ -48,9 +48,14 @@ Grid make_block_grid(const Quantizer& quantizer, const BlockRule& rule);
 
 namespace fast {
 
+ULP_HD bool is_nan(float x) { return x != x; }
+
+/// Whether the caller knows that there is neither Inf nor NaN.
+enum class Specials : bool { Absent, Possible };
+
 /// Bounds, Inf, NaN and the sign. `a`: the magnitude that came, `y`: what it was rounded to. `up`: 2^shift as a number to add
 /// to a pattern.
-template <FastGrid::Bounds kBounds>
+template <FastGrid::Bounds kBounds, Specials kSpecials>
 ULP_HD float settle(uint32_t bits, uint32_t a, uint32_t y, const FastGrid& g, uint32_t up,
                     bool& clamped) {
   uint32_t limit = g.max + up, overflow = g.overflow, infinity = g.infinity;
@@ -60,17 +65,23 @@ ULP_HD float settle(uint32_t bits, uint32_t a, uint32_t y, const FastGrid& g, ui
     overflow ^= g.overflow_flip & negative;
     infinity ^= g.infinity_flip & negative;
   }
+  // Magnitudes are compared as floats: AVX2 has no unsigned comparison.
   if (kBounds == FastGrid::Bounds::Any) {
     const uint32_t flush = g.min_normal + (g.min_normal != 0 ? up : 0u);
-    y = y < flush ? 0u : y;
+    y = float_of(y) < float_of(flush) ? 0u : y;
   }
-  const bool beyond = y > limit;
-  clamped = beyond && a < kInfinityBits;
+  const bool beyond = float_of(y) > float_of(limit);
   y = beyond ? overflow + up : y;
-  y = a >= kInfinityBits ? infinity : y;
-  y = a > kInfinityBits ? kNanBits : y;
+  if (kSpecials == Specials::Absent) {
+    clamped = beyond;
+  } else {
+    const bool finite = float_of(a) < float_of(kInfinityBits);
+    clamped = (static_cast<int>(beyond) & static_cast<int>(finite)) != 0;
+    y = finite ? y : infinity;
+    y = is_nan(float_of(a)) ? kNanBits : y;
+  }
   const float number = float_of(y | (bits & kSignBit)) + g.zero;
-  return float_of(y > kInfinityBits ? kNanBits : bits_of(number));
+  return is_nan(number) ? float_of(kNanBits) : number;
 }
 
 /// The exponent that decides the spacing near a, in place.
@@ -80,17 +91,17 @@ ULP_HD uint32_t spacing_field(uint32_t a, const FastGrid& g, uint32_t up) {
   return above < high ? above : high;
 }
 
-template <FastGrid::Bounds kBounds>
+template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float nearest_spaced(float x, const FastGrid& g, int32_t shift, bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   // Adding 2^(23 + quantum) leaves the sum no bits below the quantum, and the addition rounds to nearest even.
   const float magic = float_of(spacing_field(a, g, up) + (g.spread << 23));
   const float y = (float_of(a) + magic) - magic;
-  return settle<kBounds>(bits, a, bits_of(y), g, up, clamped);
+  return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
 
-template <FastGrid::Bounds kBounds>
+template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32_t random,
                                bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
@@ -99,27 +110,30 @@ ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32
   const float magic = float_of(place), quantum = float_of(place - (23u << 23));
   const float near = (float_of(a) + magic) - magic;
   const float whole = near > float_of(a) ? near - quantum : near;
-  // ⌊(|x| − whole) / quantum · 2^32⌋. Beyond the bounds anything will do that converts.
+  // ⌊(|x| − whole) / quantum · 2^32⌋. Beyond the bounds anything will do that converts: −Inf and NaN there.
   const float part = (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u) << 23) - place);
-  const auto threshold = static_cast<uint32_t>(part < 0x1.fffffep31f ? part : 0x1.fffffep31f);
+  const auto pattern = max_of(static_cast<int32_t>(bits_of(part)), 0);  // −Inf is below 0, too
+  constexpr int32_t kMost = 0x4F7FFFFF;                                 // the float before 2^32
+  const auto threshold =
+      static_cast<uint32_t>(float_of(static_cast<uint32_t>(min_of(pattern, kMost))));
   const float y = random < threshold ? whole + quantum : whole;
-  return settle<kBounds>(bits, a, bits_of(y), g, up, clamped);
+  return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
 
-template <FastGrid::Bounds kBounds>
+template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float nearest_cut(float x, const FastGrid& g, bool& clamped) {
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   const uint32_t half = (1u << (g.spread - 1)) - 1u;
   const uint32_t y = (a + half + (a >> g.spread & 1u)) & (~0u << g.spread);
-  return settle<kBounds>(bits, a, y, g, 0, clamped);
+  return settle<kBounds, kSpecials>(bits, a, y, g, 0, clamped);
 }
 
-template <FastGrid::Bounds kBounds>
+template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float stochastic_cut(float x, const FastGrid& g, uint32_t random, bool& clamped) {
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   const bool rises = random < a << (32 - g.spread);
   const uint32_t y = (a & (~0u << g.spread)) + (rises ? 1u << g.spread : 0u);
-  return settle<kBounds>(bits, a, y, g, 0, clamped);
+  return settle<kBounds, kSpecials>(bits, a, y, g, 0, clamped);
 }
 
 }  // namespace fast

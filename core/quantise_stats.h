@@ -15,7 +15,7 @@ struct QuantiseStats {
   int64_t underflow = 0;          // x ≠ 0 that became zero
   int64_t nan = 0, infinite = 0;  // x that were
   uint32_t amax_bits = 0;         // largest |x| among the finite ones
-  // Over elements with finite x and y, in double, in the order of core/sum.h.
+  // Over elements with finite x, y and y − x (the fp32 difference), in the order below.
   int64_t finite = 0;
   double error = 0;         // Σ (y − x)
   double square_error = 0;  // Σ (y − x)²
@@ -30,27 +30,36 @@ struct QuantiseStats {
   }
 };
 
-/// One element's share. Both backends add these up.
-struct StatsTerms {
-  double error, square_error, square;
-  bool underflow, nan, infinite, finite;
-  uint32_t finite_bits;  // |x| if it is finite, else 0
-};
+/// The order of the sums. Elements are cut into runs of 1024. Powers of two bring a run's largest |x| and its largest |y − x|
+/// near 1, so that fp32 loses no square that matters. Lane l adds the run's elements l, l + 256, l + 512 and l + 768 to +0
+/// (StatsSums::add), the 256 lanes are added by halving as in core/sum.h, all in fp32; the runs' sums are scaled back in
+/// double and added in the order of core/sum.h. A term meets up to 16 roundings in fp32: the relative error of Σ x² and
+/// Σ (y − x)² is at most 16 · 2⁻²⁴, that of Σ (y − x) the same share of Σ |y − x|.
+inline constexpr int64_t kStatsRun = 1024, kStatsLanes = 256;
 
-ULP_HD StatsTerms stats_terms(float x, float y) {
-  const uint32_t a = bits_of(x) & ~kSignBit, b = bits_of(y) & ~kSignBit;
-  StatsTerms t;
-  t.nan = a > kInfinityBits;
-  t.infinite = a == kInfinityBits;
-  t.underflow = a != 0 && b == 0;
-  t.finite = a < kInfinityBits && b < kInfinityBits;
-  t.finite_bits = a < kInfinityBits ? a : 0u;
-  const double from = static_cast<double>(t.finite ? x : 0.0f);
-  const double to = static_cast<double>(t.finite ? y : 0.0f);
-  t.error = to - from;
-  t.square_error = t.error * t.error;
-  t.square = from * from;
-  return t;
+/// From the largest magnitude of a run: what to multiply by, and what that makes 1. Both are powers of two, the first normal.
+ULP_HD uint32_t stats_exponent(uint32_t most_bits) {
+  const uint32_t field = most_bits >> 23;
+  const uint32_t least = field > 1 ? field : 1;
+  return least < 253 ? least : 253;
 }
+ULP_HD float stats_scale(uint32_t most_bits) {
+  return float_of((254 - stats_exponent(most_bits)) << 23);
+}
+ULP_HD double stats_unit(uint32_t most_bits) {
+  return static_cast<double>(float_of(stats_exponent(most_bits) << 23));
+}
+
+/// A lane, or what lanes make together.
+struct StatsSums {
+  float error = 0, square_error = 0, square = 0;
+
+  /// x and e = y − x, scaled; both 0 for an element that has no share.
+  ULP_HD void add(float x, float e) {
+    error += e;
+    square_error += e * e;
+    square += x * x;
+  }
+};
 
 }  // namespace ulp

@@ -293,7 +293,7 @@ void sweep_span(const std::string& name, int64_t n, uint64_t seed, Mismatches& b
       compare_span(
           c,
           [&](const float* in, float* out, int64_t count, uint8_t* mask) {
-            cpu::quantise_span(in, out, count, span, random, index, mask);
+            cpu::quantise_span(in, out, count, span, random, index, {mask, nullptr});
           },
           bad);
     }
@@ -385,7 +385,7 @@ void sweep_block_span(const BlockSweep& s, uint64_t seed, Mismatches& bad) {
       compare_span(
           c,
           [&](const float* in, float* out, int64_t count, uint8_t* mask) {
-            cpu::quantise_block_span(in, out, count, span, random, index, mask);
+            cpu::quantise_block_span(in, out, count, span, random, index, {mask, nullptr});
           },
           bad);
     }
@@ -615,7 +615,7 @@ TEST_SUITE("fast_grid") {
                 c,
                 [&](const float* in, float* out, int64_t count, uint8_t* mask) {
                   cpu::quantise_span(in, out, count, span, random, static_cast<int64_t>(begin),
-                                     mask);
+                                     {mask, nullptr});
                 },
                 bad);
           }
@@ -706,7 +706,7 @@ TEST_SUITE("fast_grid") {
                     [&](const float* in, float* to, int64_t count, uint8_t* mask) {
                       cpu::quantise_block_span(in, to, count,
                                                {base, element, rule, 1, blocks.steps(), {run, 0}},
-                                               random, 0, mask);
+                                               random, 0, {mask, nullptr});
                     },
                     bad);
               }

@@ -167,12 +167,11 @@ void put(const Work& w, int64_t begin, int64_t count, const float* values) {
     std::copy(values, values + count, out);
 }
 
-/// Calls round(in, to, begin, count, mask) for the spans of [first, last), none of which crosses the end of a row.
+/// Calls round(in, to, begin, count, clamped) for the spans of [first, last), none of which crosses the end of a row.
 template <class Round>
 void for_spans(const Work& w, int64_t row_length, int64_t first, int64_t last, const Round& round) {
   BlockBuffer in_buffer, result;
-  std::array<uint8_t, kBlock> clamped;
-  StatsRun stats(w.stats, first);
+  StatsWalk stats(w.stats, first);
   for (int64_t begin = first; begin < last;) {
     const int64_t row_end = (begin / row_length + 1) * row_length;
     const int64_t cut = (begin / kBlock + 1) * kBlock;
@@ -181,11 +180,10 @@ void for_spans(const Work& w, int64_t row_length, int64_t first, int64_t last, c
     const bool direct =
         !w.streams && w.out_type == DType::F32 && (w.stats == nullptr || w.in != w.out);
     float* to = direct ? static_cast<float*>(w.out) + begin : result.data();
-    uint8_t* mask = w.mask != nullptr    ? w.mask + begin
-                    : w.stats != nullptr ? clamped.data()
-                                         : nullptr;
-    round(in, to, begin, count, mask);
-    if (w.stats != nullptr) stats.add(in, to, mask, count);
+    const Clamped clamped{w.mask != nullptr ? w.mask + begin : nullptr,
+                          w.stats != nullptr ? stats.overflow() : nullptr};
+    round(in, to, begin, count, clamped);
+    if (w.stats != nullptr) stats.add(in, to, count);
     if (!direct) put(w, begin, count, to);
     begin += count;
   }
@@ -195,7 +193,7 @@ void for_spans(const Work& w, int64_t row_length, int64_t first, int64_t last, c
 
 template <class Round>
 void for_all_spans(const Work& w, int64_t row_length, const Round& round) {
-  parallel_for_units(w.n, kSumChunk, kGrain, [&](int64_t first, int64_t last) {
+  parallel_for_units(w.n, kStatsRun, kGrain, [&](int64_t first, int64_t last) {
     for_spans(w, row_length, first, last, round);
   });
 }
@@ -207,12 +205,12 @@ BlockSpan block_span(const Work& w, BlockSteps steps, RunLayout layout) {
 /// With the blocks' magnitudes known.
 void quantise_known(const Work& w, BlockSteps steps) {
   for_all_spans(w, w.rows.length,
-                [&](const float* in, float* to, int64_t begin, int64_t count, uint8_t* mask) {
+                [&](const float* in, float* to, int64_t begin, int64_t count, Clamped clamped) {
                   const int64_t row = begin / w.rows.length, at = begin % w.rows.length;
                   const RunLayout layout{w.rows.run, at % w.rows.run};
                   const int64_t block = base_of(w, row) + at / w.rows.run;
                   quantise_block_span(in, to, count, block_span(w, steps.from(block), layout),
-                                      w.random, begin, mask);
+                                      w.random, begin, clamped);
                   if (w.last != 1) scale_span(to, count, w.last);
                 });
 }
@@ -220,11 +218,11 @@ void quantise_known(const Work& w, BlockSteps steps) {
 /// Each block lies in one row, and a span's blocks are measured just before they are rounded.
 void quantise_fused(const Work& w, float* factors) {
   const int64_t runs_per_row = (w.rows.length + w.rows.run - 1) / w.rows.run;
-  parallel_for_units(w.n, kSumChunk, kGrain, [&](int64_t first, int64_t last) {
+  parallel_for_units(w.n, kStatsRun, kGrain, [&](int64_t first, int64_t last) {
     StepArrays own(kBlock / w.rows.run + 2);
     int64_t known = -1;  // the block whose magnitude is in own.amax[0]
     for_spans(w, w.rows.length, first, last,
-              [&](const float* in, float* to, int64_t begin, int64_t count, uint8_t* mask) {
+              [&](const float* in, float* to, int64_t begin, int64_t count, Clamped clamped) {
                 const int64_t row = begin / w.rows.length, at = begin % w.rows.length;
                 const RunLayout layout{w.rows.run, at % w.rows.run};
                 const int64_t row_begin = begin - at, block = at / w.rows.run;
@@ -246,7 +244,7 @@ void quantise_fused(const Work& w, float* factors) {
                     factors[id + k] =
                         block_scale(w.rule, own.amax[static_cast<size_t>(k)], w.tensor).factor;
                 quantise_block_span(in, to, count, block_span(w, own.steps(), layout), w.random,
-                                    begin, mask);
+                                    begin, clamped);
                 if (w.last != 1) scale_span(to, count, w.last);
                 known = id + blocks - 1;
                 own.amax[0] = own.amax[static_cast<size_t>(blocks - 1)];
@@ -293,9 +291,9 @@ void quantise_blocks(Work& w, const QuantiseArgs& args) {
 }
 
 void copy_through(const Work& w) {
-  for_all_spans(w, w.n, [&](const float* in, float* to, int64_t, int64_t count, uint8_t* mask) {
+  for_all_spans(w, w.n, [&](const float* in, float* to, int64_t, int64_t count, Clamped clamped) {
     for (int64_t i = 0; i < count; ++i) to[i] = canonical(in[i]);
-    if (mask != nullptr) std::fill(mask, mask + count, uint8_t{0});
+    if (clamped.mask != nullptr) std::fill(clamped.mask, clamped.mask + count, uint8_t{0});
   });
 }
 
@@ -325,8 +323,8 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     if (!w.blocks) {
       w.grid = SpanGrid(w.element, q);
       for_all_spans(w, w.n,
-                    [&](const float* in, float* to, int64_t begin, int64_t count, uint8_t* m) {
-                      quantise_span(in, to, count, w.grid, w.random, begin, m);
+                    [&](const float* in, float* to, int64_t begin, int64_t count, Clamped clamped) {
+                      quantise_span(in, to, count, w.grid, w.random, begin, clamped);
                     });
     } else {
       w.apart = args.factors.defined();

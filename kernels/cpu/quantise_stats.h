@@ -1,39 +1,41 @@
 #pragma once
 
+#include <mutex>
 #include <vector>
 
 #include "core/quantise_stats.h"
-#include "core/sum.h"
 
 namespace ulp::cpu {
 
-/// QuantiseStats of a tensor, one share for each chunk of kSumChunk elements, so that the result does not depend on who
-/// counted what.
+/// QuantiseStats of a tensor: counts in any order, sums one a run, so that the result does not depend on who counted what.
 class StatsSum {
  public:
-  explicit StatsSum(int64_t elements)
-      : count_(elements), chunks_(static_cast<size_t>((elements + kSumChunk - 1) / kSumChunk)) {}
-  QuantiseStats& chunk(int64_t index) { return chunks_[static_cast<size_t>(index)]; }
+  explicit StatsSum(int64_t elements);
   QuantiseStats total() const;
 
  private:
-  int64_t count_;
-  std::vector<QuantiseStats> chunks_;
+  friend class StatsWalk;
+  std::mutex mutex_;
+  QuantiseStats counts_;
+  std::vector<double> error_, square_error_, square_;  // of each run
 };
 
-/// One thread's walk over consecutive elements, from a multiple of kSumChunk on. `sum` may be null.
-class StatsRun {
+/// One thread's walk over consecutive elements, from a multiple of kStatsRun on. `sum` may be null.
+class StatsWalk {
  public:
-  StatsRun(StatsSum* sum, int64_t first) : sum_(sum), at_(first) {}
-  /// The next n elements: they lie in one chunk.
-  void add(const float* x, const float* y, const uint8_t* clamped, int64_t n);
+  StatsWalk(StatsSum* sum, int64_t first) : sum_(sum), at_(first) {}
+  /// The next n elements: they lie in one run. Overflows are counted by whoever rounds them.
+  void add(const float* x, const float* y, int64_t n);
+  int64_t* overflow() { return &own_.overflow; }
   void finish();
 
  private:
+  void add_run(const float* x, const float* y, int64_t run);
+
   StatsSum* sum_;
   int64_t at_;
   QuantiseStats own_;
-  double error_[kSumLanes] = {}, square_error_[kSumLanes] = {}, square_[kSumLanes] = {};
+  alignas(64) float x_[kStatsRun], y_[kStatsRun];  // of a run that comes in pieces
 };
 
 }  // namespace ulp::cpu

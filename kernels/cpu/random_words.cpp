@@ -23,20 +23,23 @@ void words_portable(const RandomSource& random, uint64_t first, int64_t groups, 
 // philox4x32 of core/random.h for as many counters as a register has 64-bit lanes: each lane holds one 32-bit word, and what
 // stands above it is never read (the multiplication takes the lower halves only).
 
-/// The keys of the ten rounds, one after the other, for both words they are xored into.
+/// The keys of the ten rounds, one after the other, for both words they are xored into, each as often as a register has
+/// lanes: the loops read them from the first-level cache, because broadcasting costs as much as the round.
+template <int kLanes>
 struct RoundKeys {
-  uint64_t key[2][10];
-  explicit RoundKeys(const RandomSource& random) {
-    for (uint32_t r = 0; r < 10; ++r) {
-      key[0][r] = random.key0 + r * 0x9E3779B9u;
-      key[1][r] = random.key1 + r * 0xBB67AE85u;
-    }
+  alignas(8 * kLanes) uint64_t key[2][10][kLanes];
+  ULP_INLINE explicit RoundKeys(const RandomSource& random) {
+    for (uint32_t r = 0; r < 10; ++r)
+      for (int l = 0; l < kLanes; ++l) {
+        key[0][r][l] = random.key0 + r * 0x9E3779B9u;
+        key[1][r][l] = random.key1 + r * 0xBB67AE85u;
+      }
   }
 };
 
 ULP_TARGET_AVX512 void words_avx512(const RandomSource& random, uint64_t first, int64_t groups,
                                     uint32_t* out) {
-  const RoundKeys keys(random);
+  const RoundKeys<8> keys(random);
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
   const __m512i low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0),
                 high = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
@@ -55,8 +58,9 @@ ULP_TARGET_AVX512 void words_avx512(const RandomSource& random, uint64_t first, 
     }
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-      const __m512i key0 = _mm512_set1_epi64(static_cast<int64_t>(keys.key[0][round])),
-                    key1 = _mm512_set1_epi64(static_cast<int64_t>(keys.key[1][round]));
+      const __m512i key0 = _mm512_load_si512(keys.key[0][round]),
+                    key1 = _mm512_load_si512(keys.key[1][round]);
+#pragma GCC unroll 2
       for (int c = 0; c < kChains; ++c) {
         const __m512i p0 = _mm512_mul_epu32(c0[c], m0), p1 = _mm512_mul_epu32(c2[c], m1);
         c0[c] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1[c], key0, 0x96);
@@ -77,32 +81,44 @@ ULP_TARGET_AVX512 void words_avx512(const RandomSource& random, uint64_t first, 
 
 ULP_TARGET_AVX2 void words_avx2(const RandomSource& random, uint64_t first, int64_t groups,
                                 uint32_t* out) {
+  const RoundKeys<4> keys(random);
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+  const __m256i stream = _mm256_set1_epi64x(random.stream), step = _mm256_set1_epi64x(random.step);
   __m256i index = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(first)),
                                    _mm256_set_epi64x(3, 2, 1, 0));
-  for (int64_t g = 0; g < groups; g += 4) {
-    __m256i c0 = index, c1 = _mm256_srli_epi64(index, 32);
-    __m256i c2 = _mm256_set1_epi64x(random.stream), c3 = _mm256_set1_epi64x(random.step);
-    uint32_t key0 = random.key0, key1 = random.key1;
+  constexpr int kChains = 2;
+  for (int64_t g = 0; g < groups; g += 4 * kChains) {
+    __m256i c0[kChains], c1[kChains], c2[kChains], c3[kChains];
+    for (int c = 0; c < kChains; ++c) {
+      c0[c] = index;
+      c1[c] = _mm256_srli_epi64(index, 32);
+      c2[c] = stream;
+      c3[c] = step;
+      index = _mm256_add_epi64(index, _mm256_set1_epi64x(4));
+    }
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-      const __m256i p0 = _mm256_mul_epu32(c0, m0), p1 = _mm256_mul_epu32(c2, m1);
-      const __m256i x0 = _mm256_xor_si256(c1, _mm256_set1_epi64x(key0));
-      const __m256i x2 = _mm256_xor_si256(c3, _mm256_set1_epi64x(key1));
-      c0 = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), x0);
-      c2 = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), x2);
-      c1 = p1;
-      c3 = p0;
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
+      const auto* key0 = reinterpret_cast<const __m256i*>(keys.key[0][round]);
+      const auto* key1 = reinterpret_cast<const __m256i*>(keys.key[1][round]);
+#pragma GCC unroll 2
+      for (int c = 0; c < kChains; ++c) {
+        const __m256i p0 = _mm256_mul_epu32(c0[c], m0), p1 = _mm256_mul_epu32(c2[c], m1);
+        const __m256i x0 = _mm256_xor_si256(c1[c], _mm256_load_si256(key0));
+        const __m256i x2 = _mm256_xor_si256(c3[c], _mm256_load_si256(key1));
+        c0[c] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), x0);
+        c2[c] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), x2);
+        c1[c] = p1;
+        c3[c] = p0;
+      }
     }
-    const __m256i a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-    const __m256i b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
-    const __m256i even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
-    auto* to = reinterpret_cast<__m256i*>(out + 4 * g);
-    _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
-    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
-    index = _mm256_add_epi64(index, _mm256_set1_epi64x(4));
+    for (int c = 0; c < kChains; ++c) {
+      const __m256i a = _mm256_blend_epi32(c0[c], _mm256_slli_epi64(c1[c], 32), 0xAA);
+      const __m256i b = _mm256_blend_epi32(c2[c], _mm256_slli_epi64(c3[c], 32), 0xAA);
+      const __m256i even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
+      auto* to = reinterpret_cast<__m256i*>(out + 4 * (g + 4 * c));
+      _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+      _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+    }
   }
 }
 

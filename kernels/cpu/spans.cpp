@@ -24,6 +24,26 @@ constexpr size_t kShortTable = 32;  // numbers; longer ones are searched
 
 using WordBuffer = std::array<uint32_t, kBlock + kWordSlack>;
 
+/// How many of n ≤ kBlock bytes are 1; the others are 0. Eight are added at once: no byte of `words` passes 255.
+ULP_HD int64_t count_ones(const uint8_t* bytes, int64_t n) {
+  static_assert(kBlock / 8 <= 255);
+  uint64_t words = 0;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, bytes + i, sizeof word);
+    words += word;
+  }
+  int64_t total = 0;
+  for (; words != 0; words >>= 8) total += static_cast<int64_t>(words & 255);
+  for (; i < n; ++i) total += bytes[i];
+  return total;
+}
+
+void add_ones(const uint8_t* bytes, int64_t n, int64_t* count) {
+  with_isa([=]() ULP_INLINE { *count += count_ones(bytes, n); });
+}
+
 bool draws_plainly(const Grid& grid) {
   return grid.rounding == Rounding::Stochastic && grid.bits == RandomBits{};
 }
@@ -119,10 +139,9 @@ void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& s
       high.fill(values[1]);
       for (int64_t v = 1; v < last; ++v) {
         const float value = values[v], next = values[v + 1];
-        for (size_t i = 0; i < kTogether; ++i) {
-          low[i] = x[i] >= value ? value : low[i];
-          high[i] = x[i] >= value ? next : high[i];
-        }
+        // Two loops: in one, GCC 12 branches around masked stores.
+        for (size_t i = 0; i < kTogether; ++i) low[i] = x[i] >= value ? value : low[i];
+        for (size_t i = 0; i < kTogether; ++i) high[i] = x[i] >= value ? next : high[i];
       }
       for (size_t i = 0; i < kTogether; ++i)
         y[i] = word[i] < fraction_between(x[i], low[i], high[i]) ? high[i] : low[i];
@@ -215,7 +234,7 @@ void general_span(const float* in, float* out, int64_t n, const Grid& grid, cons
       out[i] = quantise_value(in[i] * before, grid, grid.rounding, words == nullptr ? 0u : words[i],
                               &clamped) *
                after;
-      if (mask != nullptr) mask[i] = clamped ? 1 : 0;
+      mask[i] = clamped ? 1 : 0;
     }
     return;
   }
@@ -230,7 +249,7 @@ void general_span(const float* in, float* out, int64_t n, const Grid& grid, cons
         l.out[i] = quantise_value(l.in[i] * first, g, kMode,
                                   kMode == Rounding::Stochastic ? l.words[i] : 0u, &clamped) *
                    last;
-        if (l.mask != nullptr) l.mask[i] = clamped ? 1 : 0;
+        l.mask[i] = clamped ? 1 : 0;
       }
     });
   });
@@ -242,25 +261,43 @@ struct Fast {
   FastGrid::Bounds bounds;
 };
 
-template <Fast kFast>
+template <Fast kFast, fast::Specials kSpecials = fast::Specials::Possible>
 ULP_HD float fast_value(float x, const FastGrid& g, int32_t shift, uint32_t word, bool& clamped) {
   if constexpr (kFast.cut && kFast.stochastic)
-    return fast::stochastic_cut<kFast.bounds>(x, g, word, clamped);
+    return fast::stochastic_cut<kFast.bounds, kSpecials>(x, g, word, clamped);
   else if constexpr (kFast.cut)
-    return fast::nearest_cut<kFast.bounds>(x, g, clamped);
+    return fast::nearest_cut<kFast.bounds, kSpecials>(x, g, clamped);
   else if constexpr (kFast.stochastic)
-    return fast::stochastic_spaced<kFast.bounds>(x, g, shift, word, clamped);
+    return fast::stochastic_spaced<kFast.bounds, kSpecials>(x, g, shift, word, clamped);
   else
-    return fast::nearest_spaced<kFast.bounds>(x, g, shift, clamped);
+    return fast::nearest_spaced<kFast.bounds, kSpecials>(x, g, shift, clamped);
+}
+
+/// For loops that always make a mask.
+Clamped with_mask(Clamped to, std::array<uint8_t, kBlock>& unwanted) {
+  return {to.mask != nullptr ? to.mask : unwanted.data(), to.count};
+}
+/// Counts where only a mask was made.
+void count_mask(const Clamped& made, int64_t n) {
+  if (made.mask != nullptr && made.count != nullptr) add_ones(made.mask, n, made.count);
+}
+
+/// What a loop tells of clamping.
+enum class Tell : uint8_t { Nothing, Mask, Count };
+
+Tell tell_of(const Clamped& clamped) {
+  if (clamped.mask != nullptr) return Tell::Mask;
+  return clamped.count != nullptr ? Tell::Count : Tell::Nothing;
 }
 
 template <class Call>
-void for_fast(const FastGrid& g, bool stochastic, const uint8_t* mask, Call call) {
+void for_fast(const FastGrid& g, bool stochastic, Tell tell, Call call) {
   const auto with = [&]<Fast kFast>() {
-    if (mask == nullptr)
-      call.template operator()<kFast, false>();
-    else
-      call.template operator()<kFast, true>();
+    switch (tell) {
+      case Tell::Nothing: return call.template operator()<kFast, Tell::Nothing>();
+      case Tell::Mask: return call.template operator()<kFast, Tell::Mask>();
+      case Tell::Count: return call.template operator()<kFast, Tell::Count>();
+    }
   };
   const auto with_form = [&]<bool kStochastic, bool kCut>() {
     using Bounds = FastGrid::Bounds;
@@ -281,17 +318,20 @@ void for_fast(const FastGrid& g, bool stochastic, const uint8_t* mask, Call call
 }
 
 void fast_span(const float* in, float* out, int64_t n, const FastGrid& given, const uint32_t* words,
-               uint8_t* mask) {
-  for_fast(given, words != nullptr, mask, [&]<Fast kFast, bool kMask>() {
+               Clamped to) {
+  for_fast(given, words != nullptr, tell_of(to), [&]<Fast kFast, Tell kTell>() {
     with_isa([=]() ULP_INLINE {
       const FastGrid g = given;
-      const Loop l{in, out, words, mask, n};
+      const Loop l{in, out, words, to.mask, n};
+      int32_t count = 0;
 #pragma GCC ivdep
       for (int64_t i = 0; i < l.n; ++i) {
         bool clamped = false;
         l.out[i] = fast_value<kFast>(l.in[i], g, 0, kFast.stochastic ? l.words[i] : 0u, clamped);
-        if (kMask) l.mask[i] = clamped ? 1 : 0;
+        if (kTell == Tell::Mask) l.mask[i] = clamped ? 1 : 0;
+        if (kTell == Tell::Count) count += clamped ? 1 : 0;
       }
+      if (kTell == Tell::Count) *to.count += count;
     });
   });
 }
@@ -338,26 +378,34 @@ bool all_fast(const BlockSpan& b, int64_t n) {
 }
 
 void fast_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
-                     const uint32_t* words, uint8_t* mask) {
+                     const uint32_t* words, Clamped to) {
   constexpr int64_t kPiece = 16;
   const BlockSteps steps = b.steps;
   const RunLayout layout = b.layout;
-  const auto call = [&]<Fast kFast, bool kMask, bool kScaled>() {
+  const auto call = [&]<Fast kFast, Tell kTell, bool kScaled>() {
     with_isa([=, given = b.base.fast]() ULP_INLINE {
       const FastGrid g = given;
-      const Loop l{in, out, words, mask, n};
+      const Loop l{in, out, words, to.mask, n};
       const BlockSteps at = steps;
-      const auto one = [=](int64_t i, int32_t shift, float before, float after) ULP_INLINE {
+      int32_t counts[kPiece] = {};
+      const auto one = [=](int64_t i, int32_t shift, float before, float after,
+                           int32_t& count) ULP_INLINE {
         bool clamped = false;
         const float x = kScaled ? l.in[i] * before : l.in[i];
-        const float y = fast_value<kFast>(x, g, shift, kFast.stochastic ? l.words[i] : 0u, clamped);
+        // A block with Inf or NaN does not come here, but x · before may be Inf.
+        constexpr auto kSpecials = kScaled ? fast::Specials::Possible : fast::Specials::Absent;
+        const float y =
+            fast_value<kFast, kSpecials>(x, g, shift, kFast.stochastic ? l.words[i] : 0u, clamped);
         l.out[i] = kScaled ? y * after : y;
-        if (kMask) l.mask[i] = clamped ? 1 : 0;
+        if (kTell == Tell::Mask) l.mask[i] = clamped ? 1 : 0;
+        if (kTell == Tell::Count) count += clamped ? 1 : 0;
       };
       if (layout.run == 1) {
+        int32_t count = 0;
 #pragma GCC ivdep
         for (int64_t i = 0; i < l.n; ++i)
-          one(i, at.shift[i], kScaled ? at.before[i] : 1, kScaled ? at.after[i] : 1);
+          one(i, at.shift[i], kScaled ? at.before[i] : 1, kScaled ? at.after[i] : 1, count);
+        counts[0] = count;
       } else if (layout.run % kPiece == 0 && layout.phase == 0 && n % layout.run == 0) {
         const int64_t blocks = n / layout.run, pieces = layout.run / kPiece;
         for (int64_t block = 0; block < blocks; ++block) {
@@ -366,24 +414,28 @@ void fast_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
           for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t begin = block * layout.run + piece * kPiece;
 #pragma GCC ivdep
-            for (int64_t i = begin; i < begin + kPiece; ++i) one(i, shift, before, after);
+            for (int64_t i = 0; i < kPiece; ++i) one(begin + i, shift, before, after, counts[i]);
           }
         }
       } else {
-        for_runs(n, layout, [=](int64_t begin, int64_t end, int64_t block) ULP_INLINE {
+        for_runs(n, layout, [=, &counts](int64_t begin, int64_t end, int64_t block) ULP_INLINE {
           const int32_t shift = steps.shift[block];
           const float before = steps.before[block], after = steps.after[block];
+          int32_t count = 0;
 #pragma GCC ivdep
-          for (int64_t i = begin; i < end; ++i) one(i, shift, before, after);
+          for (int64_t i = begin; i < end; ++i) one(i, shift, before, after, count);
+          counts[0] += count;
         });
       }
+      if (kTell == Tell::Count)
+        for (const int32_t count : counts) *to.count += count;
     });
   };
-  for_fast(b.base.fast, words != nullptr, mask, [&]<Fast kFast, bool kMask>() {
+  for_fast(b.base.fast, words != nullptr, tell_of(to), [&]<Fast kFast, Tell kTell>() {
     if (is_multiplied(b.rule))
-      call.template operator()<kFast, kMask, true>();
+      call.template operator()<kFast, kTell, true>();
     else
-      call.template operator()<kFast, kMask, false>();
+      call.template operator()<kFast, kTell, false>();
   });
 }
 
@@ -424,21 +476,26 @@ SpanGrid::SpanGrid(const Grid& g, const Quantizer& quantizer)
     : grid(g), fast(make_fast_grid(g)), steps(steps_of(g, quantizer.format.table)) {}
 
 void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
-                   const RandomSource& random, int64_t index, uint8_t* mask) {
+                   const RandomSource& random, int64_t index, Clamped to) {
   WordBuffer buffer;
   const bool stochastic = grid.grid.rounding == Rounding::Stochastic;
   const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
-  if (grid.fast.form != FastGrid::Form::None) return fast_span(in, out, n, grid.fast, words, mask);
+  if (grid.fast.form != FastGrid::Form::None) {
+    fast_span(in, out, n, grid.fast, words, to);
+    return count_mask(to, n);
+  }
   std::array<uint8_t, kBlock> unwanted;
-  uint8_t* clamped = mask != nullptr ? mask : unwanted.data();
+  to = with_mask(to, unwanted);
   if (grid.steps != nullptr)
-    return stochastic ? table_draw_span(in, out, n, *grid.steps, words, clamped)
-                      : table_span(in, out, n, *grid.steps, clamped);
-  if (grid.grid.kind == GridKind::Posit && draws_plainly(grid.grid))
-    return posit_draw_span(in, out, n, grid.grid, words, clamped);
-  if (grid.grid.kind == GridKind::Posit && grid.grid.rounding == Rounding::NearestEven)
-    return posit_span(in, out, n, grid.grid, clamped);
-  general_span(in, out, n, grid.grid, {}, words, mask);
+    stochastic ? table_draw_span(in, out, n, *grid.steps, words, to.mask)
+               : table_span(in, out, n, *grid.steps, to.mask);
+  else if (grid.grid.kind == GridKind::Posit && draws_plainly(grid.grid))
+    posit_draw_span(in, out, n, grid.grid, words, to.mask);
+  else if (grid.grid.kind == GridKind::Posit && grid.grid.rounding == Rounding::NearestEven)
+    posit_span(in, out, n, grid.grid, to.mask);
+  else
+    general_span(in, out, n, grid.grid, {}, words, to.mask);
+  count_mask(to, n);
 }
 
 void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, const uint32_t* amax,
@@ -490,36 +547,42 @@ void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, cons
 
 /// Blocks whose grid is the element's own: the scales around quantise_span.
 void scaled_span(const float* in, float* out, int64_t n, const BlockSpan& b,
-                 const RandomSource& random, int64_t index, uint8_t* mask) {
+                 const RandomSource& random, int64_t index, Clamped to) {
   BlockBuffer scaled{};
   for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
     const float before = b.steps.before[block];
     for (int64_t i = begin; i < end; ++i) scaled[static_cast<size_t>(i)] = in[i] * before;
   });
-  quantise_span(scaled.data(), out, n, b.base, random, index, mask);
+  quantise_span(scaled.data(), out, n, b.base, random, index, to);
   for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
     scale_span(out + begin, end - begin, b.steps.after[block]);
   });
 }
 
 void quantise_block_span(const float* in, float* out, int64_t n, const BlockSpan& b,
-                         const RandomSource& random, int64_t index, uint8_t* mask) {
+                         const RandomSource& random, int64_t index, Clamped to) {
   const bool own_grid =
       b.rule.kind != BlockRule::Kind::Scaled || b.rule.scale.kind == Scale::Kind::PowerOfTwo;
   if (!own_grid && b.base.fast.form == FastGrid::Form::None)
-    return scaled_span(in, out, n, b, random, index, mask);
+    return scaled_span(in, out, n, b, random, index, to);
   WordBuffer buffer;
   const bool stochastic = b.element.rounding == Rounding::Stochastic;
   const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
-  if (all_fast(b, n)) return fast_block_span(in, out, n, b, words, mask);
-  if (b.layout.run == 1 && mask == nullptr && is_plain(b.element))
+  if (all_fast(b, n)) {
+    fast_block_span(in, out, n, b, words, to);
+    return count_mask(to, n);
+  }
+  if (b.layout.run == 1 && tell_of(to) == Tell::Nothing && is_plain(b.element))
     return general_each_span(in, out, n, b, words);
+  std::array<uint8_t, kBlock> unwanted;
+  to = with_mask(to, unwanted);
   for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
     Grid grid;
     const BlockScale scale = set_element(grid, b, block);
     general_span(in + begin, out + begin, end - begin, grid, scale,
-                 stochastic ? words + begin : nullptr, mask == nullptr ? nullptr : mask + begin);
+                 stochastic ? words + begin : nullptr, to.mask + begin);
   });
+  count_mask(to, n);
 }
 
 uint32_t amax_span(const float* in, int64_t n, uint32_t amax) {

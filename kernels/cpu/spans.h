@@ -22,10 +22,15 @@ struct SpanGrid {
   SpanGrid(const Grid& grid, const Quantizer& quantizer);
 };
 
-/// out[i] = quantise_value(in[i]) with word `index + i` of the source. n ≤ kBlock; out may be in. mask (optional): where the
-/// rounded value lay beyond the bounds.
+/// Where rounded values lay beyond the bounds: one byte an element, 1 or 0, and how many more. Either may be null.
+struct Clamped {
+  uint8_t* mask = nullptr;
+  int64_t* count = nullptr;
+};
+
+/// out[i] = quantise_value(in[i]) with word `index + i` of the source. n ≤ kBlock; out may be in.
 void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
-                   const RandomSource& random, int64_t index, uint8_t* mask = nullptr);
+                   const RandomSource& random, int64_t index, Clamped clamped = {});
 
 /// What a loop needs to know of consecutive blocks (see BlockScale).
 struct BlockSteps {
@@ -56,7 +61,7 @@ struct BlockSpan {
   RunLayout layout;
 };
 void quantise_block_span(const float* in, float* out, int64_t n, const BlockSpan& blocks,
-                         const RandomSource& random, int64_t index, uint8_t* mask = nullptr);
+                         const RandomSource& random, int64_t index, Clamped clamped = {});
 
 /// max(amax, |in[i]| as bits): exact in any order; Inf and NaN sort above all numbers.
 uint32_t amax_span(const float* in, int64_t n, uint32_t amax);

@@ -197,75 +197,116 @@ __global__ void fill_kernel(float* values, int64_t n, float value) {
 }
 
 // ---- statistics -----------------------------------------------------------------------------------------------------
-/// A warp counts a chunk of kSumChunk elements; sums[3·chunk …] are its three sums.
+/// The halving tree over kStatsLanes sums, of which thread t holds lanes 8t … 8t + 7; valid in thread 0.
+__device__ __forceinline__ float sum_stats_lanes(float (&lane)[kPack]) {
+#pragma unroll
+  for (int k = 0; k < kPack; ++k)
+#pragma unroll
+    for (int width = kWarp / 2; width > 0; width /= 2)
+      lane[k] += __shfl_down_sync(kFullWarp, lane[k], width);
+#pragma unroll
+  for (int width = kPack / 2; width > 0; width /= 2)
+#pragma unroll
+    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
+  return lane[0];
+}
+
+/// A warp counts a run of kStatsRun elements; sums[k · runs + run] are its three sums.
 __global__ void __launch_bounds__(kThreads)
-    stats_kernel(Source x, Source y, const uint8_t* mask, int64_t n, QuantiseStats* stats,
+    stats_kernel(Source in, Source out, const uint8_t* mask, int64_t n, QuantiseStats* stats,
                  double* sums) {
+  static_assert(kStatsLanes == kWarp * kPack);
+  constexpr int kRows = kStatsRun / kStatsLanes;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  const int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
-  for (int64_t c = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; c < chunks;
-       c += warps) {
-    const int64_t begin = c * kSumChunk, count = min(kSumChunk, n - begin);
+  const int64_t runs = (n + kStatsRun - 1) / kStatsRun;
+  for (int64_t run = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+       run < runs; run += warps) {
+    float x[kRows][kPack], e[kRows][kPack];
     uint32_t overflow = 0, underflow = 0, nan = 0, infinite = 0, finite = 0, amax = 0;
-    double low[3] = {}, high[3] = {};
-    for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
-      const StatsTerms t =
-          stats_terms(load_one(x.data, x.dtype, begin + i), load_one(y.data, y.dtype, begin + i));
-      const double terms[3] = {t.error, t.square_error, t.square};
-      for (int k = 0; k < 3; ++k) {
-        if (i % kSumLanes < kWarp)
-          low[k] += terms[k];
-        else
-          high[k] += terms[k];
+    uint32_t most_x = 0, most_error = 0;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int64_t i = run * kStatsRun + row * kStatsLanes + threadIdx.x % kWarp * kPack;
+      const int count = i >= n ? 0 : n - i < kPack ? static_cast<int>(n - i) : kPack;
+      float y[kPack];
+      load_pack(in, i, count, x[row]);
+      load_pack(out, i, count, y);
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        const uint32_t a = bits_of(x[row][k]) & ~kSignBit, b = bits_of(y[k]) & ~kSignBit;
+        e[row][k] = y[k] - x[row][k];
+        const bool has_share = (bits_of(e[row][k]) & ~kSignBit) < kInfinityBits;
+        if (k < count) {
+          overflow += mask[i + k];
+          underflow += a != 0 && b == 0;
+          nan += a > kInfinityBits;
+          infinite += a == kInfinityBits;
+          finite += has_share;
+          if (a < kInfinityBits) amax = max(amax, a);
+        }
+        if (!has_share) x[row][k] = e[row][k] = 0;
+        most_x = max(most_x, bits_of(x[row][k]) & ~kSignBit);
+        most_error = max(most_error, bits_of(e[row][k]) & ~kSignBit);
       }
-      overflow += mask[begin + i];
-      underflow += t.underflow;
-      nan += t.nan;
-      infinite += t.infinite;
-      finite += t.finite;
-      amax = max(amax, t.finite_bits);
     }
+    most_x = __reduce_max_sync(kFullWarp, most_x);
+    most_error = __reduce_max_sync(kFullWarp, most_error);
+    const float scale = stats_scale(most_x), error_scale = stats_scale(most_error);
+    float error[kPack], square_error[kPack], square[kPack];
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) {
+      StatsSums lane;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) lane.add(x[row][k] * scale, e[row][k] * error_scale);
+      error[k] = lane.error;
+      square_error[k] = lane.square_error;
+      square[k] = lane.square;
+    }
+    const StatsSums all{sum_stats_lanes(error), sum_stats_lanes(square_error),
+                        sum_stats_lanes(square)};
     const uint32_t counts[5] = {overflow, underflow, nan, infinite, finite};
     int64_t* totals[5] = {&stats->overflow, &stats->underflow, &stats->nan, &stats->infinite,
                           &stats->finite};
     for (int k = 0; k < 5; ++k) {
-      const uint32_t all = __reduce_add_sync(kFullWarp, counts[k]);
-      if (threadIdx.x % kWarp == 0 && all != 0)
-        atomicAdd(reinterpret_cast<unsigned long long*>(totals[k]), all);
+      const uint32_t total = __reduce_add_sync(kFullWarp, counts[k]);
+      if (threadIdx.x % kWarp == 0 && total != 0)
+        atomicAdd(reinterpret_cast<unsigned long long*>(totals[k]), total);
     }
     amax = __reduce_max_sync(kFullWarp, amax);
-    if (threadIdx.x % kWarp == 0) atomicMax(&stats->amax_bits, amax);
-    for (int k = 0; k < 3; ++k) {
-      const double sum = warp_sum_lanes(low[k], high[k]);
-      if (threadIdx.x % kWarp == 0) sums[k * chunks + c] = sum;
+    if (threadIdx.x % kWarp == 0) {
+      atomicMax(&stats->amax_bits, amax);
+      const double unit = stats_unit(most_x), error_unit = stats_unit(most_error);
+      sums[run] = all.error * error_unit;
+      sums[runs + run] = all.square_error * (error_unit * error_unit);
+      sums[2 * runs + run] = all.square * (unit * unit);
     }
   }
 }
 
-__global__ void stats_total_kernel(QuantiseStats* stats, const double* sums, int64_t chunks,
+__global__ void stats_total_kernel(QuantiseStats* stats, const double* sums, int64_t runs,
                                    int64_t n) {
   double* totals[3] = {&stats->error, &stats->square_error, &stats->square};
   for (int k = 0; k < 3; ++k) {
-    const double sum = warp_sum<double>(chunks, [&](int64_t i) { return sums[k * chunks + i]; });
+    const double sum = warp_sum<double>(runs, [&](int64_t i) { return sums[k * runs + i]; });
     if (threadIdx.x == 0) *totals[k] = sum;
   }
   if (threadIdx.x == 0) stats->count = n;
 }
 
 void count_stats(Stream stream, const QuantiseArgs& args, const uint8_t* mask) {
-  const int64_t n = args.in.numel(), chunks = (n + kSumChunk - 1) / kSumChunk;
+  const int64_t n = args.in.numel(), runs = (n + kStatsRun - 1) / kStatsRun;
   auto* stats = static_cast<QuantiseStats*>(written(args.stats));
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
   ULP_CUDA_CHECK(
       cudaMemsetAsync(stats, 0, sizeof(QuantiseStats), static_cast<cudaStream_t>(stream.handle)));
   if (n == 0) return;
   Tensor sums =
-      Tensor::empty({3 * chunks * static_cast<int64_t>(sizeof(double))}, DType::U8, stream.device);
+      Tensor::empty({3 * runs * static_cast<int64_t>(sizeof(double))}, DType::U8, stream.device);
   auto* at = static_cast<double*>(sums.mutable_raw());
-  launch("quantise", stream, blocks_for(chunks, kThreads / kWarp), kThreads, stats_kernel,
+  launch("quantise", stream, blocks_for(runs, kThreads / kWarp), kThreads, stats_kernel,
          source_of(args.in), source_of(args.out), mask, n, stats, at);
   launch("quantise", stream, 1, kWarp, stats_total_kernel, stats, static_cast<const double*>(at),
-         chunks, n);
+         runs, n);
 }
 
 /// Integer maxima of all blocks, and behind them that of the tensor.
