@@ -11,15 +11,20 @@ struct SavedOperand {
   Saved values;
   Factors factors;
   int hadamard = 0;
+  bool fits_tf32 = false;
 
   SavedOperand() = default;
   SavedOperand(const Operand& o)
-      : values{"linear", o.values}, factors(o.factors), hadamard(o.hadamard) {}
-  Operand get() const { return {values.get(), factors, hadamard}; }
+      : values{"linear", o.values},
+        factors(o.factors),
+        hadamard(o.hadamard),
+        fits_tf32(o.fits_tf32) {}
+  Operand get() const { return {values.get(), factors, hadamard, fits_tf32}; }
 };
 
 Operand turned(Stream stream, const Operand& o) {
-  return {o.values.transpose(0, 1), transposed(stream, o.factors, o.values.shape()), o.hadamard};
+  return {o.values.transpose(0, 1), transposed(stream, o.factors, o.values.shape()), o.hadamard,
+          o.fits_tf32};
 }
 
 /// What a product makes beside its operands.
@@ -47,6 +52,8 @@ Tensor product(const RoleUse& use, const Operand& a, const Operand& b, const Ten
   args.key = use.fused_key(outcome.rounding, outcome.role);
   args.accumulator = outcome.accumulator;
   args.math = use.tape.run().math();
+  args.fits_tf32 = (a.fits_tf32 || a.values.dtype() != DType::F32) &&
+                   (b.fits_tf32 || b.values.dtype() != DType::F32);
   scaled_matmul(use.tape.stream(), args, a.factors, b.factors);
   return use.after(out, outcome.rounding, outcome.role, 1);
 }

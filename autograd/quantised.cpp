@@ -19,6 +19,7 @@ QuantiseUse RoleUse::use_of(const Quantizer& quantizer, const char* role, int gr
   use.quantizer = quantizer;
   use.axis = group_axis;
   use.key = run.key(stream);
+  use.math = run.math();
   if (quantizer.scale.kind == Scale::Kind::Delayed) {
     use.scaling = run.scaling(stream, quantizer);
     use.frozen = !tape.recording();

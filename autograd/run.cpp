@@ -1,13 +1,14 @@
 #include "autograd/run.h"
 
+#include "kernels/matmul_unit.h"
 #include "kernels/quantised.h"
 
 namespace ulp {
 
 Run::Run(Device device, uint64_t seed, Math math)
     : stream_(stream_of(device)), seed_(seed), math_(math) {
-  ULP_CHECK(!(math == Math::Fast && device.type == DeviceType::Cpu),
-            "run: fast math needs a CUDA device; the cpu has strict math");
+  ULP_CHECK(!(math != Math::Strict && device.type == DeviceType::Cpu),
+            "run: {} math needs a CUDA device; the cpu has strict math", to_string(math));
   on_device_ = Tensor::empty({static_cast<int64_t>(sizeof(StepState))}, DType::U8, device);
   StepState first;
   first.random_step = 1;

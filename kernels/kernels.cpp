@@ -92,4 +92,13 @@ void check_scaled_add(Stream stream, const ScaledAddArgs& args) {
   if (args.bias.defined()) check_kernel_tensor("scaled_add", stream, args.bias, {shape[1]});
 }
 
+void check_matmul_factors(Stream stream, const MatmulArgs& args) {
+  for (const Tensor& factor : {args.a_factor, args.b_factor}) {
+    if (!factor.defined()) continue;
+    check_kernel_tensor("matmul", stream, factor, {1});
+    ULP_CHECK(factor.dtype() == DType::F32 && args.a.dtype() != DType::F64,
+              "matmul: factors are F32 and not for F64 operands, got {}", factor);
+  }
+}
+
 }  // namespace ulp

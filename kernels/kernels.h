@@ -20,8 +20,12 @@
 
 namespace ulp {
 
-/// Strict: the same bits on every device. Fast: tensor cores for products of quantised operands (CUDA only).
-enum class Math : uint8_t { Strict, Fast };
+/// How products are computed. Strict: the same bits on every device. The others need CUDA and give the same bits on the same
+/// GPU with the same library; kernels/matmul_unit.h decides which unit they use.
+///  Fast  tensor cores where products of the operands are exact there, else fp32
+///  Tf32  tf32 tensor cores also for fp32 operands, which lose 13 bits
+///  Fp8   fp8 tensor cores for 8-bit operands: exact products, sums that keep 14 bits
+enum class Math : uint8_t { Strict, Fast, Tf32, Fp8 };
 
 /// out[i] = in[i] as `quantizer` makes it, rotations apart (kernels/quantised.h does those). in: any float, any shape. out:
 /// the same shape, a type that `fits` the quantizer. Groups and rows run along `group_axis`. Element i draws word i of `key`.
@@ -52,13 +56,16 @@ struct RotateArgs {
 };
 
 /// out (M, N) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each element.
-/// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; Math::Fast: cuBLASLt.
+/// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; other math: cuBLASLt.
+/// a_factor, b_factor (F32, one number, optional): before the bias, a sum s becomes fma(s, fl(a_factor · b_factor), +0).
 struct MatmulArgs {
   Tensor a, b, bias, out;
   Quantizer output;
   RandomKey key;
   Accumulator accumulator;
   Math math = Math::Strict;
+  bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
+  Tensor a_factor{}, b_factor{};
 };
 
 /// The factors of a matrix: one for each `rows` × `columns` of its elements (core/block_map.h), in row-major order. Undefined
@@ -264,6 +271,7 @@ int64_t factor_count(const Quantizer& quantizer, const Shape& shape, int group_a
 void check_quantise(Stream stream, const QuantiseArgs& args);
 void check_rotate(Stream stream, const RotateArgs& args);
 void check_scaled_add(Stream stream, const ScaledAddArgs& args);
+void check_matmul_factors(Stream stream, const MatmulArgs& args);
 
 /// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/block_map.h"
+#include "kernels/matmul_unit.h"
 
 namespace ulp {
 namespace {
@@ -85,10 +86,11 @@ Operand quantised_operand(Stream stream, const Tensor& in, const QuantiseUse& us
   ULP_CHECK(in.rank() == 2, "quantise: an operand is a matrix, got {}", in);
   Operand operand;
   operand.hadamard = q.transform.hadamard;
+  operand.fits_tf32 = fits_tf32(q);
   Tensor source = kernels::contiguous(stream, in);
   if (operand.hadamard != 0)
     source = rotated(stream, source, use, rotation_exponent(operand.hadamard, side), false);
-  operand.values = Tensor::empty(in.shape(), gemm_type(q), in.device());
+  operand.values = Tensor::empty(in.shape(), operand_type(q, use.math), in.device());
   QuantiseArgs args = arguments(source, operand.values, use);
   if (q.has_factor()) {
     operand.factors = empty_factors(q, source, use.axis);
@@ -101,9 +103,15 @@ Operand quantised_operand(Stream stream, const Tensor& in, const QuantiseUse& us
 void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_factors,
                    const Factors& b_factors) {
   const int64_t depth = args.a.size(1);
-  const bool plain = !a_factors.values.defined() && !b_factors.values.defined();
-  if (plain || depth == 0 || args.out.numel() == 0) {
-    kernels::matmul(stream, args);
+  const auto differ = [](const Factors& f) { return f.values.defined() && f.values.numel() != 1; };
+  const bool empty = depth == 0 || args.out.numel() == 0;
+  if (empty || (!differ(a_factors) && !differ(b_factors))) {
+    MatmulArgs whole = args;
+    if (!empty) {
+      whole.a_factor = a_factors.values;
+      whole.b_factor = b_factors.values;
+    }
+    kernels::matmul(stream, whole);
     return;
   }
   ULP_CHECK(args.out.dtype() == DType::F32,
@@ -117,6 +125,7 @@ void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_facto
     part.out = sums;
     part.accumulator = args.accumulator;
     part.math = args.math;
+    part.fits_tf32 = args.fits_tf32;
     kernels::matmul(stream, part);
     ScaledAddArgs add;
     add.sums = sums;

@@ -14,7 +14,8 @@ struct QuantiseUse {
   RandomKey key;
   Tensor scaling{};  // +scale=delayedN: see QuantiseArgs; fresh_scaling makes one
   bool frozen = false;
-  Tensor mask{}, stats{};  // see QuantiseArgs; of a rotated tensor they are those of the rotation
+  Tensor mask{}, stats{};    // see QuantiseArgs; of a rotated tensor they are those of the rotation
+  Math math = Math::Strict;  // of the product that reads an operand
 };
 
 /// {1, 0 …}: what delayed scaling remembers before its first call.
@@ -23,11 +24,12 @@ Tensor fresh_scaling(const Quantizer& quantizer, Device device);
 /// What `in` becomes, factors and turning back included. dtype: one that holds it, F32 or storage_type.
 Tensor quantised(Stream stream, const Tensor& in, const QuantiseUse& use, DType dtype = DType::F32);
 
-/// An operand of a product: exact narrow values in gemm_type (rotated, if the quantizer rotates) and factors.
+/// An operand of a product: exact narrow values in operand_type (rotated, if the quantizer rotates) and factors.
 struct Operand {
   Tensor values;
   Factors factors;
   int hadamard = 0;
+  bool fits_tf32 = false;  // the values, also those kept in F32
 
   bool has_factors() const { return factors.values.defined(); }
 };
@@ -36,7 +38,8 @@ struct Operand {
 Operand quantised_operand(Stream stream, const Tensor& in, const QuantiseUse& use, Side side);
 
 /// out (M, N) = a · bᵀ or a · b … of operands: args.a and args.b are views of their values (M, K) and (K, N), a_factors and
-/// b_factors as in ScaledAddArgs. Where a factor changes along k, partial sums of equal factors are added in ascending order.
+/// b_factors as in ScaledAddArgs. Where factors differ within an operand, partial sums over the k of equal factors are scaled
+/// and added in ascending order.
 void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_factors,
                    const Factors& b_factors);
 

@@ -12,6 +12,7 @@
 #include "core/random.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/kernels.h"
+#include "kernels/matmul_unit.h"
 #include "reference.h"
 
 namespace ulp {
@@ -407,6 +408,108 @@ TEST_SUITE("matmul") {
                 u / (1 - u) * size);
         }
     }
+  }
+
+  TEST_CASE("factors of whole operands multiply the sum before the bias") {
+    const Tensor a = random_tensor({9, 5000}, DType::F32, 21),
+                 b = random_tensor({5000, 37}, DType::BF16, 22),
+                 bias = random_tensor({37}, DType::F32, 23);
+    const float left = 0.3f, right = 1.7f;
+    std::vector<float> sums = strict_product(a, b), wanted = sums, biased = sums, one = sums;
+    for (size_t i = 0; i < sums.size(); ++i) {
+      wanted[i] = std::fma(sums[i], left * right, 0.0f);
+      biased[i] = wanted[i] + bias.data<float>()[i % 37];
+      one[i] = std::fma(sums[i], right, 0.0f);
+    }
+    const Tensor out = Tensor::empty({9, 37}, DType::F32, kCpu);
+    MatmulArgs args = arguments(a, b, {}, out);
+    args.a_factor = Tensor::from(std::vector<float>{left}, {1});
+    args.b_factor = Tensor::from(std::vector<float>{right}, {1});
+    kernels::matmul(Stream{}, args);
+    CHECK(first_difference(out.to_floats(), wanted) == -1);
+    args.bias = bias;
+    kernels::matmul(Stream{}, args);
+    CHECK(first_difference(out.to_floats(), biased) == -1);
+    args.bias = {};
+    args.a_factor = {};
+    kernels::matmul(Stream{}, args);
+    CHECK(first_difference(out.to_floats(), one) == -1);
+    args.a =
+        Tensor::zeros({9, 2}, DType::F32, kCpu);  // −0 becomes +0, as where partial sums are added
+    args.b = Tensor::zeros({2, 37}, DType::F32, kCpu);
+    args.b_factor = Tensor::from(std::vector<float>{-1.0f}, {1});
+    kernels::matmul(Stream{}, args);
+    for (const float x : out.to_floats()) CHECK(bits_of(x) == 0);
+    args.b_factor = Tensor::from(std::vector<float>{1, 1}, {2});
+    CHECK_THROWS_WITH_AS(kernels::matmul(Stream{}, args),
+                         doctest::Contains("wanted a tensor of shape (1)"), Error);
+  }
+
+  TEST_CASE("the unit of a product is the narrowest one whose products are exact") {
+    const auto choice = [](DType a, DType b, Math math, bool tf32 = false, int64_t side = 32) {
+      MatmulArgs args;
+      args.a = Tensor::zeros({side, 32}, a, kCpu);
+      args.b = Tensor::zeros({32, 32}, b, kCpu);
+      args.math = math;
+      args.fits_tf32 = tf32;
+      return matrix_unit(args);
+    };
+    struct Wanted {
+      DType a, b;
+      MatrixUnit unit;
+      DType reads;
+    };
+    const DType f32 = DType::F32, bf16 = DType::BF16, f16 = DType::F16, e4m3 = DType::F8E4M3,
+                e5m2 = DType::F8E5M2;
+    for (const Wanted& w :
+         {Wanted{bf16, bf16, MatrixUnit::BF16, bf16}, Wanted{f16, f16, MatrixUnit::F16, f16},
+          Wanted{e4m3, e5m2, MatrixUnit::BF16, bf16}, Wanted{e5m2, e5m2, MatrixUnit::BF16, bf16},
+          Wanted{bf16, e4m3, MatrixUnit::BF16, bf16}, Wanted{f16, e5m2, MatrixUnit::F16, f16},
+          Wanted{bf16, f16, MatrixUnit::Tf32, f32}, Wanted{f32, f32, MatrixUnit::Fp32, f32},
+          Wanted{f32, bf16, MatrixUnit::Fp32, f32}, Wanted{f32, e5m2, MatrixUnit::Fp32, f32}})
+      for (const bool turned : {false, true}) {
+        CAPTURE(to_string(w.a));
+        CAPTURE(to_string(w.b));
+        const DType a = turned ? w.b : w.a, b = turned ? w.a : w.b;
+        CHECK(choice(a, b, Math::Strict).unit == MatrixUnit::Strict);
+        for (const Math math : {Math::Fast, Math::Tf32}) {
+          const bool widened = math == Math::Tf32 && w.unit == MatrixUnit::Fp32;
+          const UnitChoice got = choice(a, b, math);
+          CHECK(got.unit == (widened ? MatrixUnit::Tf32 : w.unit));
+          CHECK(got.a == w.reads);
+          CHECK(got.b == w.reads);
+        }
+        if (w.unit == MatrixUnit::Fp32)
+          CHECK(choice(a, b, Math::Fast, true).unit == MatrixUnit::Tf32);
+      }
+    for (const auto& [a, b] : {std::pair{e4m3, e4m3}, {e4m3, e5m2}, {e5m2, e4m3}}) {
+      const UnitChoice got = choice(a, b, Math::Fp8);
+      CHECK(got.unit == MatrixUnit::Fp8);
+      CHECK(got.a == a);
+      CHECK(got.b == b);
+      CHECK(choice(a, b, Math::Fp8, false, 24).unit == MatrixUnit::BF16);  // sides the units lack
+    }
+    CHECK(choice(e4m3, bf16, Math::Fp8).unit == MatrixUnit::BF16);
+    CHECK(choice(f32, f32, Math::Fp8).unit == MatrixUnit::Fp32);
+    CHECK_THROWS_WITH_AS(choice(e5m2, e5m2, Math::Fp8), doctest::Contains("e5m2 x e5m2"), Error);
+  }
+
+  TEST_CASE("quantizers say what a matrix unit can read") {
+    for (const char* name : {"tf32", "fp16", "e4m3", "fixed11.20", "bfp12", "posit8.1",
+                             "e2m1-g16-scalee4m3", "e8m10", "e4m3+scale=current"})
+      CHECK_MESSAGE(fits_tf32(name), name);
+    for (const char* name : {"fp32", "e8m11", "fixed16.8", "bfp13", "posit16.1", "e4m9-g32"})
+      CHECK_MESSAGE(!fits_tf32(name), name);
+    CHECK(operand_type("e4m3", Math::Fast) == DType::BF16);
+    CHECK(operand_type("e4m3", Math::Fp8) == DType::F8E4M3);
+    CHECK(operand_type("e2m3+scale=current", Math::Fp8) == DType::F8E4M3);
+    CHECK(operand_type("e5m2", Math::Fp8) == DType::F8E5M2);
+    CHECK(operand_type("mxfp8", Math::Fp8) == DType::BF16);
+    CHECK(operand_type("fp16", Math::Fp8) == DType::F16);
+    for (const Math math : {Math::Strict, Math::Fast, Math::Tf32, Math::Fp8})
+      CHECK(parse_math(to_string(math)) == math);
+    CHECK_THROWS_WITH_AS(parse_math("quick"), doctest::Contains("strict, fast, tf32 or fp8"),
+                         Error);
   }
 
   TEST_CASE("wrong arguments are named") {

@@ -22,6 +22,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
 #include "kernels/kernels.h"
+#include "kernels/matmul_unit.h"
 
 #if defined(ULP_X86_ISA)
 #include <immintrin.h>
@@ -293,9 +294,11 @@ void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t r
   with_isa([=]() ULP_INLINE { pack_lines(to, to_step, from, row, rows, column, columns); });
 }
 
-// ---- the last step: bias, output rounding ------------------------------------------------------------------------------
+// ---- the last step: factors, bias, output rounding ------------------------------------------------------------------------------
 
 struct Finish {
+  bool scales = false;
+  float factor = 1;
   const float* bias = nullptr;  // (N) or none
   bool rounds = false;
   SpanGrid grid;
@@ -303,6 +306,12 @@ struct Finish {
 
   /// x[0 … n) are the elements (row, column …) of out, number `first` and on.
   void operator()(float* x, int64_t first, int64_t column, int64_t n) const {
+    if (scales) {
+      const float f = factor;
+      with_isa([=]() ULP_INLINE {
+        for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fmaf(x[i], f, 0.0f);
+      });
+    }
     if (bias != nullptr) {
       const float* add = bias + column;
       with_isa([=]() ULP_INLINE {
@@ -554,6 +563,11 @@ void multiply_floats(const MatmulArgs& args) {
   float* out = result.mutable_data<float>();
 
   Finish finish;
+  for (const Tensor* factor : {&args.a_factor, &args.b_factor}) {
+    if (!factor->defined()) continue;
+    finish.scales = true;
+    finish.factor *= *factor->data<float>();
+  }
   std::vector<float> bias;
   if (args.bias.defined()) {
     bias = args.bias.to_floats();
@@ -626,8 +640,9 @@ void check(Stream stream, const MatmulArgs& args) {
             "matmul: out must be {}, got {}", doubles ? DType::F64 : DType::F32, args.out);
   if (args.bias.defined())
     ULP_CHECK(args.bias.shape() == Shape{n}, "matmul: bias must be ({}), got {}", n, args.bias);
-  ULP_CHECK(args.math == Math::Strict,
-            "matmul: fast math needs CUDA; on the CPU ask for strict math");
+  check_matmul_factors(stream, args);
+  ULP_CHECK(args.math == Math::Strict, "matmul: {} math needs CUDA; on the CPU ask for strict math",
+            to_string(args.math));
   ULP_CHECK(args.accumulator.kind == Accumulator::Kind::Fp32,
             "matmul: this build has only the fp32 accumulator");
   ULP_CHECK(args.output.is_elementwise() && args.output.format.kind != FormatKind::BlockFloat,
