@@ -15,26 +15,22 @@
 #include "core/sum.h"
 #include "kernels/kernels.h"
 #include "tools/bench_machine.h"
+#include "tools/bench_matmul_cuda.h"
 #include "tools/commands.h"
 
 namespace ulp::tools {
 namespace {
-
-struct MatmulShape {
-  int64_t m, n, k;
-  double gflop() const {
-    return 2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  }
-};
 
 struct MatmulOptions {
   std::vector<int64_t> sizes;
   int64_t m = 0, n = 0, k = 0;
   int threads = 0;
   int repeats = 15;
-  bool json = false;
+  bool json = false, markdown = false;
+  std::string device = "cpu";
+  std::vector<std::string> math;
 
-  /// --m --n --k give one shape, --sizes square ones.
+  /// --m --n --k give one shape, --sizes square ones; none: the device's own list.
   std::vector<MatmulShape> shapes() const {
     std::vector<MatmulShape> all;
     if (m != 0 || n != 0 || k != 0) {
@@ -42,7 +38,6 @@ struct MatmulOptions {
       all.push_back({m, n, k});
     }
     for (const int64_t s : sizes) all.push_back({s, s, s});
-    if (all.empty()) all = {{256, 256, 256}, {512, 512, 512}, {1024, 1024, 1024}, {128, 256, 784}};
     for (const MatmulShape& s : all)
       if (s.m < 1 || s.n < 1 || s.k < 1 || s.gflop() > 2e5 ||
           std::max({s.m * s.k, s.k * s.n, s.m * s.n}) > (int64_t{1} << 31))
@@ -153,7 +148,20 @@ MatmulResult measure_matmul(const MatmulShape& s, int threads, int repeats,
 }
 
 void run_matmul(const MatmulOptions& options) {
-  const std::vector<MatmulShape> shapes = options.shapes();
+  if (options.repeats < 1)
+    throw UsageError(
+        format_message("bench matmul: --repeats must be at least 1, got {}", {options.repeats}));
+  std::vector<MatmulShape> shapes = options.shapes();
+  const Device device = parse_device(options.device);
+  if (device.type == DeviceType::Cuda) {
+    if (options.threads != 0) throw UsageError("bench matmul: --threads is for the cpu");
+    return bench_matmul_cuda(
+        {device, shapes, options.math, options.repeats, options.json, options.markdown});
+  }
+  if (!options.math.empty() || options.markdown)
+    throw UsageError("bench matmul: --math and --markdown need --device cuda");
+  if (shapes.empty())
+    shapes = {{256, 256, 256}, {512, 512, 512}, {1024, 1024, 1024}, {128, 256, 784}};
   const Placement placement;
   const int threads = options.threads != 0
                           ? options.threads
@@ -161,9 +169,6 @@ void run_matmul(const MatmulOptions& options) {
   if (threads < 1 || threads > 1024)
     throw UsageError(
         format_message("bench matmul: --threads must be 1 to 1024, got {}", {threads}));
-  if (options.repeats < 1)
-    throw UsageError(
-        format_message("bench matmul: --repeats must be at least 1, got {}", {options.repeats}));
   omp_set_num_threads(threads);
   const OpenBlas openblas(placement, threads);
   placement.spread_threads(threads);
@@ -215,7 +220,10 @@ void run_matmul(const MatmulOptions& options) {
 void add_matmul(CLI::App& bench) {
   auto options = std::make_shared<MatmulOptions>();
   CLI::App* matmul = bench.add_subcommand(
-      "matmul", "fp32 matrix product in strict order, beside OpenBLAS and the fma peak");
+      "matmul",
+      "matrix products: on the CPU fp32 in strict order, beside OpenBLAS and the fma peak; on CUDA "
+      "strict and fast, beside cuBLAS");
+  matmul->add_option("--device", options->device, "cpu, cuda or cuda:N")->capture_default_str();
   matmul->add_option("--sizes", options->sizes, "square sizes: 512,1024")->delimiter(',');
   matmul->add_option("--m", options->m, "rows of a; with --n and --k, one shape");
   matmul->add_option("--n", options->n, "columns of b");
@@ -223,7 +231,13 @@ void add_matmul(CLI::App& bench) {
   matmul->add_option("--threads", options->threads, "threads of both sides (default: one a CPU)");
   matmul->add_option("--repeats", options->repeats, "runs of each side; the median counts")
       ->capture_default_str();
+  matmul
+      ->add_option("--math", options->math,
+                   "CUDA: strict, fast, tf32, fp8, or several: strict,fp8 (default: strict,fast)")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"strict", "fast", "tf32", "fp8"}));
   matmul->add_flag("--json", options->json, "print a JSON array of rows");
+  matmul->add_flag("--markdown", options->markdown, "CUDA: print a Markdown table");
   matmul->footer("ULP_ISA=avx2 with OPENBLAS_CORETYPE=Haswell compares the AVX2 sides.");
   matmul->callback([options] { run_matmul(*options); });
 }
