@@ -2,8 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,7 +45,11 @@ Tensor values(const Shape& shape, DType dtype, const char* format, Domain domain
     if (domain == Domain::Halves) x[i] = static_cast<float>(static_cast<int>(word % 9) - 4) * 0.5f;
   }
   Tensor t = Tensor::from(x, shape), rounded = Tensor::empty(shape, DType::F32, kCpu);
-  kernels::quantise(Stream{}, {t, rounded, Quantizer::parse(format), 0, {}, {}});
+  const Quantizer quantizer = Quantizer::parse(format);
+  if (quantizer.is_identity())
+    rounded = t;
+  else
+    kernels::quantise(Stream{}, {t, rounded, quantizer, 0, {}, {}});
   Tensor out = Tensor::empty(shape, dtype, kCpu);
   void* data = out.mutable_raw();
   for (int64_t i = 0; i < t.numel(); ++i) store_float(data, dtype, i, rounded.data<float>()[i]);
@@ -83,10 +89,12 @@ double relative_error(const std::vector<float>& x, const std::vector<float>& y) 
   return std::sqrt(error / size);
 }
 
-/// How the unit that was used last for the first time is described.
-std::string newest_unit() {
+/// True if a product of that shape was computed on that unit.
+bool was_used(const std::string& shape, const std::string& unit) {
   const std::vector<std::string> all = matrix_units_used();
-  return all.empty() ? "" : all.back();
+  return std::any_of(all.begin(), all.end(), [&](const std::string& line) {
+    return line.starts_with(shape + " ") && line.find(": " + unit + ", cuBLASLt") != line.npos;
+  });
 }
 
 bool no_gpu() { return cuda_device_count() == 0; }
@@ -111,9 +119,9 @@ TEST_SUITE("cuda_matmul") {
       };
       CAPTURE(bound);
       CHECK(error(Math::Fast) <= bound);
-      CHECK(newest_unit().find("bf16 tensor cores") != std::string::npos);
+      CHECK(was_used("256 x 320 x 16384", "bf16 tensor cores"));
       const double fp8 = error(Math::Fp8);
-      CHECK(newest_unit().find("fp8 tensor cores") != std::string::npos);
+      CHECK(was_used("256 x 320 x 16384", "fp8 tensor cores"));
       CHECK(fp8 > bound);
       CHECK(fp8 < 1e-2);
       for (const DType dtype : {DType::F16, DType::F32}) {
@@ -140,13 +148,13 @@ TEST_SUITE("cuda_matmul") {
       right[static_cast<size_t>(i)] = 1024 + static_cast<float>(i * 37 % 1024);
     const Tensor a = Tensor::from(left, {m, k}).to(kGpu), b = Tensor::from(right, {k, n}).to(kGpu);
     CHECK(Product{a, b, Math::Fast, true}() == Product{a, b, Math::Strict}());
-    CHECK(newest_unit().find("tf32 tensor cores") != std::string::npos);
+    CHECK(was_used("128 x 96 x 256", "tf32 tensor cores"));
 
     const Tensor x = values({m, 2048}, DType::F32, "fp32", Domain::ZeroMean, 3).to(kGpu);
     const Tensor y = values({2048, n}, DType::F32, "fp32", Domain::ZeroMean, 4).to(kGpu);
     const std::vector<float> strict = Product{x, y, Math::Strict}();
     CHECK(relative_error(Product{x, y}(), strict) <= 1e-6);
-    CHECK(newest_unit().find(": fp32, cuBLASLt") != std::string::npos);
+    CHECK(was_used("128 x 96 x 2048", "fp32"));
     const double lossy = relative_error(Product{x, y, Math::Tf32}(), strict);
     CHECK(lossy > 1e-5);
     CHECK(lossy < 1e-3);
