@@ -32,8 +32,10 @@ struct FastGrid {
 /// Of an element-wise quantizer's grid, or of a block's grid at shift 0.
 FastGrid make_fast_grid(const Grid& grid);
 
-/// The grid of a power-of-two block is that of shift 0 times 2^shift. amax_bits: finite.
+/// The grid of a power-of-two block is that of shift 0 times 2^shift. amax_bits: finite. A block of zeros stays zero on any
+/// grid; 0 is a shift that the short forms take.
 ULP_HD int32_t block_shift(const BlockRule& rule, uint32_t amax_bits) {
+  if (amax_bits == 0) return 0;
   const int32_t e = static_cast<int32_t>(amax_bits >> 23) - 127;
   switch (rule.kind) {
     case BlockRule::Kind::BlockFloat: return e;

@@ -1,4 +1,5 @@
 #include "core/block_map.h"
+#include "kernels/cuda/quantise_stats.cuh"
 #include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/kernels.h"
@@ -13,29 +14,124 @@ struct Work {
   bool mask_aligned;
   Rounder rounder;
   int64_t n;
+  StatsSink stats;
 };
 
 /// mask[i + k] = bit k of `clamped`, for k < count.
 __device__ __forceinline__ void store_mask(const Work& w, int64_t i, int count, uint32_t clamped) {
-  if (w.mask == nullptr) return;
-  if (w.mask_aligned && count == kPack) {
-    uint32_t words[2] = {};
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) words[k / 4] |= (clamped >> k & 1u) << (8 * (k % 4));
-    *reinterpret_cast<uint2*>(w.mask + i) = make_uint2(words[0], words[1]);
+  if (w.mask_aligned && count == kQuad) {
+    // Bit k times 2^(7k) is bit 8k.
+    *reinterpret_cast<uint32_t*>(w.mask + i) = clamped * 0x00204081u & 0x01010101u;
     return;
   }
   for (int k = 0; k < count; ++k) w.mask[i + k] = static_cast<uint8_t>(clamped >> k & 1u);
 }
 
-__global__ void __launch_bounds__(kThreads) quantise_kernel(Work w) {
+/// How the blocks of a segment's quads are rounded: in short form at `shift`, or on a grid that follows from amax where that
+/// does not serve; where scales are no powers of two (kScaled) times `before` first, `after` and `last` in the end.
+template <bool kScaled>
+struct SegmentScales {
+  uint32_t amax[kRows];
+  int32_t shift[kRows];
+  float before[kScaled ? kRows : 1], after[kScaled ? kRows : 1], last[kScaled ? kRows : 1];
+};
+
+/// Any rounding of a segment, one element after the other. Small rather than fast.
+template <class RoundOne>
+__device__ __forceinline__ void round_slowly(const Rounder& rounder, const RandomSource& random,
+                                             int64_t begin, Segment& x, uint32_t (&clamped)[kRows],
+                                             const RoundOne& round_one) {
+  float values[kRows * kQuad];
+  uint32_t bits = 0;
+#pragma unroll
+  for (int e = 0; e < kRows * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
+  PhiloxWords words{};
+#pragma unroll 1
+  for (int e = 0; e < kRows * kQuad; ++e) {
+    if (rounder.grid.rounding == Rounding::Stochastic && e % kQuad == 0)
+      words = random.words(static_cast<uint64_t>(quad_at(begin, e / kQuad)) / kQuad);
+    const uint32_t word = e % kQuad == 0   ? words.word[0]
+                          : e % kQuad == 1 ? words.word[1]
+                          : e % kQuad == 2 ? words.word[2]
+                                           : words.word[3];
+    const Rounded r = round_one(e / kQuad, values[e], word);
+    values[e] = r.value;
+    bits |= static_cast<uint32_t>(r.clamped) << e;
+  }
+#pragma unroll
+  for (int e = 0; e < kRows * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) clamped[j] = bits >> (kQuad * j) & 15u;
+}
+
+/// Rounds a segment in place; bit k of clamped[j] tells whether element k of row j was clamped. round_one(kHow, j, x, word)
+/// rounds an element of row j.
+template <Rounder::How kHow, class RoundOne>
+__device__ __forceinline__ void round_fast_segment(const RandomSource& random, int64_t begin,
+                                                   Segment& x, uint32_t (&clamped)[kRows],
+                                                   const RoundOne& round_one) {
+  using How = Rounder::How;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) {
+    clamped[j] = 0;
+    PhiloxWords words{};
+    if constexpr (Rounder::draws(kHow))
+      words = random.words(static_cast<uint64_t>(quad_at(begin, j)) / kQuad);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const Rounded r = round_one(j, x[j][k], words.word[k]);
+      x[j][k] = r.value;
+      clamped[j] |= static_cast<uint32_t>(r.clamped) << k;
+    }
+  }
+}
+
+/// Loads, rounds by `round(begin, x, clamped)`, stores and counts the segments that are this warp's.
+template <bool kStats, class Round>
+__device__ __forceinline__ void quantise_segments(const Work& w, const Round& round) {
+  StatsCounts counts;
+  for_segments(w.n, [&](int64_t begin) {
+    Segment x, came;
+    uint32_t clamped[kRows];
+    load_segment(w.in, begin, w.n, x);
+    if constexpr (kStats) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) came[j][k] = x[j][k];
+    }
+    round(begin, x, clamped);
+    store_segment(w.out, begin, w.n, x);
+    if (w.mask != nullptr) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const int64_t i = quad_at(begin, j);
+        store_mask(w, i, quad_count(i, w.n), clamped[j]);
+      }
+    }
+    if constexpr (kStats) add_stats(w.stats, begin, w.n, came, x, clamped, counts);
+  });
+  if constexpr (kStats) counts.finish(w.stats.total);
+}
+
+template <bool kStats>
+__global__ void __launch_bounds__(kThreads, kStats ? 2 : 3) quantise_kernel(Work w) {
+  using How = Rounder::How;
   const RandomSource random = w.rounder.random();
-  for_packs(w.n, [&](int64_t i, int count) {
-    float values[kPack];
-    load_pack(w.in, i, count, values);
-    const uint32_t clamped = round_pack(w.rounder, random, i, values);
-    store_pack(w.out, i, count, values);
-    store_mask(w, i, count, clamped);
+  quantise_segments<kStats>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    for_how(w.rounder.how, [&]<How kHow>() {
+      if constexpr (kHow == How::Any)
+        round_slowly(w.rounder, random, begin, x, clamped, [&](int, float value, uint32_t word) {
+          return round_any(value, w.rounder.grid, word);
+        });
+      else
+        round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
+          if constexpr (kHow == How::Copy)
+            return Rounded{canonical(value), false};
+          else
+            return round_fast<kHow>(value, w.rounder, 0, word);
+        });
+    });
   });
 }
 
@@ -120,19 +216,133 @@ struct Scaling {
   const float* delayed;   // the state of delayed scaling
 
   __device__ float tensor() const { return whole == nullptr ? 1.0f : tensor_scale(rule, *whole); }
-  /// The block's grid and scales; `last` is what E4M3Tensor multiplies by at the end.
-  __device__ BlockScale set(Grid& grid, uint32_t amax, float tensor, float& last) const {
-    if (delayed != nullptr) {
-      const BlockScale scale{delayed[0], 1.0f, factor_of(delayed[0])};
-      last = apart ? 1.0f : scale.factor;
-      return scale;
-    }
-    const BlockScale scale = set_block(grid, rule, amax, tensor);
-    last = apart ? 1.0f : scale.factor;
-    return scale;
+
+  __device__ BlockScale block(uint32_t amax, float tensor) const {
+    if (delayed != nullptr) return {delayed[0], 1.0f, factor_of(delayed[0])};
+    return block_scale(rule, amax, tensor);
+  }
+
+  /// What E4M3Tensor and the others multiply by in the end.
+  __device__ float last(const BlockScale& scale) const { return apart ? 1.0f : scale.factor; }
+  __device__ int32_t shift(uint32_t amax) const {
+    return delayed != nullptr ? 0 : block_shift(rule, amax);
   }
 };
 
+/// The short form serves a block with this largest magnitude.
+__device__ __forceinline__ bool is_fast(const FastGrid& fast, uint32_t amax, int32_t shift) {
+  return amax < kInfinityBits && shift >= fast.least_shift && shift <= fast.most_shift;
+}
+
+/// One value on the grid of its block, from the definition.
+__device__ __noinline__ Rounded round_in_block(float x, const Grid& element, const BlockRule& rule,
+                                               uint32_t amax, uint32_t random) {
+  Grid grid = element;
+  set_block(grid, rule, amax);
+  Rounded r;
+  r.value = quantise_value(x, grid, grid.rounding, random, &r.clamped);
+  return r;
+}
+
+/// Where a quad's largest magnitude comes from. Known ones are amax[block]; else blocks are runs of `run` elements, a power
+/// of two from 4 to kSegment, and the warp finds it.
+struct QuadBlocks {
+  const uint32_t* amax;
+  int64_t run;
+  BlockMap map;
+  bool narrow;  // indices fit 32 bits
+
+  __device__ int64_t block(int64_t i) const {
+    if (map.blocks == 1) return 0;
+    if (!narrow) return map.block_of(i);
+    const auto inner = static_cast<uint32_t>(map.inner), axis = static_cast<uint32_t>(map.axis);
+    const auto line = static_cast<uint32_t>(i) / inner;
+    return map.block_of(line / axis, static_cast<uint32_t>(line % axis),
+                        static_cast<uint32_t>(i) % inner);
+  }
+};
+
+/// most[j] = the largest |x| in the block of this thread's quad of row j.
+__device__ __forceinline__ void find_amax(int64_t run, const Segment& x, uint32_t (&most)[kRows]) {
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) {
+    most[j] = 0;
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) most[j] = max(most[j], bits_of(x[j][k]) & ~kSignBit);
+  }
+  for (int lanes = 1; lanes < kWarp && lanes * kQuad < run; lanes *= 2)
+#pragma unroll
+    for (int j = 0; j < kRows; ++j)
+      most[j] = max(most[j], __shfl_xor_sync(kFullWarp, most[j], lanes));
+#pragma unroll
+  for (int rows = 1; rows < kRows; rows *= 2) {
+    if (run <= rows * kRow) break;
+    uint32_t other[kRows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) other[j] = most[j ^ rows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) most[j] = max(most[j], other[j]);
+  }
+}
+
+template <bool kScaled, bool kStats>
+__global__ void __launch_bounds__(kThreads, kScaled || kStats ? 2 : 3)
+    quantise_quads_kernel(Work w, QuadBlocks blocks, Scaling scaling, float* factors) {
+  using How = Rounder::How;
+  const RandomSource random = w.rounder.random();
+  const float tensor = kScaled ? scaling.tensor() : 1.0f;
+  quantise_segments<kStats>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    SegmentScales<kScaled> scales;
+    if (blocks.amax == nullptr) {
+      find_amax(blocks.run, x, scales.amax);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const int64_t i = quad_at(begin, j);
+        scales.amax[j] = i < w.n ? blocks.amax[blocks.block(i)] : 0;
+      }
+    }
+    bool fast = true;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      scales.shift[j] = scaling.shift(scales.amax[j]);
+      fast = fast && is_fast(w.rounder.fast, scales.amax[j], scales.shift[j]);
+      if constexpr (kScaled) {
+        const BlockScale scale = scaling.block(scales.amax[j], tensor);
+        scales.before[j] = scale.before;
+        scales.after[j] = scale.after;
+        scales.last[j] = scaling.last(scale);
+        const int64_t i = quad_at(begin, j);
+        if (factors != nullptr && i < w.n && i % blocks.run == 0)
+          factors[i / blocks.run] = scale.factor;
+      }
+    }
+    fast = __all_sync(kFullWarp, fast);
+    for_how(fast ? w.rounder.how : How::Any, [&]<How kHow>() {
+      if constexpr (kHow == How::Any || kHow == How::Copy) {
+        // Registers have no index at run time: a block's scales are looked up in copies.
+        const SegmentScales<kScaled> own = scales;
+        round_slowly(w.rounder, random, begin, x, clamped, [&](int j, float value, uint32_t word) {
+          const uint32_t amax = own.amax[j];
+          BlockScale scale = scaling.block(amax, tensor);
+          Rounded r = round_in_block(value * scale.before, w.rounder.grid, scaling.rule,
+                                     scaling.delayed != nullptr ? 0u : amax, word);
+          r.value = canonical(r.value * scale.after * scaling.last(scale));
+          return r;
+        });
+      } else {
+        round_fast_segment<kHow>(random, begin, x, clamped, [&](int j, float value, uint32_t word) {
+          if constexpr (!kScaled) return round_fast<kHow>(value, w.rounder, scales.shift[j], word);
+          Rounded r = round_fast<kHow>(value * scales.before[j], w.rounder, scales.shift[j], word);
+          r.value = canonical(r.value * scales.after[j] * scales.last[j]);
+          return r;
+        });
+      }
+    });
+  });
+}
+
+/// Blocks of any shape, whose magnitudes are known.
 __global__ void __launch_bounds__(kThreads)
     quantise_blocks_kernel(Work w, BlockMap map, Scaling scaling, const uint32_t* amax) {
   const RandomSource random = w.rounder.random();
@@ -144,9 +354,7 @@ __global__ void __launch_bounds__(kThreads)
     uint32_t words[kPack] = {};
     if (stochastic) random_words(random, i, words);
     BlockCursor cursor(map, i);
-    Grid grid = w.rounder.grid;
     BlockScale scale;
-    float last = 1;
     int64_t block = -1;
     uint32_t clamped = 0;
 #pragma unroll
@@ -154,17 +362,36 @@ __global__ void __launch_bounds__(kThreads)
       if (k >= count) break;
       if (cursor.block() != block) {
         block = cursor.block();
-        grid = w.rounder.grid;
-        scale = scaling.set(grid, amax[block], tensor, last);
+        scale = scaling.block(amax[block], tensor);
       }
-      const Rounded r = round_with(w.rounder.how, grid, values[k] * scale.before, words[k]);
-      values[k] = canonical(r.value * scale.after * last);
+      const Rounded r = round_in_block(values[k] * scale.before, w.rounder.grid, scaling.rule,
+                                       scaling.delayed != nullptr ? 0u : amax[block], words[k]);
+      values[k] = canonical(r.value * scale.after * scaling.last(scale));
       clamped |= static_cast<uint32_t>(r.clamped) << k;
       cursor.next();
     }
     store_pack(w.out, i, count, values);
-    store_mask(w, i, count, clamped);
+    if (w.mask != nullptr) {
+      store_mask(w, i, min(count, kQuad), clamped & 15u);
+      store_mask(w, i + kQuad, max(count - kQuad, 0), clamped >> kQuad);
+    }
   });
+}
+
+/// most = the largest magnitude of a tensor.
+__global__ void __launch_bounds__(kThreads)
+    whole_amax_kernel(Source in, int64_t n, uint32_t* most) {
+  uint32_t own = 0;
+  for_segments(n, [&](int64_t begin) {
+    Segment x;
+    load_segment(in, begin, n, x);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) own = max(own, bits_of(x[j][k]) & ~kSignBit);
+  });
+  own = __reduce_max_sync(kFullWarp, own);
+  if (threadIdx.x % kWarp == 0) raise(most, 0, own);
 }
 
 __global__ void max_kernel(const uint32_t* values, int64_t n, uint32_t* most) {
@@ -176,15 +403,13 @@ __global__ void max_kernel(const uint32_t* values, int64_t n, uint32_t* most) {
   if (threadIdx.x % kWarp == 0) atomicMax(most, own);
 }
 
-/// factors[b] of `count` blocks.
+/// factors[b] of `count` blocks. amax null: one factor, which depends on no block.
 __global__ void factors_kernel(Scaling scaling, const uint32_t* amax, int64_t count,
                                float* factors) {
   const float tensor = scaling.tensor();
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; b < count;
        b += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    Grid grid{};
-    float last = 1;
-    factors[b] = scaling.set(grid, amax[b], tensor, last).factor;
+    factors[b] = scaling.block(amax == nullptr ? 0 : amax[b], tensor).factor;
   }
 }
 
@@ -197,118 +422,76 @@ __global__ void fill_kernel(float* values, int64_t n, float value) {
 }
 
 // ---- statistics -----------------------------------------------------------------------------------------------------
-/// The halving tree over kStatsLanes sums, of which thread t holds lanes 8t … 8t + 7; valid in thread 0.
-__device__ __forceinline__ float sum_stats_lanes(float (&lane)[kPack]) {
+/// Of a tensor that another kernel has quantised. `mask` holds what was clamped.
+__global__ void __launch_bounds__(kThreads)
+    stats_kernel(Source in, Source out, const uint8_t* mask, int64_t n, StatsSink sink) {
+  StatsCounts counts;
+  for_segments(n, [&](int64_t begin) {
+    Segment x, y;
+    uint32_t clamped[kRows] = {};
+    load_segment(in, begin, n, x);
+    load_segment(out, begin, n, y);
 #pragma unroll
-  for (int k = 0; k < kPack; ++k)
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j);
 #pragma unroll
-    for (int width = kWarp / 2; width > 0; width /= 2)
-      lane[k] += __shfl_down_sync(kFullWarp, lane[k], width);
-#pragma unroll
-  for (int width = kPack / 2; width > 0; width /= 2)
-#pragma unroll
-    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
-  return lane[0];
+      for (int k = 0; k < kQuad; ++k)
+        if (i + k < n) clamped[j] |= static_cast<uint32_t>(mask[i + k]) << k;
+    }
+    add_stats(sink, begin, n, x, y, clamped, counts);
+  });
+  counts.finish(sink.total);
 }
 
-/// A warp counts a run of kStatsRun elements; sums[k · runs + run] are its three sums.
+/// chunk_sums[k · chunks + c] = chunk c of the k-th of three vectors of doubles, a warp each.
 __global__ void __launch_bounds__(kThreads)
-    stats_kernel(Source in, Source out, const uint8_t* mask, int64_t n, QuantiseStats* stats,
-                 double* sums) {
-  static_assert(kStatsLanes == kWarp * kPack);
-  constexpr int kRows = kStatsRun / kStatsLanes;
+    stats_chunks_kernel(const double* sums, int64_t runs, int64_t chunks, double* chunk_sums) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  const int64_t runs = (n + kStatsRun - 1) / kStatsRun;
-  for (int64_t run = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-       run < runs; run += warps) {
-    float x[kRows][kPack], e[kRows][kPack];
-    uint32_t overflow = 0, underflow = 0, nan = 0, infinite = 0, finite = 0, amax = 0;
-    uint32_t most_x = 0, most_error = 0;
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const int64_t i = run * kStatsRun + row * kStatsLanes + threadIdx.x % kWarp * kPack;
-      const int count = i >= n ? 0 : n - i < kPack ? static_cast<int>(n - i) : kPack;
-      float y[kPack];
-      load_pack(in, i, count, x[row]);
-      load_pack(out, i, count, y);
-#pragma unroll
-      for (int k = 0; k < kPack; ++k) {
-        const uint32_t a = bits_of(x[row][k]) & ~kSignBit, b = bits_of(y[k]) & ~kSignBit;
-        e[row][k] = y[k] - x[row][k];
-        const bool has_share = (bits_of(e[row][k]) & ~kSignBit) < kInfinityBits;
-        if (k < count) {
-          overflow += mask[i + k];
-          underflow += a != 0 && b == 0;
-          nan += a > kInfinityBits;
-          infinite += a == kInfinityBits;
-          finite += has_share;
-          if (a < kInfinityBits) amax = max(amax, a);
-        }
-        if (!has_share) x[row][k] = e[row][k] = 0;
-        most_x = max(most_x, bits_of(x[row][k]) & ~kSignBit);
-        most_error = max(most_error, bits_of(e[row][k]) & ~kSignBit);
-      }
-    }
-    most_x = __reduce_max_sync(kFullWarp, most_x);
-    most_error = __reduce_max_sync(kFullWarp, most_error);
-    const float scale = stats_scale(most_x), error_scale = stats_scale(most_error);
-    float error[kPack], square_error[kPack], square[kPack];
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) {
-      StatsSums lane;
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) lane.add(x[row][k] * scale, e[row][k] * error_scale);
-      error[k] = lane.error;
-      square_error[k] = lane.square_error;
-      square[k] = lane.square;
-    }
-    const StatsSums all{sum_stats_lanes(error), sum_stats_lanes(square_error),
-                        sum_stats_lanes(square)};
-    const uint32_t counts[5] = {overflow, underflow, nan, infinite, finite};
-    int64_t* totals[5] = {&stats->overflow, &stats->underflow, &stats->nan, &stats->infinite,
-                          &stats->finite};
-    for (int k = 0; k < 5; ++k) {
-      const uint32_t total = __reduce_add_sync(kFullWarp, counts[k]);
-      if (threadIdx.x % kWarp == 0 && total != 0)
-        atomicAdd(reinterpret_cast<unsigned long long*>(totals[k]), total);
-    }
-    amax = __reduce_max_sync(kFullWarp, amax);
-    if (threadIdx.x % kWarp == 0) {
-      atomicMax(&stats->amax_bits, amax);
-      const double unit = stats_unit(most_x), error_unit = stats_unit(most_error);
-      sums[run] = all.error * error_unit;
-      sums[runs + run] = all.square_error * (error_unit * error_unit);
-      sums[2 * runs + run] = all.square * (unit * unit);
-    }
+  for (int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+       at < 3 * chunks; at += warps) {
+    const int64_t begin = at % chunks * kSumChunk, count = min(kSumChunk, runs - begin);
+    const double* from = sums + at / chunks * runs + begin;
+    const double sum = warp_sum_chunk<double>(count, [&](int64_t i) { return from[i]; });
+    if (threadIdx.x % kWarp == 0) chunk_sums[at] = sum;
   }
 }
 
-__global__ void stats_total_kernel(QuantiseStats* stats, const double* sums, int64_t runs,
+__global__ void stats_total_kernel(QuantiseStats* stats, const double* chunk_sums, int64_t chunks,
                                    int64_t n) {
   double* totals[3] = {&stats->error, &stats->square_error, &stats->square};
   for (int k = 0; k < 3; ++k) {
-    const double sum = warp_sum<double>(runs, [&](int64_t i) { return sums[k * runs + i]; });
+    const double sum =
+        warp_sum<double>(chunks, [&](int64_t i) { return chunk_sums[k * chunks + i]; });
     if (threadIdx.x == 0) *totals[k] = sum;
   }
   if (threadIdx.x == 0) stats->count = n;
 }
 
-void count_stats(Stream stream, const QuantiseArgs& args, const uint8_t* mask) {
-  const int64_t n = args.in.numel(), runs = (n + kStatsRun - 1) / kStatsRun;
-  auto* stats = static_cast<QuantiseStats*>(written(args.stats));
+/// Statistics of one call, in memory that `sums` keeps.
+StatsSink stats_sink(Stream stream, const QuantiseArgs& args, Tensor& sums) {
+  if (!args.stats.defined()) return {};
+  auto* total = static_cast<QuantiseStats*>(written(args.stats));
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
   ULP_CUDA_CHECK(
-      cudaMemsetAsync(stats, 0, sizeof(QuantiseStats), static_cast<cudaStream_t>(stream.handle)));
-  if (n == 0) return;
-  Tensor sums =
-      Tensor::empty({3 * runs * static_cast<int64_t>(sizeof(double))}, DType::U8, stream.device);
-  auto* at = static_cast<double*>(sums.mutable_raw());
-  launch("quantise", stream, blocks_for(runs, kThreads / kWarp), kThreads, stats_kernel,
-         source_of(args.in), source_of(args.out), mask, n, stats, at);
-  launch("quantise", stream, 1, kWarp, stats_total_kernel, stats, static_cast<const double*>(at),
-         runs, n);
+      cudaMemsetAsync(total, 0, sizeof(QuantiseStats), static_cast<cudaStream_t>(stream.handle)));
+  const int64_t runs = (args.in.numel() + kStatsRun - 1) / kStatsRun;
+  const int64_t chunks = (runs + kSumChunk - 1) / kSumChunk;
+  sums = Tensor::empty({3 * (runs + chunks) * static_cast<int64_t>(sizeof(double))}, DType::U8,
+                       stream.device);
+  return {total, static_cast<double*>(sums.mutable_raw()), runs};
 }
 
+void finish_stats(Stream stream, const StatsSink& sink, int64_t n) {
+  if (sink.total == nullptr || n == 0) return;
+  const int64_t chunks = (sink.runs + kSumChunk - 1) / kSumChunk;
+  double* const chunk_sums = sink.sums + 3 * sink.runs;
+  launch("quantise", stream, blocks_for(3 * chunks, kThreads / kWarp), kThreads,
+         stats_chunks_kernel, static_cast<const double*>(sink.sums), sink.runs, chunks, chunk_sums);
+  launch("quantise", stream, 1, kWarp, stats_total_kernel, sink.total,
+         static_cast<const double*>(chunk_sums), chunks, n);
+}
+
+// ---- blocks ---------------------------------------------------------------------------------------------------------
 /// Integer maxima of all blocks, and behind them that of the tensor.
 Tensor find_amax(Stream stream, const Work& w, const BlockMap& map, bool whole) {
   Tensor tensor = Tensor::empty({map.blocks + 1}, DType::I32, stream.device);
@@ -323,7 +506,72 @@ Tensor find_amax(Stream stream, const Work& w, const BlockMap& map, bool whole) 
   return tensor;
 }
 
-void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w) {
+/// The length of a tensor's blocks if they are runs that a warp can hold, else 0.
+int64_t run_of(const BlockMap& map) {
+  int64_t run = 0;
+  if (map.inner == 1 && map.axis % map.group == 0 && (map.outer_step != 0 || map.outer == 1))
+    run = map.group;
+  else if (map.inner_step == 0 && map.outer == 1 && map.group == 1)
+    run = map.inner;
+  const bool fits_warp = run >= kQuad && run <= kSegment && (run & (run - 1)) == 0;
+  return fits_warp && map.blocks > 1 ? run : 0;
+}
+
+/// Four elements from a multiple of four on always lie in one block.
+bool keeps_quads(const BlockMap& map) {
+  if (map.blocks == 1) return true;
+  if (map.inner == 1)
+    return map.axis % kQuad == 0 && (map.group % kQuad == 0 || map.group >= map.axis);
+  return map.inner % kQuad == 0 && (map.inner_step == 0 || map.columns % kQuad == 0);
+}
+
+/// The largest magnitude of the whole tensor, alone.
+Tensor find_whole_amax(Stream stream, const Work& w) {
+  Tensor tensor = Tensor::empty({1}, DType::I32, stream.device);
+  auto* amax = static_cast<uint32_t*>(tensor.mutable_raw());
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(
+      cudaMemsetAsync(amax, 0, sizeof(uint32_t), static_cast<cudaStream_t>(stream.handle)));
+  launch("quantise", stream, segment_blocks(w.n), kThreads, whole_amax_kernel, w.in, w.n, amax);
+  return tensor;
+}
+
+void quantise_quads(Stream stream, const Work& w, const QuadBlocks& blocks, const Scaling& scaling,
+                    float* factors) {
+  const BlockRule& rule = scaling.rule;
+  const bool scaled = rule.kind == BlockRule::Kind::Scaled &&
+                      (rule.scale.kind != Scale::Kind::PowerOfTwo || rule.three_quarters);
+  const bool stats = w.stats.total != nullptr;
+  auto* kernel =
+      scaled ? (stats ? quantise_quads_kernel<true, true> : quantise_quads_kernel<true, false>)
+             : (stats ? quantise_quads_kernel<false, true> : quantise_quads_kernel<false, false>);
+  launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w, blocks, scaling, factors);
+}
+
+/// Neighbours may lie in different blocks; statistics are a pass of their own.
+void quantise_any_blocks(Stream stream, const QuantiseArgs& args, Work w, const BlockMap& map,
+                         const Scaling& scaling, const uint32_t* amax) {
+  Tensor mask, in = args.in;
+  if (w.stats.total != nullptr) {
+    if (w.mask == nullptr) {
+      mask = Tensor::empty(in.shape(), DType::U8, stream.device);
+      w.mask = static_cast<uint8_t*>(written(mask));
+      w.mask_aligned = is_aligned(w.mask, DType::U8);
+    }
+    if (args.in.raw() == args.out.raw()) {
+      in = Tensor::empty(in.shape(), in.dtype(), stream.device);
+      copy(stream, {args.in, in});
+    }
+  }
+  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map, scaling,
+         amax);
+  if (w.stats.total != nullptr)
+    launch("quantise", stream, segment_blocks(w.n), kThreads, stats_kernel, source_of(in),
+           source_of(args.out), static_cast<const uint8_t*>(w.mask), w.n, w.stats);
+}
+
+void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w,
+                     const BlockRule& rule) {
   const Quantizer& q = args.quantizer;
   const BlockMap map = make_block_map(q, args.in.shape(), args.group_axis);
   float* factors = args.factors.defined() ? static_cast<float*>(written(args.factors)) : nullptr;
@@ -332,18 +580,36 @@ void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w) {
       launch("quantise", stream, 1, kThreads, fill_kernel, factors, args.factors.numel(), 1.0f);
     return;
   }
-  Scaling scaling{make_block_rule(q, args.out.dtype()), factors != nullptr, nullptr, nullptr};
+  Scaling scaling{rule, factors != nullptr, nullptr, nullptr};
   const bool two_levels = q.scale.kind == Scale::Kind::E4M3Tensor;
-  const Tensor amax_tensor = find_amax(stream, w, map, two_levels);
+  QuadBlocks quads{nullptr, run_of(map), map, w.n <= INT32_MAX};
+  if (quads.run != 0) {
+    Tensor whole;
+    if (two_levels) {
+      whole = find_whole_amax(stream, w);
+      scaling.whole = static_cast<const uint32_t*>(whole.raw());
+    }
+    const bool each = factors != nullptr && args.factors.numel() == map.blocks;
+    quantise_quads(stream, w, quads, scaling, each ? factors : nullptr);
+    if (factors != nullptr && !each)
+      launch("quantise", stream, 1, kThreads, factors_kernel, scaling,
+             static_cast<const uint32_t*>(nullptr), int64_t{1}, factors);
+    return;
+  }
+  const Tensor amax_tensor =
+      map.blocks == 1 ? find_whole_amax(stream, w) : find_amax(stream, w, map, two_levels);
   const auto* amax = static_cast<const uint32_t*>(amax_tensor.raw());
-  if (two_levels) scaling.whole = amax + map.blocks;
+  if (two_levels) scaling.whole = map.blocks == 1 ? amax : amax + map.blocks;
   float* state = nullptr;
   if (q.scale.kind == Scale::Kind::Delayed) {
     state = static_cast<float*>(written(args.scaling));
     scaling.delayed = state;
   }
-  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map, scaling,
-         amax);
+  quads.amax = amax;
+  if (keeps_quads(map))
+    quantise_quads(stream, w, quads, scaling, nullptr);
+  else
+    quantise_any_blocks(stream, args, w, map, scaling, amax);
   if (factors != nullptr)
     launch("quantise", stream, blocks_for(args.factors.numel(), kThreads), kThreads, factors_kernel,
            scaling, amax, args.factors.numel(), factors);
@@ -360,20 +626,23 @@ void quantise(Stream stream, const QuantiseArgs& args) {
   w.n = args.in.numel();
   w.in = source_of(args.in);
   w.out = sink_of(args.out);
-  w.rounder = make_rounder(stream.device, q, args.key);
-  Tensor mask = args.mask;
-  if (args.stats.defined() && !mask.defined())
-    mask = Tensor::empty(args.in.shape(), DType::U8, stream.device);
-  if (mask.defined()) {
-    check_type("quantise", mask, DType::U8);
-    w.mask = static_cast<uint8_t*>(written(mask));
+  if (args.mask.defined()) {
+    check_type("quantise", args.mask, DType::U8);
+    w.mask = static_cast<uint8_t*>(written(args.mask));
     w.mask_aligned = is_aligned(w.mask, DType::U8);
   }
-  if (q.block.kind != Block::Kind::None && !q.is_identity())
-    quantise_blocks(stream, args, w);
-  else
-    launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_kernel, w);
-  if (args.stats.defined()) count_stats(stream, args, w.mask);
+  Tensor sums;
+  w.stats = stats_sink(stream, args, sums);
+  if (q.block.kind != Block::Kind::None && !q.is_identity()) {
+    const BlockRule rule = make_block_rule(q, args.out.dtype());
+    w.rounder = make_rounder(stream.device, q, args.key, make_block_grid(q, rule));
+    quantise_blocks(stream, args, w, rule);
+  } else {
+    w.rounder = make_rounder(stream.device, q, args.key);
+    const auto kernel = w.stats.total != nullptr ? quantise_kernel<true> : quantise_kernel<false>;
+    launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w);
+  }
+  finish_stats(stream, w.stats, w.n);
 }
 
 }  // namespace ulp::cuda

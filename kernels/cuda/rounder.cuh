@@ -1,20 +1,34 @@
 #pragma once
 
 // A quantizer with its draws, as kernels apply it. The rounding that a launch needs is the same for all its threads, so it
-// is a branch, not a template: nearest-even and 32-bit stochastic rounding are inlined, everything else is one function.
+// is a branch, not a template: the short forms of core/fast_grid.h are inlined, everything else is one function.
 
-#include "core/grid.h"
+#include "core/fast_grid.h"
 #include "core/random.h"
 #include "kernels/cuda/pack.cuh"
 
 namespace ulp::cuda {
 
 struct Rounder {
-  enum class How : uint8_t { Copy, Nearest, Stochastic, Any };
+  enum class How : uint8_t {
+    Copy,
+    Nearest,  // Spaced
+    Stochastic,
+    NearestCut,
+    StochasticCut,
+    NearestPosit,
+    StochasticPosit,
+    Any,
+  };
   How how = How::Copy;
   Grid grid{};
+  FastGrid fast{};  // of blocks: at shift 0
   RandomKey key{};
 
+  /// Draws plainly: one word an element, all of it.
+  static constexpr bool draws(How how) {
+    return how == How::Stochastic || how == How::StochasticCut || how == How::StochasticPosit;
+  }
   __device__ RandomSource random() const {
     return how != How::Copy && grid.rounding == Rounding::Stochastic ? RandomSource(key)
                                                                      : RandomSource();
@@ -24,20 +38,33 @@ struct Rounder {
 /// The numbers of a codebook in a device's memory, copied there once.
 const float* table_on(Device device, int table);
 
-/// Block formats included: their grid is set later, by set_block.
-inline Rounder make_rounder(Device device, const Quantizer& quantizer, const RandomKey& key) {
+/// `fast` follows from the given grid: the quantizer's own, or that of its blocks at shift 0 (make_block_grid).
+inline Rounder make_rounder(Device device, const Quantizer& quantizer, const RandomKey& key,
+                            const Grid& fast_of) {
+  using How = Rounder::How;
   Rounder rounder;
-  if (quantizer.is_identity()) return rounder;
   rounder.grid = make_grid(quantizer);
   rounder.key = key;
-  rounder.how = Rounder::How::Any;
+  rounder.how = How::Any;
   if (rounder.grid.kind == GridKind::Table)
     rounder.grid.table = table_on(device, quantizer.format.table);
-  if (rounder.grid.kind != GridKind::Lattice || rounder.grid.wrap_bits > 0) return rounder;
-  if (quantizer.rounding == Rounding::NearestEven) rounder.how = Rounder::How::Nearest;
-  if (quantizer.rounding == Rounding::Stochastic && quantizer.bits == RandomBits{})
-    rounder.how = Rounder::How::Stochastic;
+  rounder.fast = make_fast_grid(fast_of);
+  const bool stochastic = quantizer.rounding == Rounding::Stochastic;
+  if (rounder.fast.form == FastGrid::Form::Spaced)
+    rounder.how = stochastic ? How::Stochastic : How::Nearest;
+  if (rounder.fast.form == FastGrid::Form::CutBits)
+    rounder.how = stochastic ? How::StochasticCut : How::NearestCut;
+  if (rounder.grid.kind == GridKind::Posit && quantizer.rounding == Rounding::NearestEven)
+    rounder.how = How::NearestPosit;
+  if (rounder.grid.kind == GridKind::Posit && stochastic && quantizer.bits == RandomBits{})
+    rounder.how = How::StochasticPosit;
   return rounder;
+}
+
+/// Element-wise.
+inline Rounder make_rounder(Device device, const Quantizer& quantizer, const RandomKey& key) {
+  if (quantizer.is_identity()) return {};
+  return make_rounder(device, quantizer, key, make_grid(quantizer));
 }
 
 inline Rounder make_elementwise_rounder(const char* kernel, Device device,
@@ -65,19 +92,46 @@ __device__ __noinline__ inline Rounded round_any(float x, Grid grid, uint32_t ra
   return r;
 }
 
-/// One value with its word. `grid` may be the rounder's own or that of a block; `how` is not Copy.
-__device__ __forceinline__ Rounded round_with(Rounder::How how, const Grid& grid, float x,
+/// One value with its word in a short form; blocks lie `shift` above the rounder's grid.
+template <Rounder::How kHow>
+__device__ __forceinline__ Rounded round_fast(float x, const Rounder& rounder, int32_t shift,
                                               uint32_t random) {
-  if (how == Rounder::How::Any) return round_any(x, grid, random);
-  Grid plain = grid;  // the rare cases are absent: they fold away
-  plain.kind = GridKind::Lattice;
-  plain.wrap_bits = 0;
-  plain.bits = RandomBits{};
+  using How = Rounder::How;
+  constexpr auto kBounds = FastGrid::Bounds::Any;
+  const FastGrid& fast = rounder.fast;
   Rounded r;
-  r.value = how == Rounder::How::Nearest
-                ? quantise_value(x, plain, Rounding::NearestEven, 0, &r.clamped)
-                : quantise_value(x, plain, Rounding::Stochastic, random, &r.clamped);
+  if constexpr (kHow == How::Nearest) {
+    r.value = fast::nearest_spaced<kBounds>(x, fast, shift, r.clamped);
+  } else if constexpr (kHow == How::Stochastic) {
+    r.value = fast::stochastic_spaced<kBounds>(x, fast, shift, random, r.clamped);
+  } else if constexpr (kHow == How::NearestCut) {
+    r.value = fast::nearest_cut<kBounds>(x, fast, r.clamped);
+  } else if constexpr (kHow == How::StochasticCut) {
+    r.value = fast::stochastic_cut<kBounds>(x, fast, random, r.clamped);
+  } else if constexpr (kHow == How::NearestPosit) {
+    r.value = quantise_posit(x, rounder.grid, Rounding::NearestEven, 0, &r.clamped);
+  } else {
+    bool uneven = false;
+    r.value = quantise_posit(x, rounder.grid, Rounding::Stochastic, random, &r.clamped, &uneven);
+    if (uneven) r = round_any(x, rounder.grid, random);
+  }
   return r;
+}
+
+/// Calls body.operator()<how>(): one branch for all that the body unrolls.
+template <class Body>
+__device__ __forceinline__ void for_how(Rounder::How how, const Body& body) {
+  using How = Rounder::How;
+  switch (how) {
+    case How::Copy: return body.template operator()<How::Copy>();
+    case How::Nearest: return body.template operator()<How::Nearest>();
+    case How::Stochastic: return body.template operator()<How::Stochastic>();
+    case How::NearestCut: return body.template operator()<How::NearestCut>();
+    case How::StochasticCut: return body.template operator()<How::StochasticCut>();
+    case How::NearestPosit: return body.template operator()<How::NearestPosit>();
+    case How::StochasticPosit: return body.template operator()<How::StochasticPosit>();
+    case How::Any: return body.template operator()<How::Any>();
+  }
 }
 
 /// Words of elements i … i + kPack − 1; i is a multiple of four.
@@ -94,31 +148,29 @@ __device__ __forceinline__ void random_words(const RandomSource& random, int64_t
 /// Rounds elements i … i + kPack − 1; bit k of the result tells whether element i + k was clamped.
 __device__ __forceinline__ uint32_t round_pack(const Rounder& rounder, const RandomSource& random,
                                                int64_t i, float (&values)[kPack]) {
+  using How = Rounder::How;
   uint32_t clamped = 0;
-  const auto apply = [&](Rounder::How how, const uint32_t(&words)[kPack]) {
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) {
-      const Rounded r = round_with(how, rounder.grid, values[k], words[k]);
-      values[k] = r.value;
-      clamped |= static_cast<uint32_t>(r.clamped) << k;
-    }
-  };
-  uint32_t words[kPack] = {};
-  switch (rounder.how) {
-    case Rounder::How::Copy:
+  for_how(rounder.how, [&]<How kHow>() {
+    if constexpr (kHow == How::Copy) {
 #pragma unroll
       for (int k = 0; k < kPack; ++k) values[k] = canonical(values[k]);
-      break;
-    case Rounder::How::Nearest: apply(Rounder::How::Nearest, words); break;
-    case Rounder::How::Stochastic:
-      random_words(random, i, words);
-      apply(Rounder::How::Stochastic, words);
-      break;
-    case Rounder::How::Any:
-      if (rounder.grid.rounding == Rounding::Stochastic) random_words(random, i, words);
-      apply(Rounder::How::Any, words);
-      break;
-  }
+    } else {
+      uint32_t words[kPack] = {};
+      if (Rounder::draws(kHow) ||
+          (kHow == How::Any && rounder.grid.rounding == Rounding::Stochastic))
+        random_words(random, i, words);
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        Rounded r;
+        if constexpr (kHow == How::Any)
+          r = round_any(values[k], rounder.grid, words[k]);
+        else
+          r = round_fast<kHow>(values[k], rounder, 0, words[k]);
+        values[k] = r.value;
+        clamped |= static_cast<uint32_t>(r.clamped) << k;
+      }
+    }
+  });
   return clamped;
 }
 
