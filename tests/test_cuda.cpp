@@ -527,10 +527,15 @@ void check_matmul() {
     }
   matmul_once({1600, 70, 1500});    // the large tile
   matmul_once({1536, 4200, 1536});  // the large tile carrying its sums from chunk to chunk
-  // Four neighbours at a time: rows and columns that end inside a tile, k that ends inside a slice.
+  // Every tile on a GPU of about 132 multiprocessors, and four neighbours at a time: rows and columns that end inside a
+  // tile, k that ends inside a slice.
   for (const int layout : {0, 1, 2, 3})
-    for (const auto& [m, k, n] :
-         std::vector<std::array<int64_t, 3>>{{1500, 76, 1612}, {92, 4, 44}, {68, 4124, 36}})
+    for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{{1500, 76, 1612},
+                                                                     {828, 52, 788},
+                                                                     {332, 76, 420},
+                                                                     {92, 4, 44},
+                                                                     {68, 4124, 36},
+                                                                     {28, 20004, 16}})
       for (const auto& [a, b] : {std::pair{DType::F32, DType::F32},
                                  {DType::BF16, DType::F8E4M3},
                                  {DType::F8E5M2, DType::F32},

@@ -6,11 +6,9 @@
 namespace ulp::cuda {
 namespace {
 
-/// out = quantise(fma(Σ planes, ascending, factor) + bias).
+/// out = quantise(fma(sums, factor) + bias).
 struct Finish {
-  const float* sums;  // (planes, M·N)
-  bool aligned;       // every plane, to 16 bytes
-  int64_t planes;
+  Source sums;
   const float *a_factor, *b_factor;  // null: 1
   const void* bias;                  // null: none
   DType bias_type;
@@ -25,13 +23,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Finish w) {
   const float factor =
       (w.a_factor != nullptr ? *w.a_factor : 1.0f) * (w.b_factor != nullptr ? *w.b_factor : 1.0f);
   for_packs(w.count, [&](int64_t i, int count) {
-    float total[kPack], next[kPack];
-    load_pack({w.sums, DType::F32, w.aligned}, i, count, total);
-    for (int64_t plane = 1; plane < w.planes; ++plane) {
-      load_pack({w.sums + plane * w.count, DType::F32, w.aligned}, i, count, next);
-#pragma unroll
-      for (int k = 0; k < kPack; ++k) total[k] += next[k];
-    }
+    float total[kPack];
+    load_pack(w.sums, i, count, total);
     if (scales) {
 #pragma unroll
       for (int k = 0; k < kPack; ++k) total[k] = fmaf(total[k], factor, 0.0f);
@@ -91,17 +84,12 @@ void matmul(Stream stream, const MatmulArgs& call) {
   finish.out = sink_of(args.out);
   const bool into_out = args.out.dtype() == DType::F32;
   Tensor scratch;
-  float* sums = nullptr;
-  const auto place_sums = [&](int64_t planes) {
-    finish.planes = planes;
-    const bool in_place = into_out && planes == 1;
-    if (!in_place) scratch = Tensor::empty({planes, m, n}, DType::F32, stream.device);
-    sums = in_place ? static_cast<float*>(finish.out.data) : scratch.mutable_data<float>();
-  };
+  if (!into_out) scratch = Tensor::empty({m, n}, DType::F32, stream.device);
+  auto* const sums =
+      into_out ? static_cast<float*>(finish.out.data) : scratch.mutable_data<float>();
   const UnitChoice choice = matrix_unit(args);
   bool done = false;
   if (choice.unit != MatrixUnit::Strict && k > 0) {
-    place_sums(1);
     // cuBLASLt also multiplies by the factors and adds the bias, where nothing is rounded after that; its fp8 products add
     // biases of 16 bits only.
     const bool whole = into_out && args.output.is_identity() &&
@@ -110,20 +98,15 @@ void matmul(Stream stream, const MatmulArgs& call) {
     if (whole && matmul_fast(stream, args, choice, true, sums)) return;
     done = matmul_fast(stream, args, choice, false, sums);
   }
-  if (!done) {
-    const StrictPlan plan = plan_strict(args);
-    place_sums(plan.planes);
-    matmul_strict(stream, args, plan, sums);
-  }
+  if (!done) matmul_strict(stream, args, sums);
   const bool scaled = args.a_factor.defined() || args.b_factor.defined();
   if (sums == finish.out.data && !args.bias.defined() && !scaled && args.output.is_identity())
     return;
-  finish.sums = sums;
+  finish.sums = {sums, DType::F32, is_aligned(sums, DType::F32)};
   finish.a_factor = data_or_null(args.a_factor);
   finish.b_factor = data_or_null(args.b_factor);
   finish.n = n;
   finish.count = m * n;
-  finish.aligned = is_aligned(sums, DType::F32) && (finish.planes == 1 || finish.count % 4 == 0);
   if (args.bias.defined()) {
     finish.bias = args.bias.raw();
     finish.bias_type = args.bias.dtype();
