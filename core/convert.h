@@ -39,12 +39,12 @@ ULP_HD uint32_t float_to_small(float value, bool fn) {
   constexpr int kBias = (1 << (E - 1)) - 1;
   const uint32_t a = bits_of(value) & ~kSignBit;
   const uint32_t sign = (bits_of(value) >> 31) << (E + M);
-  const uint32_t normal = (a >> (23 - M)) - (static_cast<uint32_t>(127 - kBias) << M);
-  const uint32_t bounded = select_bits(a < 0x3F800000u, a, 0x3F800000u);
-  const uint32_t subnormal =
-      static_cast<uint32_t>(static_cast<int32_t>(float_of(bounded) * pow2(kBias - 1 + M)));
-  const uint32_t small = static_cast<uint32_t>(127 - kBias + 1) << 23;
-  uint32_t code = select_bits(a < small, subnormal, normal);
+  // Below the least normal number, adding it turns the code into the fraction of a number with its exponent.
+  constexpr uint32_t kSmall = static_cast<uint32_t>(127 - kBias + 1) << 23;
+  const bool subnormal = a < kSmall;
+  const uint32_t shifted =
+      subnormal ? bits_of(float_of(a) + float_of(kSmall)) : a + (uint32_t{1} << 23);
+  uint32_t code = (shifted >> (23 - M)) - (static_cast<uint32_t>(127 - kBias + 1) << M);
   const uint32_t infinity = ((1u << E) - 1u) << M;
   if (fn) return select_bits(a > kInfinityBits, (1u << (E + M)) - 1u, code | sign);
   code = select_bits(a == kInfinityBits, infinity, code) | sign;

@@ -55,6 +55,34 @@ FastGrid make_fast_grid(const Grid& grid) {
   return fast;
 }
 
+BlockShift make_block_shift(const BlockRule& rule) {
+  constexpr uint32_t kUp = 0x007FFFFF;  // any fraction raises the exponent
+  BlockShift s;
+  if (rule.kind == BlockRule::Kind::Scaled) {
+    if (rule.scale.kind != Scale::Kind::PowerOfTwo) return s;  // always 0
+    s.least = rule.least_scale - 127;
+    s.most = rule.most_scale - 127;
+    s.offset = -127 - rule.emax;
+    switch (rule.scale.rule) {
+      case Scale::Rule::Ceil: s.add = s.add_subnormal = kUp; break;
+      case Scale::Rule::Even: s.add = s.add_subnormal = 1u << (23 - rule.precision); break;
+      case Scale::Rule::RoundCeil:
+        s.multiplier = rule.inverse_max;
+        s.add = kUp;
+        s.add_subnormal = 0x003FFFFF;  // half of the least normal number and less keeps exponent 0
+        s.offset = -127;
+        break;
+      default: break;
+    }
+    return s;
+  }
+  s.least = -254;  // no bounds
+  s.most = 254;
+  s.offset = -127;
+  if (rule.kind == BlockRule::Kind::Hbfp) s.add = s.add_subnormal = kUp;
+  return s;
+}
+
 Grid make_block_grid(const Quantizer& quantizer, const BlockRule& rule) {
   Grid grid = make_grid(quantizer);
   if (rule.kind != BlockRule::Kind::Scaled) set_block(grid, rule, bits_of(1.0f));

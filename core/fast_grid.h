@@ -32,17 +32,20 @@ struct FastGrid {
 /// Of an element-wise quantizer's grid, or of a block's grid at shift 0.
 FastGrid make_fast_grid(const Grid& grid);
 
-/// The grid of a power-of-two block is that of shift 0 times 2^shift. amax_bits: finite. A block of zeros stays zero on any
-/// grid; 0 is a shift that the short forms take.
-ULP_HD int32_t block_shift(const BlockRule& rule, uint32_t amax_bits) {
-  if (amax_bits == 0) return 0;
-  const int32_t e = static_cast<int32_t>(amax_bits >> 23) - 127;
-  switch (rule.kind) {
-    case BlockRule::Kind::BlockFloat: return e;
-    case BlockRule::Kind::Hbfp: return e + ((amax_bits & 0x007FFFFFu) != 0 ? 1 : 0);
-    default: break;
-  }
-  return rule.scale.kind == Scale::Kind::PowerOfTwo ? scale_exponent(rule, amax_bits) - 127 : 0;
+/// The grid of a power-of-two block is that of shift 0 times 2^shift: what set_block makes of amax, for all rules in one form.
+struct BlockShift {
+  float multiplier = 1;                     // of amax; not 1 where the quotient amax / max decides
+  uint32_t add = 0, add_subnormal = 0;      // to the pattern: what rounds up to the next exponent
+  int32_t offset = 0, least = 0, most = 0;  // to the exponent field; bounds of the sum
+};
+BlockShift make_block_shift(const BlockRule& rule);
+
+/// amax_bits: finite. A block of zeros stays zero on any grid; 0 is a shift that the short forms take.
+ULP_HD int32_t block_shift(const BlockShift& s, uint32_t amax_bits) {
+  const uint32_t f = bits_of(float_of(amax_bits) * s.multiplier);
+  const uint32_t add = f < 0x00800000u ? s.add_subnormal : s.add;
+  const int32_t shift = static_cast<int32_t>((f + add) >> 23) + s.offset;
+  return amax_bits == 0 ? 0 : max_of(min_of(shift, s.most), s.least);
 }
 
 /// The grid of every block with block_shift 0.
@@ -52,7 +55,7 @@ namespace fast {
 
 ULP_HD bool is_nan(float x) { return x != x; }
 
-/// Whether the caller knows that there is neither Inf nor NaN.
+/// Whether the caller knows that there is neither Inf nor NaN, and that the grid makes none.
 enum class Specials : bool { Absent, Possible };
 
 /// Bounds, Inf, NaN and the sign. `a`: the magnitude that came, `y`: what it was rounded to. `up`: 2^shift as a number to add
@@ -83,6 +86,7 @@ ULP_HD float settle(uint32_t bits, uint32_t a, uint32_t y, const FastGrid& g, ui
     y = is_nan(float_of(a)) ? kNanBits : y;
   }
   const float number = float_of(y | (bits & kSignBit)) + g.zero;
+  if (kSpecials == Specials::Absent) return number;
   return is_nan(number) ? float_of(kNanBits) : number;
 }
 

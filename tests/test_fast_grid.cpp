@@ -510,7 +510,7 @@ TEST_SUITE("fast_grid") {
           const FastGrid fast = make_fast_grid(make_block_grid(q, rule));
           if (fast.form == FastGrid::Form::None) continue;
           for (const uint32_t amax : all) {
-            const int32_t shift = block_shift(rule, amax);
+            const int32_t shift = block_shift(make_block_shift(rule), amax);
             if (shift < fast.least_shift || shift > fast.most_shift) {
               ++refused;
               continue;
@@ -545,7 +545,7 @@ TEST_SUITE("fast_grid") {
         int32_t seen = 0;
         for (int32_t e = -126; e <= 127; ++e) {
           const uint32_t amax = static_cast<uint32_t>(e + 127) << 23;
-          const int32_t shift = block_shift(rule, amax);
+          const int32_t shift = block_shift(make_block_shift(rule), amax);
           const bool near_an_end =
               shift < fast.least_shift + 3 || shift > fast.most_shift - 3 || std::abs(shift) < 2;
           if (!near_an_end || shift < fast.least_shift || shift > fast.most_shift) continue;

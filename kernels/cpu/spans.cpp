@@ -500,19 +500,22 @@ void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
 
 void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, const uint32_t* amax,
                 int32_t* shift, float* before, float* after) {
+  const BlockShift block = make_block_shift(rule);
+  with_isa([=]() ULP_INLINE {
+    const BlockShift own = block;
+    const int64_t count = n;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) shift[i] = block_shift(own, amax[i]);
+  });
+  if (!is_multiplied(rule)) return;
   const bool folded = !apart && rule.scale.kind != Scale::Kind::E4M3Tensor;
-  const bool multiplied = is_multiplied(rule);
-  // The rule is the same for all blocks; naming it lets the loops vectorise.
-  const auto fill = [&]<BlockRule::Kind kKind, Scale::Kind kScale, Scale::Rule kRule>() {
+  // The kind is the same for all blocks; naming it lets the loop vectorise.
+  const auto fill = [&]<Scale::Kind kScale>() {
     with_isa([=]() ULP_INLINE {
       BlockRule r = rule;
-      r.kind = kKind;
+      r.kind = BlockRule::Kind::Scaled;
       r.scale.kind = kScale;
-      r.scale.rule = kRule;
       const int64_t count = n;
-#pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) shift[i] = block_shift(r, amax[i]);
-      if (!multiplied) return;
 #pragma GCC ivdep
       for (int64_t i = 0; i < count; ++i) {
         const BlockScale scale = block_scale(r, amax[i], tensor);
@@ -521,27 +524,12 @@ void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, cons
       }
     });
   };
-  using Kind = BlockRule::Kind;
-  using Rule = Scale::Rule;
-  constexpr Scale::Kind kNone = Scale::Kind::None, kPower = Scale::Kind::PowerOfTwo;
-  if (rule.kind == Kind::BlockFloat)
-    return fill.template operator()<Kind::BlockFloat, kNone, Rule::None>();
-  if (rule.kind == Kind::Hbfp) return fill.template operator()<Kind::Hbfp, kNone, Rule::None>();
   switch (rule.scale.kind) {
-    case Scale::Kind::E4M3:
-      return fill.template operator()<Kind::Scaled, Scale::Kind::E4M3, Rule::None>();
-    case Scale::Kind::E4M3Tensor:
-      return fill.template operator()<Kind::Scaled, Scale::Kind::E4M3Tensor, Rule::None>();
+    case Scale::Kind::E4M3: return fill.template operator()<Scale::Kind::E4M3>();
+    case Scale::Kind::E4M3Tensor: return fill.template operator()<Scale::Kind::E4M3Tensor>();
     case Scale::Kind::F32:
-    case Scale::Kind::Delayed:
-      return fill.template operator()<Kind::Scaled, Scale::Kind::F32, Rule::None>();
-    default: break;
-  }
-  switch (rule.scale.rule) {
-    case Rule::Ceil: return fill.template operator()<Kind::Scaled, kPower, Rule::Ceil>();
-    case Rule::Even: return fill.template operator()<Kind::Scaled, kPower, Rule::Even>();
-    case Rule::RoundCeil: return fill.template operator()<Kind::Scaled, kPower, Rule::RoundCeil>();
-    default: return fill.template operator()<Kind::Scaled, kPower, Rule::Floor>();
+    case Scale::Kind::Delayed: return fill.template operator()<Scale::Kind::F32>();
+    default: return fill.template operator()<Scale::Kind::PowerOfTwo>();
   }
 }
 

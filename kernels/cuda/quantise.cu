@@ -17,6 +17,8 @@ struct Work {
   StatsSink stats;
 };
 
+bool tells(const Work& w) { return w.mask != nullptr || w.stats.total != nullptr; }
+
 /// mask[i + k] = bit k of `clamped`, for k < count.
 __device__ __forceinline__ void store_mask(const Work& w, int64_t i, int count, uint32_t clamped) {
   if (w.mask_aligned && count == kQuad) {
@@ -27,14 +29,15 @@ __device__ __forceinline__ void store_mask(const Work& w, int64_t i, int count, 
   for (int k = 0; k < count; ++k) w.mask[i + k] = static_cast<uint8_t>(clamped >> k & 1u);
 }
 
-/// How the blocks of a segment's quads are rounded: in short form at `shift`, or on a grid that follows from amax where that
-/// does not serve; where scales are no powers of two (kScaled) times `before` first, `after` and `last` in the end.
+/// How the blocks of a segment's quads are rounded in short form: at `shift`; where scales are no powers of two (kScaled) times
+/// `before` first, `after` and `last` in the end.
 template <bool kScaled>
 struct SegmentScales {
-  uint32_t amax[kRows];
   int32_t shift[kRows];
   float before[kScaled ? kRows : 1], after[kScaled ? kRows : 1], last[kScaled ? kRows : 1];
 };
+
+constexpr bool is_lattice(Rounder::How how) { return how <= Rounder::How::StochasticCut; }
 
 /// Any rounding of a segment, one element after the other. Small rather than fast.
 template <class RoundOne>
@@ -86,15 +89,16 @@ __device__ __forceinline__ void round_fast_segment(const RandomSource& random, i
   }
 }
 
-/// Loads, rounds by `round(begin, x, clamped)`, stores and counts the segments that are this warp's.
-template <bool kStats, class Round>
+/// Loads, rounds by `round(begin, x, clamped)` and stores the segments that are this warp's. kTell: there are a mask, or
+/// statistics, or both.
+template <bool kTell, class Round>
 __device__ __forceinline__ void quantise_segments(const Work& w, const Round& round) {
   StatsCounts counts;
   for_segments(w.n, [&](int64_t begin) {
     Segment x, came;
     uint32_t clamped[kRows];
     load_segment(w.in, begin, w.n, x);
-    if constexpr (kStats) {
+    if constexpr (kTell) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j)
 #pragma unroll
@@ -102,29 +106,34 @@ __device__ __forceinline__ void quantise_segments(const Work& w, const Round& ro
     }
     round(begin, x, clamped);
     store_segment(w.out, begin, w.n, x);
-    if (w.mask != nullptr) {
+    if constexpr (kTell) {
+      if (begin + kSegment > w.n) {  // what is not there was not clamped
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const int64_t i = quad_at(begin, j);
-        store_mask(w, i, quad_count(i, w.n), clamped[j]);
+        for (int j = 0; j < kRows; ++j)
+          clamped[j] &= (1u << quad_count(quad_at(begin, j), w.n)) - 1u;
       }
+      if (w.mask != nullptr) {
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          const int64_t i = quad_at(begin, j);
+          store_mask(w, i, quad_count(i, w.n), clamped[j]);
+        }
+      }
+      if (w.stats.total != nullptr) add_stats(w.stats, begin, w.n, came, x, clamped, counts);
     }
-    if constexpr (kStats) add_stats(w.stats, begin, w.n, came, x, clamped, counts);
   });
-  if constexpr (kStats) counts.finish(w.stats.total);
+  if (kTell && w.stats.total != nullptr) counts.finish(w.stats.total);
 }
 
-template <bool kStats>
-__global__ void __launch_bounds__(kThreads, kStats ? 2 : 3) quantise_kernel(Work w) {
+/// Lattices in short form; nothing here calls a function with the segment in registers.
+template <bool kTell>
+__global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
+    quantise_kernel(const __grid_constant__ Work w) {
   using How = Rounder::How;
   const RandomSource random = w.rounder.random();
-  quantise_segments<kStats>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+  quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
     for_how(w.rounder.how, [&]<How kHow>() {
-      if constexpr (kHow == How::Any)
-        round_slowly(w.rounder, random, begin, x, clamped, [&](int, float value, uint32_t word) {
-          return round_any(value, w.rounder.grid, word);
-        });
-      else
+      if constexpr (is_lattice(kHow))
         round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
           if constexpr (kHow == How::Copy)
             return Rounded{canonical(value), false};
@@ -132,6 +141,29 @@ __global__ void __launch_bounds__(kThreads, kStats ? 2 : 3) quantise_kernel(Work
             return round_fast<kHow>(value, w.rounder, 0, word);
         });
     });
+  });
+}
+
+/// Posits, tables and whatever has no short form.
+template <bool kTell>
+__global__ void __launch_bounds__(kThreads, 2)
+    quantise_others_kernel(const __grid_constant__ Work w) {
+  using How = Rounder::How;
+  const RandomSource random = w.rounder.random();
+  quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    const auto round = [&]<How kHow>() {
+      round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
+        return round_fast<kHow>(value, w.rounder, 0, word);
+      });
+    };
+    if (w.rounder.how == How::NearestPosit)
+      round.template operator()<How::NearestPosit>();
+    else if (w.rounder.how == How::StochasticPosit)
+      round.template operator()<How::StochasticPosit>();
+    else
+      round_slowly(w.rounder, random, begin, x, clamped, [&](int, float value, uint32_t word) {
+        return round_any(value, w.rounder.grid, word);
+      });
   });
 }
 
@@ -211,10 +243,16 @@ __global__ void __launch_bounds__(kThreads)
 /// What the kernel needs to know of all blocks beside their magnitudes.
 struct Scaling {
   BlockRule rule;
+  BlockShift shifts;
   bool apart;             // factors are kept apart
   const uint32_t* whole;  // E4M3Tensor: the largest magnitude of the tensor
   const float* delayed;   // the state of delayed scaling
 
+  /// Values are multiplied before and after, beside the power of two.
+  bool multiplies() const {
+    return rule.kind == BlockRule::Kind::Scaled &&
+           (rule.scale.kind != Scale::Kind::PowerOfTwo || rule.three_quarters);
+  }
   __device__ float tensor() const { return whole == nullptr ? 1.0f : tensor_scale(rule, *whole); }
 
   __device__ BlockScale block(uint32_t amax, float tensor) const {
@@ -225,7 +263,7 @@ struct Scaling {
   /// What E4M3Tensor and the others multiply by in the end.
   __device__ float last(const BlockScale& scale) const { return apart ? 1.0f : scale.factor; }
   __device__ int32_t shift(uint32_t amax) const {
-    return delayed != nullptr ? 0 : block_shift(rule, amax);
+    return delayed != nullptr ? 0 : block_shift(shifts, amax);
   }
 };
 
@@ -243,24 +281,6 @@ __device__ __noinline__ Rounded round_in_block(float x, const Grid& element, con
   r.value = quantise_value(x, grid, grid.rounding, random, &r.clamped);
   return r;
 }
-
-/// Where a quad's largest magnitude comes from. Known ones are amax[block]; else blocks are runs of `run` elements, a power
-/// of two from 4 to kSegment, and the warp finds it.
-struct QuadBlocks {
-  const uint32_t* amax;
-  int64_t run;
-  BlockMap map;
-  bool narrow;  // indices fit 32 bits
-
-  __device__ int64_t block(int64_t i) const {
-    if (map.blocks == 1) return 0;
-    if (!narrow) return map.block_of(i);
-    const auto inner = static_cast<uint32_t>(map.inner), axis = static_cast<uint32_t>(map.axis);
-    const auto line = static_cast<uint32_t>(i) / inner;
-    return map.block_of(line / axis, static_cast<uint32_t>(line % axis),
-                        static_cast<uint32_t>(i) % inner);
-  }
-};
 
 /// most[j] = the largest |x| in the block of this thread's quad of row j.
 __device__ __forceinline__ void find_amax(int64_t run, const Segment& x, uint32_t (&most)[kRows]) {
@@ -285,54 +305,82 @@ __device__ __forceinline__ void find_amax(int64_t run, const Segment& x, uint32_
   }
 }
 
-template <bool kScaled, bool kStats>
-__global__ void __launch_bounds__(kThreads, kScaled || kStats ? 2 : 3)
-    quantise_quads_kernel(Work w, QuadBlocks blocks, Scaling scaling, float* factors) {
+/// Where a quad's largest magnitude comes from. Known ones are amax[block]; else blocks are runs of `run` elements, a power
+/// of two from 4 to kSegment, and the warp finds it.
+struct QuadBlocks {
+  const uint32_t* amax;
+  int64_t run;
+  BlockMap map;
+  bool narrow;  // indices fit 32 bits
+
+  /// most[j] = the largest magnitude in the block of this thread's quad of row j.
+  __device__ __forceinline__ void find(int64_t begin, int64_t n, const Segment& x,
+                                       uint32_t (&most)[kRows]) const {
+    if (amax == nullptr) return find_amax(run, x, most);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j);
+      most[j] = map.blocks == 1 ? amax[0] : i < n ? amax[block(i)] : 0;
+    }
+  }
+
+  /// Out of line: divisions are long.
+  __device__ __noinline__ int64_t block(int64_t i) const {
+    if (!narrow) return map.block_of(i);
+    const auto inner = static_cast<uint32_t>(map.inner), axis = static_cast<uint32_t>(map.axis);
+    const auto line = static_cast<uint32_t>(i) / inner;
+    return map.block_of(line / axis, static_cast<uint32_t>(line % axis),
+                        static_cast<uint32_t>(i) % inner);
+  }
+};
+
+template <bool kScaled, bool kTell>
+__global__ void __launch_bounds__(kThreads, kScaled || kTell ? 2 : 3)
+    quantise_quads_kernel(const __grid_constant__ Work w, const __grid_constant__ QuadBlocks blocks,
+                          const __grid_constant__ Scaling scaling, float* factors) {
   using How = Rounder::How;
   const RandomSource random = w.rounder.random();
   const float tensor = kScaled ? scaling.tensor() : 1.0f;
-  quantise_segments<kStats>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+  quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
     SegmentScales<kScaled> scales;
-    if (blocks.amax == nullptr) {
-      find_amax(blocks.run, x, scales.amax);
-    } else {
+    bool fast = is_lattice(w.rounder.how);
+    {
+      uint32_t amax[kRows];
+      blocks.find(begin, w.n, x, amax);
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        const int64_t i = quad_at(begin, j);
-        scales.amax[j] = i < w.n ? blocks.amax[blocks.block(i)] : 0;
-      }
-    }
-    bool fast = true;
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      scales.shift[j] = scaling.shift(scales.amax[j]);
-      fast = fast && is_fast(w.rounder.fast, scales.amax[j], scales.shift[j]);
-      if constexpr (kScaled) {
-        const BlockScale scale = scaling.block(scales.amax[j], tensor);
-        scales.before[j] = scale.before;
-        scales.after[j] = scale.after;
-        scales.last[j] = scaling.last(scale);
-        const int64_t i = quad_at(begin, j);
-        if (factors != nullptr && i < w.n && i % blocks.run == 0)
-          factors[i / blocks.run] = scale.factor;
+        scales.shift[j] = scaling.shift(amax[j]);
+        fast = fast && is_fast(w.rounder.fast, amax[j], scales.shift[j]);
+        if constexpr (kScaled) {
+          const BlockScale scale = scaling.block(amax[j], tensor);
+          scales.before[j] = scale.before;
+          scales.after[j] = scale.after;
+          scales.last[j] = scaling.last(scale);
+          const int64_t i = quad_at(begin, j);
+          if (factors != nullptr && i < w.n && i % blocks.run == 0)
+            factors[i / blocks.run] = scale.factor;
+        }
       }
     }
     fast = __all_sync(kFullWarp, fast);
     for_how(fast ? w.rounder.how : How::Any, [&]<How kHow>() {
-      if constexpr (kHow == How::Any || kHow == How::Copy) {
-        // Registers have no index at run time: a block's scales are looked up in copies.
-        const SegmentScales<kScaled> own = scales;
+      if constexpr (kHow == How::Any) {
+        uint32_t found[kRows], amax[kRows];
+        blocks.find(begin, w.n, x, found);
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) amax[j] = found[j];
         round_slowly(w.rounder, random, begin, x, clamped, [&](int j, float value, uint32_t word) {
-          const uint32_t amax = own.amax[j];
-          BlockScale scale = scaling.block(amax, tensor);
+          const BlockScale scale = scaling.block(amax[j], tensor);
           Rounded r = round_in_block(value * scale.before, w.rounder.grid, scaling.rule,
-                                     scaling.delayed != nullptr ? 0u : amax, word);
+                                     scaling.delayed != nullptr ? 0u : amax[j], word);
           r.value = canonical(r.value * scale.after * scaling.last(scale));
           return r;
         });
-      } else {
+      } else if constexpr (is_lattice(kHow) && kHow != How::Copy) {
         round_fast_segment<kHow>(random, begin, x, clamped, [&](int j, float value, uint32_t word) {
-          if constexpr (!kScaled) return round_fast<kHow>(value, w.rounder, scales.shift[j], word);
+          if constexpr (!kScaled)
+            return round_fast<kHow, fast::Specials::Absent>(value, w.rounder, scales.shift[j],
+                                                            word);
           Rounded r = round_fast<kHow>(value * scales.before[j], w.rounder, scales.shift[j], word);
           r.value = canonical(r.value * scales.after[j] * scales.last[j]);
           return r;
@@ -342,9 +390,136 @@ __global__ void __launch_bounds__(kThreads, kScaled || kStats ? 2 : 3)
   });
 }
 
+// ---- columns --------------------------------------------------------------------------------------------------------
+/// Blocks that are pieces of columns: (outer, axis, inner) with one block for each `group` of the axis and each column. A
+/// warp takes strips of up to kStripRows rows and 128 columns, four a thread.
+constexpr int64_t kStripRows = 64;
+
+struct Columns {
+  BlockMap map;
+  int64_t rows, strips, groups,
+      sides;  // of a strip; in a group; in the axis; strips beside each other
+
+  explicit Columns(const BlockMap& m) : map(m) {
+    rows = std::min(map.group, kStripRows);
+    strips = (map.group + rows - 1) / rows;
+    groups = (map.axis + map.group - 1) / map.group;
+    sides = (map.inner + kRow - 1) / kRow;
+  }
+  int64_t count() const { return map.outer * groups * strips * sides; }
+
+  /// Calls body(first, rows, block) for this warp's strips: this thread's elements are first … first + 3 and those in the
+  /// rows below, `inner` apart; their blocks block … block + 3. No rows: the thread has no columns there.
+  template <class Body>
+  __device__ __forceinline__ void for_strips(const Body& body) const {
+    const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+    const int64_t total = map.outer * groups * strips * sides;
+    for (int64_t s = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; s < total;
+         s += warps) {
+      const int64_t column = s % sides * kRow + threadIdx.x % kWarp * kQuad;
+      const int64_t line = s / sides, group = line / strips % groups;
+      const int64_t outer = line / strips / groups;
+      const int64_t row = group * map.group + line % strips * rows;
+      const int64_t end = min(min(row + rows, (group + 1) * map.group), map.axis);
+      const int64_t left = column < map.inner ? max(end - row, int64_t{0}) : 0;
+      body((outer * map.axis + row) * map.inner + column, static_cast<int>(left),
+           outer * map.outer_step + group * map.group_step + column);
+    }
+  }
+};
+
+__device__ __forceinline__ void strip_amax(const Source& in, int64_t first, int rows, int64_t inner,
+                                           uint32_t (&most)[kQuad]) {
+#pragma unroll 4
+  for (int r = 0; r < rows; ++r) {
+    float x[kQuad];
+    load_quad(in, first + r * inner, x);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) most[k] = max(most[k], bits_of(x[k]) & ~kSignBit);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    column_amax_kernel(const __grid_constant__ Source in, const __grid_constant__ Columns columns,
+                       uint32_t* amax) {
+  columns.for_strips([&](int64_t first, int rows, int64_t block) {
+    uint32_t most[kQuad] = {};
+    strip_amax(in, first, rows, columns.map.inner, most);
+    for (int k = 0; rows > 0 && k < kQuad; ++k) raise(amax, block + k, most[k]);
+  });
+}
+
+/// amax: known magnitudes of the blocks, or null: each block is one strip, which is read twice. factors: null, or one for
+/// each of such blocks.
+template <bool kScaled>
+__global__ void __launch_bounds__(kThreads)
+    quantise_columns_kernel(const __grid_constant__ Work w, const __grid_constant__ Columns columns,
+                            const __grid_constant__ Scaling scaling, const uint32_t* amax,
+                            float* factors) {
+  using How = Rounder::How;
+  const RandomSource random = w.rounder.random();
+  const float tensor = kScaled ? scaling.tensor() : 1.0f;
+  const int64_t inner = columns.map.inner;
+  columns.for_strips([&](int64_t first, int rows, int64_t block) {
+    if (rows == 0) return;
+    uint32_t most[kQuad] = {};
+    if (amax == nullptr)
+      strip_amax(w.in, first, rows, inner, most);
+    else
+      for (int k = 0; k < kQuad; ++k) most[k] = amax[block + k];
+    int32_t shift[kQuad];
+    BlockScale scale[kScaled ? kQuad : 1];
+    bool fast = is_lattice(w.rounder.how);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      shift[k] = scaling.shift(most[k]);
+      fast = fast && is_fast(w.rounder.fast, most[k], shift[k]);
+      if constexpr (kScaled) {
+        scale[k] = scaling.block(most[k], tensor);
+        if (factors != nullptr) factors[block + k] = scale[k].factor;
+      }
+    }
+    for_how(fast ? w.rounder.how : How::Any, [&]<How kHow>() {
+      if constexpr (kHow != How::Any && (!is_lattice(kHow) || kHow == How::Copy)) return;
+      for (int r = 0; r < rows; ++r) {
+        const int64_t i = first + r * inner;
+        float x[kQuad];
+        load_quad(w.in, i, x);
+        PhiloxWords words{};
+        if (Rounder::draws(kHow) ||
+            (kHow == How::Any && w.rounder.grid.rounding == Rounding::Stochastic))
+          words = random.words(static_cast<uint64_t>(i) / kQuad);
+        uint32_t clamped = 0;
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          Rounded one;
+          if constexpr (kHow == How::Any) {
+            const BlockScale own = scaling.block(most[k], tensor);
+            one = round_in_block(x[k] * own.before, w.rounder.grid, scaling.rule, most[k],
+                                 words.word[k]);
+            one.value = canonical(one.value * own.after * scaling.last(own));
+          } else if constexpr (kScaled) {
+            one = round_fast<kHow>(x[k] * scale[k].before, w.rounder, shift[k], words.word[k]);
+            one.value = canonical(one.value * scale[k].after * scaling.last(scale[k]));
+          } else {
+            one =
+                round_fast<kHow, fast::Specials::Absent>(x[k], w.rounder, shift[k], words.word[k]);
+          }
+          x[k] = one.value;
+          clamped |= static_cast<uint32_t>(one.clamped) << k;
+        }
+        store_quad(w.out, i, x);
+        if (w.mask != nullptr) store_mask(w, i, kQuad, clamped);
+      }
+    });
+  });
+}
+
+// ---- any blocks -----------------------------------------------------------------------------------------------------
 /// Blocks of any shape, whose magnitudes are known.
 __global__ void __launch_bounds__(kThreads)
-    quantise_blocks_kernel(Work w, BlockMap map, Scaling scaling, const uint32_t* amax) {
+    quantise_blocks_kernel(const __grid_constant__ Work w, const __grid_constant__ BlockMap map,
+                           const __grid_constant__ Scaling scaling, const uint32_t* amax) {
   const RandomSource random = w.rounder.random();
   const bool stochastic = w.rounder.grid.rounding == Rounding::Stochastic;
   const float tensor = scaling.tensor();
@@ -378,9 +553,33 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// amax[block] = max(amax[block], |in| as bits) where every quad lies in one block.
+__global__ void __launch_bounds__(kThreads)
+    quads_amax_kernel(const __grid_constant__ Source in, int64_t n,
+                      const __grid_constant__ QuadBlocks blocks, uint32_t* amax) {
+  for_segments(n, [&](int64_t begin) {
+    Segment x;
+    load_segment(in, begin, n, x);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j), block = i < n ? blocks.block(i) : -1;
+      uint32_t most = 0;
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) most = max(most, bits_of(x[j][k]) & ~kSignBit);
+      const int64_t first = __shfl_sync(kFullWarp, block, 0);
+      if (__all_sync(kFullWarp, block == first || block == -1)) {
+        most = __reduce_max_sync(kFullWarp, most);
+        if (threadIdx.x % kWarp == 0 && first >= 0) raise(amax, first, most);
+      } else if (block >= 0) {
+        raise(amax, block, most);
+      }
+    }
+  });
+}
+
 /// most = the largest magnitude of a tensor.
 __global__ void __launch_bounds__(kThreads)
-    whole_amax_kernel(Source in, int64_t n, uint32_t* most) {
+    whole_amax_kernel(const __grid_constant__ Source in, int64_t n, uint32_t* most) {
   uint32_t own = 0;
   for_segments(n, [&](int64_t begin) {
     Segment x;
@@ -424,7 +623,8 @@ __global__ void fill_kernel(float* values, int64_t n, float value) {
 // ---- statistics -----------------------------------------------------------------------------------------------------
 /// Of a tensor that another kernel has quantised. `mask` holds what was clamped.
 __global__ void __launch_bounds__(kThreads)
-    stats_kernel(Source in, Source out, const uint8_t* mask, int64_t n, StatsSink sink) {
+    stats_kernel(const __grid_constant__ Source in, const __grid_constant__ Source out,
+                 const uint8_t* mask, int64_t n, StatsSink sink) {
   StatsCounts counts;
   for_segments(n, [&](int64_t begin) {
     Segment x, y;
@@ -492,20 +692,6 @@ void finish_stats(Stream stream, const StatsSink& sink, int64_t n) {
 }
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
-/// Integer maxima of all blocks, and behind them that of the tensor.
-Tensor find_amax(Stream stream, const Work& w, const BlockMap& map, bool whole) {
-  Tensor tensor = Tensor::empty({map.blocks + 1}, DType::I32, stream.device);
-  auto* amax = static_cast<uint32_t*>(tensor.mutable_raw());
-  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
-  ULP_CUDA_CHECK(cudaMemsetAsync(amax, 0, static_cast<size_t>(tensor.bytes()),
-                                 static_cast<cudaStream_t>(stream.handle)));
-  launch("quantise", stream, pack_blocks(w.n), kThreads, amax_kernel, w.in, w.n, map, amax);
-  if (whole)
-    launch("quantise", stream, std::min<int64_t>(blocks_for(map.blocks, kThreads), 1024), kThreads,
-           max_kernel, static_cast<const uint32_t*>(amax), map.blocks, amax + map.blocks);
-  return tensor;
-}
-
 /// The length of a tensor's blocks if they are runs that a warp can hold, else 0.
 int64_t run_of(const BlockMap& map) {
   int64_t run = 0;
@@ -525,6 +711,33 @@ bool keeps_quads(const BlockMap& map) {
   return map.inner % kQuad == 0 && (map.inner_step == 0 || map.columns % kQuad == 0);
 }
 
+/// Every column has blocks of its own, and quads lie in rows.
+bool has_columns(const BlockMap& map, const Work& w) {
+  return map.inner > 1 && map.inner_step != 0 && map.columns == 1 && map.inner % kQuad == 0 &&
+         w.in.aligned && w.out.aligned && (w.mask == nullptr || w.mask_aligned);
+}
+
+/// Integer maxima of all blocks, and behind them that of the tensor.
+Tensor find_amax(Stream stream, const Work& w, const BlockMap& map, bool whole) {
+  Tensor tensor = Tensor::empty({map.blocks + 1}, DType::I32, stream.device);
+  auto* amax = static_cast<uint32_t*>(tensor.mutable_raw());
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(cudaMemsetAsync(amax, 0, static_cast<size_t>(tensor.bytes()),
+                                 static_cast<cudaStream_t>(stream.handle)));
+  if (keeps_quads(map))
+    launch("quantise", stream, segment_blocks(w.n), kThreads, quads_amax_kernel, w.in, w.n,
+           QuadBlocks{nullptr, 0, map, w.n <= INT32_MAX}, amax);
+  else if (has_columns(map, w))
+    launch("quantise", stream, blocks_for(Columns(map).count(), kThreads / kWarp), kThreads,
+           column_amax_kernel, w.in, Columns(map), amax);
+  else
+    launch("quantise", stream, pack_blocks(w.n), kThreads, amax_kernel, w.in, w.n, map, amax);
+  if (whole)
+    launch("quantise", stream, std::min<int64_t>(blocks_for(map.blocks, kThreads), 1024), kThreads,
+           max_kernel, static_cast<const uint32_t*>(amax), map.blocks, amax + map.blocks);
+  return tensor;
+}
+
 /// The largest magnitude of the whole tensor, alone.
 Tensor find_whole_amax(Stream stream, const Work& w) {
   Tensor tensor = Tensor::empty({1}, DType::I32, stream.device);
@@ -538,19 +751,16 @@ Tensor find_whole_amax(Stream stream, const Work& w) {
 
 void quantise_quads(Stream stream, const Work& w, const QuadBlocks& blocks, const Scaling& scaling,
                     float* factors) {
-  const BlockRule& rule = scaling.rule;
-  const bool scaled = rule.kind == BlockRule::Kind::Scaled &&
-                      (rule.scale.kind != Scale::Kind::PowerOfTwo || rule.three_quarters);
-  const bool stats = w.stats.total != nullptr;
+  const bool scaled = scaling.multiplies(), tell = tells(w);
   auto* kernel =
-      scaled ? (stats ? quantise_quads_kernel<true, true> : quantise_quads_kernel<true, false>)
-             : (stats ? quantise_quads_kernel<false, true> : quantise_quads_kernel<false, false>);
+      scaled ? (tell ? quantise_quads_kernel<true, true> : quantise_quads_kernel<true, false>)
+             : (tell ? quantise_quads_kernel<false, true> : quantise_quads_kernel<false, false>);
   launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w, blocks, scaling, factors);
 }
 
-/// Neighbours may lie in different blocks; statistics are a pass of their own.
+/// Neighbours lie in different blocks; statistics are a pass of their own. amax null: of columns that one strip holds.
 void quantise_any_blocks(Stream stream, const QuantiseArgs& args, Work w, const BlockMap& map,
-                         const Scaling& scaling, const uint32_t* amax) {
+                         const Scaling& scaling, const uint32_t* amax, float* factors) {
   Tensor mask, in = args.in;
   if (w.stats.total != nullptr) {
     if (w.mask == nullptr) {
@@ -563,8 +773,13 @@ void quantise_any_blocks(Stream stream, const QuantiseArgs& args, Work w, const 
       copy(stream, {args.in, in});
     }
   }
-  launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map, scaling,
-         amax);
+  if (has_columns(map, w))
+    launch("quantise", stream, blocks_for(Columns(map).count(), kThreads / kWarp), kThreads,
+           scaling.multiplies() ? quantise_columns_kernel<true> : quantise_columns_kernel<false>, w,
+           Columns(map), scaling, amax, factors);
+  else
+    launch("quantise", stream, pack_blocks(w.n), kThreads, quantise_blocks_kernel, w, map, scaling,
+           amax);
   if (w.stats.total != nullptr)
     launch("quantise", stream, segment_blocks(w.n), kThreads, stats_kernel, source_of(in),
            source_of(args.out), static_cast<const uint8_t*>(w.mask), w.n, w.stats);
@@ -580,18 +795,22 @@ void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w,
       launch("quantise", stream, 1, kThreads, fill_kernel, factors, args.factors.numel(), 1.0f);
     return;
   }
-  Scaling scaling{rule, factors != nullptr, nullptr, nullptr};
+  Scaling scaling{rule, make_block_shift(rule), factors != nullptr, nullptr, nullptr};
   const bool two_levels = q.scale.kind == Scale::Kind::E4M3Tensor;
+  const bool columns = has_columns(map, w);
   QuadBlocks quads{nullptr, run_of(map), map, w.n <= INT32_MAX};
-  if (quads.run != 0) {
+  if (quads.run != 0 || (columns && map.group <= kStripRows)) {  // blocks are measured on the way
     Tensor whole;
     if (two_levels) {
       whole = find_whole_amax(stream, w);
       scaling.whole = static_cast<const uint32_t*>(whole.raw());
     }
-    const bool each = factors != nullptr && args.factors.numel() == map.blocks;
-    quantise_quads(stream, w, quads, scaling, each ? factors : nullptr);
-    if (factors != nullptr && !each)
+    float* each = factors != nullptr && args.factors.numel() == map.blocks ? factors : nullptr;
+    if (quads.run != 0)
+      quantise_quads(stream, w, quads, scaling, each);
+    else
+      quantise_any_blocks(stream, args, w, map, scaling, nullptr, each);
+    if (factors != nullptr && each == nullptr)
       launch("quantise", stream, 1, kThreads, factors_kernel, scaling,
              static_cast<const uint32_t*>(nullptr), int64_t{1}, factors);
     return;
@@ -609,7 +828,7 @@ void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w,
   if (keeps_quads(map))
     quantise_quads(stream, w, quads, scaling, nullptr);
   else
-    quantise_any_blocks(stream, args, w, map, scaling, amax);
+    quantise_any_blocks(stream, args, w, map, scaling, amax, nullptr);
   if (factors != nullptr)
     launch("quantise", stream, blocks_for(args.factors.numel(), kThreads), kThreads, factors_kernel,
            scaling, amax, args.factors.numel(), factors);
@@ -639,7 +858,10 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     quantise_blocks(stream, args, w, rule);
   } else {
     w.rounder = make_rounder(stream.device, q, args.key);
-    const auto kernel = w.stats.total != nullptr ? quantise_kernel<true> : quantise_kernel<false>;
+    const bool tell = tells(w);
+    auto* kernel = is_lattice(w.rounder.how)
+                       ? (tell ? quantise_kernel<true> : quantise_kernel<false>)
+                       : (tell ? quantise_others_kernel<true> : quantise_others_kernel<false>);
     launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w);
   }
   finish_stats(stream, w.stats, w.n);

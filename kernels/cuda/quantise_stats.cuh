@@ -49,33 +49,69 @@ __device__ __forceinline__ float sum_stats_lanes(const float (&lane)[2][kQuad]) 
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-/// The run that begins at `begin`: x came, y is stored, bit k of clamped[j] belongs to element k of row j.
-__device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, int64_t n,
-                                          Segment& x, const Segment& y,
-                                          const uint32_t (&clamped)[kRows], StatsCounts& own) {
-  uint32_t most_x = 0, most_error = 0;
+/// Counts what is not finite or lies beyond n, and puts zeros in its place.
+__device__ __noinline__ inline void count_others(int64_t begin, int64_t n, float* x, float* y,
+                                                 StatsCounts& own) {
+  for (int e = 0; e < kRows * kQuad; ++e) {
+    const bool exists = quad_at(begin, e / kQuad) + e % kQuad < n;
+    const uint32_t a = bits_of(x[e]) & ~kSignBit, b = bits_of(y[e]) & ~kSignBit;
+    const bool has_share = exists && (bits_of(y[e] - x[e]) & ~kSignBit) < kInfinityBits;
+    own.underflow += exists && a != 0 && b == 0;
+    own.nan += exists && a > kInfinityBits;
+    own.infinite += exists && a == kInfinityBits;
+    own.finite += has_share;
+    if (exists && a < kInfinityBits) own.amax = max(own.amax, a);
+    if (!has_share) x[e] = y[e] = 0.0f;
+  }
+}
+
+struct StatsMost {
+  uint32_t x = 0, error = 0;
+};
+__device__ __forceinline__ StatsMost stats_most(const Segment& x, const Segment& y) {
+  StatsMost most;
 #pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    const int count = quad_count(quad_at(begin, j), n);
-    own.overflow += __popc(clamped[j] & ((1u << count) - 1u));
+  for (int j = 0; j < kRows; ++j)
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
-      const uint32_t a = bits_of(x[j][k]) & ~kSignBit;
-      const bool exists = k < count;
-      const bool has_share = exists && (bits_of(y[j][k] - x[j][k]) & ~kSignBit) < kInfinityBits;
-      own.underflow += exists && a != 0 && (bits_of(y[j][k]) & ~kSignBit) == 0;
-      own.nan += exists && a > kInfinityBits;
-      own.infinite += exists && a == kInfinityBits;
-      own.finite += has_share;
-      if (exists && a < kInfinityBits) own.amax = max(own.amax, a);
-      if (!has_share) continue;
-      most_x = max(most_x, a);
-      most_error = max(most_error, bits_of(y[j][k] - x[j][k]) & ~kSignBit);
+      most.x = max(most.x, bits_of(x[j][k]) & ~kSignBit);
+      most.error = max(most.error, bits_of(y[j][k] - x[j][k]) & ~kSignBit);
     }
+  most.x = __reduce_max_sync(kFullWarp, most.x);
+  most.error = __reduce_max_sync(kFullWarp, most.error);
+  return most;
+}
+
+/// The run that begins at `begin`: x came, y is stored (both are changed), bit k of clamped[j] belongs to element k of row j.
+__device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, int64_t n,
+                                          Segment& x, Segment& y, const uint32_t (&clamped)[kRows],
+                                          StatsCounts& own) {
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) own.overflow += __popc(clamped[j]);
+  StatsMost most = stats_most(x, y);
+  if (most.error < kInfinityBits && begin + kSegment <= n) {
+    own.finite += kRows * kQuad;
+    own.amax = max(own.amax, most.x);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) own.underflow += y[j][k] == 0.0f && x[j][k] != 0.0f;
+  } else {
+    float came[kRows * kQuad], made[kRows * kQuad];
+#pragma unroll
+    for (int e = 0; e < kRows * kQuad; ++e) {
+      came[e] = x[e / kQuad][e % kQuad];
+      made[e] = y[e / kQuad][e % kQuad];
+    }
+    count_others(begin, n, came, made, own);
+#pragma unroll
+    for (int e = 0; e < kRows * kQuad; ++e) {
+      x[e / kQuad][e % kQuad] = came[e];
+      y[e / kQuad][e % kQuad] = made[e];
+    }
+    most = stats_most(x, y);
   }
-  most_x = __reduce_max_sync(kFullWarp, most_x);
-  most_error = __reduce_max_sync(kFullWarp, most_error);
-  const float scale = stats_scale(most_x), error_scale = stats_scale(most_error);
+  const float scale = stats_scale(most.x), error_scale = stats_scale(most.error);
   float error[2][kQuad], square_error[2][kQuad], square[2][kQuad];
 #pragma unroll
   for (int half = 0; half < 2; ++half)
@@ -83,12 +119,8 @@ __device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, 
     for (int k = 0; k < kQuad; ++k) {
       StatsSums lane;
 #pragma unroll
-      for (int j = half; j < kRows; j += 2) {
-        const float e = y[j][k] - x[j][k];
-        const bool has_share =
-            k < quad_count(quad_at(begin, j), n) && (bits_of(e) & ~kSignBit) < kInfinityBits;
-        lane.add(has_share ? x[j][k] * scale : 0.0f, has_share ? e * error_scale : 0.0f);
-      }
+      for (int j = half; j < kRows; j += 2)
+        lane.add(x[j][k] * scale, (y[j][k] - x[j][k]) * error_scale);
       error[half][k] = lane.error;
       square_error[half][k] = lane.square_error;
       square[half][k] = lane.square;
@@ -96,7 +128,7 @@ __device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, 
   const StatsSums all{sum_stats_lanes(error), sum_stats_lanes(square_error),
                       sum_stats_lanes(square)};
   if (threadIdx.x % kWarp != 0) return;
-  const double unit = stats_unit(most_x), error_unit = stats_unit(most_error);
+  const double unit = stats_unit(most.x), error_unit = stats_unit(most.error);
   double* at = sink.sums + begin / kSegment;
   at[0] = all.error * error_unit;
   at[sink.runs] = all.square_error * (error_unit * error_unit);

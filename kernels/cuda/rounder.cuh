@@ -12,8 +12,10 @@ namespace ulp::cuda {
 struct Rounder {
   enum class How : uint8_t {
     Copy,
-    Nearest,  // Spaced
+    Nearest,  // Spaced, Bounds::Plain
     Stochastic,
+    NearestBounded,  // Spaced, any bounds
+    StochasticBounded,
     NearestCut,
     StochasticCut,
     NearestPosit,
@@ -27,7 +29,8 @@ struct Rounder {
 
   /// Draws plainly: one word an element, all of it.
   static constexpr bool draws(How how) {
-    return how == How::Stochastic || how == How::StochasticCut || how == How::StochasticPosit;
+    return how == How::Stochastic || how == How::StochasticBounded || how == How::StochasticCut ||
+           how == How::StochasticPosit;
   }
   __device__ RandomSource random() const {
     return how != How::Copy && grid.rounding == Rounding::Stochastic ? RandomSource(key)
@@ -50,8 +53,10 @@ inline Rounder make_rounder(Device device, const Quantizer& quantizer, const Ran
     rounder.grid.table = table_on(device, quantizer.format.table);
   rounder.fast = make_fast_grid(fast_of);
   const bool stochastic = quantizer.rounding == Rounding::Stochastic;
+  const bool plain = rounder.fast.bounds == FastGrid::Bounds::Plain;
   if (rounder.fast.form == FastGrid::Form::Spaced)
-    rounder.how = stochastic ? How::Stochastic : How::Nearest;
+    rounder.how = stochastic ? (plain ? How::Stochastic : How::StochasticBounded)
+                             : (plain ? How::Nearest : How::NearestBounded);
   if (rounder.fast.form == FastGrid::Form::CutBits)
     rounder.how = stochastic ? How::StochasticCut : How::NearestCut;
   if (rounder.grid.kind == GridKind::Posit && quantizer.rounding == Rounding::NearestEven)
@@ -86,28 +91,30 @@ struct Rounded {
   bool clamped;
 };
 
-__device__ __noinline__ inline Rounded round_any(float x, Grid grid, uint32_t random) {
+/// Kernels pass a grid of their __grid_constant__ parameters: a reference costs no copy.
+__device__ __noinline__ inline Rounded round_any(float x, const Grid& grid, uint32_t random) {
   Rounded r;
   r.value = quantise_value(x, grid, grid.rounding, random, &r.clamped);
   return r;
 }
 
 /// One value with its word in a short form; blocks lie `shift` above the rounder's grid.
-template <Rounder::How kHow>
+template <Rounder::How kHow, fast::Specials kSpecials = fast::Specials::Possible>
 __device__ __forceinline__ Rounded round_fast(float x, const Rounder& rounder, int32_t shift,
                                               uint32_t random) {
   using How = Rounder::How;
-  constexpr auto kBounds = FastGrid::Bounds::Any;
+  constexpr auto kBounds = kHow == How::Nearest || kHow == How::Stochastic ? FastGrid::Bounds::Plain
+                                                                           : FastGrid::Bounds::Any;
   const FastGrid& fast = rounder.fast;
   Rounded r;
-  if constexpr (kHow == How::Nearest) {
-    r.value = fast::nearest_spaced<kBounds>(x, fast, shift, r.clamped);
-  } else if constexpr (kHow == How::Stochastic) {
-    r.value = fast::stochastic_spaced<kBounds>(x, fast, shift, random, r.clamped);
+  if constexpr (kHow == How::Nearest || kHow == How::NearestBounded) {
+    r.value = fast::nearest_spaced<kBounds, kSpecials>(x, fast, shift, r.clamped);
+  } else if constexpr (kHow == How::Stochastic || kHow == How::StochasticBounded) {
+    r.value = fast::stochastic_spaced<kBounds, kSpecials>(x, fast, shift, random, r.clamped);
   } else if constexpr (kHow == How::NearestCut) {
-    r.value = fast::nearest_cut<kBounds>(x, fast, r.clamped);
+    r.value = fast::nearest_cut<kBounds, kSpecials>(x, fast, r.clamped);
   } else if constexpr (kHow == How::StochasticCut) {
-    r.value = fast::stochastic_cut<kBounds>(x, fast, random, r.clamped);
+    r.value = fast::stochastic_cut<kBounds, kSpecials>(x, fast, random, r.clamped);
   } else if constexpr (kHow == How::NearestPosit) {
     r.value = quantise_posit(x, rounder.grid, Rounding::NearestEven, 0, &r.clamped);
   } else {
@@ -126,6 +133,8 @@ __device__ __forceinline__ void for_how(Rounder::How how, const Body& body) {
     case How::Copy: return body.template operator()<How::Copy>();
     case How::Nearest: return body.template operator()<How::Nearest>();
     case How::Stochastic: return body.template operator()<How::Stochastic>();
+    case How::NearestBounded: return body.template operator()<How::NearestBounded>();
+    case How::StochasticBounded: return body.template operator()<How::StochasticBounded>();
     case How::NearestCut: return body.template operator()<How::NearestCut>();
     case How::StochasticCut: return body.template operator()<How::StochasticCut>();
     case How::NearestPosit: return body.template operator()<How::NearestPosit>();

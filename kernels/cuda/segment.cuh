@@ -75,16 +75,50 @@ struct QuadWords<1> {
   }
 };
 
+/// Four neighbours of an aligned array; i is a multiple of four.
+__device__ __forceinline__ void load_quad(const Source& s, int64_t i, float (&x)[kQuad]) {
+  for_type(s.dtype, [&]<DType kType>() {
+    using Words = QuadWords<size_of(kType)>;
+    const Words words = reinterpret_cast<const Words*>(s.data)[i / kQuad];
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
+  });
+}
+__device__ __forceinline__ void store_quad(const Sink& s, int64_t i, const float (&y)[kQuad]) {
+  for_type(s.dtype, [&]<DType kType>() {
+    using Words = QuadWords<size_of(kType)>;
+    uint32_t words[kQuad];
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k)
+      words[k] = kType == DType::F32 ? bits_of(y[k]) : encode(y[k], kType);
+    reinterpret_cast<Words*>(s.data)[i / kQuad] = Words::of(words);
+  });
+}
+
+/// A segment that ends early or lies askew, element by element: out of line, in memory.
+__device__ __noinline__ inline void load_slowly(const Source& s, int64_t begin, int64_t n,
+                                                float* x) {
+  for (int e = 0; e < kRows * kQuad; ++e) {
+    const int64_t i = quad_at(begin, e / kQuad) + e % kQuad;
+    x[e] = i < n ? load_as_float(s.data, s.dtype, i) : 0.0f;
+  }
+}
+__device__ __noinline__ inline void store_slowly(const Sink& s, int64_t begin, int64_t n,
+                                                 const float* y) {
+  for (int e = 0; e < kRows * kQuad; ++e) {
+    const int64_t i = quad_at(begin, e / kQuad) + e % kQuad;
+    if (i < n) store_float(s.data, s.dtype, i, y[e]);
+  }
+}
+
 /// 0 beyond n.
 __device__ __forceinline__ void load_segment(const Source& s, int64_t begin, int64_t n,
                                              Segment& x) {
   if (!s.aligned || begin + kSegment > n) {
+    float values[kRows * kQuad];
+    load_slowly(s, begin, n, values);
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const int64_t i = quad_at(begin, j);
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) x[j][k] = i + k < n ? load_one(s.data, s.dtype, i + k) : 0.0f;
-    }
+    for (int e = 0; e < kRows * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
     return;
   }
   for_type(s.dtype, [&]<DType kType>() {
@@ -106,13 +140,10 @@ __device__ __forceinline__ void load_segment(const Source& s, int64_t begin, int
 __device__ __forceinline__ void store_segment(const Sink& s, int64_t begin, int64_t n,
                                               const Segment& y) {
   if (!s.aligned || begin + kSegment > n) {
+    float values[kRows * kQuad];
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const int64_t i = quad_at(begin, j);
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k)
-        if (i + k < n) store_one(s.data, s.dtype, i + k, y[j][k]);
-    }
+    for (int e = 0; e < kRows * kQuad; ++e) values[e] = y[e / kQuad][e % kQuad];
+    store_slowly(s, begin, n, values);
     return;
   }
   for_type(s.dtype, [&]<DType kType>() {
