@@ -327,10 +327,11 @@ struct QuadBlocks {
   /// Out of line: divisions are long.
   __device__ __noinline__ int64_t block(int64_t i) const {
     if (!narrow) return map.block_of(i);
-    const auto inner = static_cast<uint32_t>(map.inner), axis = static_cast<uint32_t>(map.axis);
-    const auto line = static_cast<uint32_t>(i) / inner;
-    return map.block_of(line / axis, static_cast<uint32_t>(line % axis),
-                        static_cast<uint32_t>(i) % inner);
+    const auto u = [](int64_t value) { return static_cast<uint32_t>(value); };
+    const uint32_t line = u(i) / u(map.inner), rest = u(i) % u(map.inner);
+    const uint32_t outer = line / u(map.axis), at = line % u(map.axis);
+    const uint32_t column = map.inner_step == 0 ? 0 : rest / u(map.columns);
+    return outer * u(map.outer_step) + at / u(map.group) * u(map.group_step) + column;
   }
 };
 
@@ -480,8 +481,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     for_how(fast ? w.rounder.how : How::Any, [&]<How kHow>() {
-      if constexpr (kHow != How::Any && (!is_lattice(kHow) || kHow == How::Copy)) return;
-      for (int r = 0; r < rows; ++r) {
+      constexpr bool kSome = kHow == How::Any || (is_lattice(kHow) && kHow != How::Copy);
+      for (int r = 0; kSome && r < rows; ++r) {
         const int64_t i = first + r * inner;
         float x[kQuad];
         load_quad(w.in, i, x);
@@ -711,6 +712,19 @@ bool keeps_quads(const BlockMap& map) {
   return map.inner % kQuad == 0 && (map.inner_step == 0 || map.columns % kQuad == 0);
 }
 
+/// One block for each index of the last axis: columns as long as the tensor.
+BlockMap with_columns(const BlockMap& map) {
+  if (map.inner != 1 || map.group != 1 || map.outer_step != 0 || map.outer == 1) return map;
+  BlockMap m = map;
+  m.outer = 1;
+  m.axis = m.group = map.outer;
+  m.inner = map.axis;
+  m.columns = 1;
+  m.group_step = map.axis;
+  m.inner_step = 1;
+  return m;
+}
+
 /// Every column has blocks of its own, and quads lie in rows.
 bool has_columns(const BlockMap& map, const Work& w) {
   return map.inner > 1 && map.inner_step != 0 && map.columns == 1 && map.inner % kQuad == 0 &&
@@ -788,7 +802,7 @@ void quantise_any_blocks(Stream stream, const QuantiseArgs& args, Work w, const 
 void quantise_blocks(Stream stream, const QuantiseArgs& args, const Work& w,
                      const BlockRule& rule) {
   const Quantizer& q = args.quantizer;
-  const BlockMap map = make_block_map(q, args.in.shape(), args.group_axis);
+  const BlockMap map = with_columns(make_block_map(q, args.in.shape(), args.group_axis));
   float* factors = args.factors.defined() ? static_cast<float*>(written(args.factors)) : nullptr;
   if (w.n == 0) {
     if (factors != nullptr && args.factors.numel() > 0)

@@ -12,9 +12,8 @@ namespace ulp::cuda {
 struct Rounder {
   enum class How : uint8_t {
     Copy,
-    Nearest,  // Spaced, Bounds::Plain
-    Stochastic,
-    NearestBounded,  // Spaced, any bounds
+    Nearest,     // Spaced
+    Stochastic,  // Spaced, Bounds::Plain
     StochasticBounded,
     NearestCut,
     StochasticCut,
@@ -55,8 +54,7 @@ inline Rounder make_rounder(Device device, const Quantizer& quantizer, const Ran
   const bool stochastic = quantizer.rounding == Rounding::Stochastic;
   const bool plain = rounder.fast.bounds == FastGrid::Bounds::Plain;
   if (rounder.fast.form == FastGrid::Form::Spaced)
-    rounder.how = stochastic ? (plain ? How::Stochastic : How::StochasticBounded)
-                             : (plain ? How::Nearest : How::NearestBounded);
+    rounder.how = !stochastic ? How::Nearest : plain ? How::Stochastic : How::StochasticBounded;
   if (rounder.fast.form == FastGrid::Form::CutBits)
     rounder.how = stochastic ? How::StochasticCut : How::NearestCut;
   if (rounder.grid.kind == GridKind::Posit && quantizer.rounding == Rounding::NearestEven)
@@ -103,11 +101,11 @@ template <Rounder::How kHow, fast::Specials kSpecials = fast::Specials::Possible
 __device__ __forceinline__ Rounded round_fast(float x, const Rounder& rounder, int32_t shift,
                                               uint32_t random) {
   using How = Rounder::How;
-  constexpr auto kBounds = kHow == How::Nearest || kHow == How::Stochastic ? FastGrid::Bounds::Plain
-                                                                           : FastGrid::Bounds::Any;
+  constexpr auto kBounds =
+      kHow == How::Stochastic ? FastGrid::Bounds::Plain : FastGrid::Bounds::Any;
   const FastGrid& fast = rounder.fast;
   Rounded r;
-  if constexpr (kHow == How::Nearest || kHow == How::NearestBounded) {
+  if constexpr (kHow == How::Nearest) {
     r.value = fast::nearest_spaced<kBounds, kSpecials>(x, fast, shift, r.clamped);
   } else if constexpr (kHow == How::Stochastic || kHow == How::StochasticBounded) {
     r.value = fast::stochastic_spaced<kBounds, kSpecials>(x, fast, shift, random, r.clamped);
@@ -133,7 +131,6 @@ __device__ __forceinline__ void for_how(Rounder::How how, const Body& body) {
     case How::Copy: return body.template operator()<How::Copy>();
     case How::Nearest: return body.template operator()<How::Nearest>();
     case How::Stochastic: return body.template operator()<How::Stochastic>();
-    case How::NearestBounded: return body.template operator()<How::NearestBounded>();
     case How::StochasticBounded: return body.template operator()<How::StochasticBounded>();
     case How::NearestCut: return body.template operator()<How::NearestCut>();
     case How::StochasticCut: return body.template operator()<How::StochasticCut>();
