@@ -620,6 +620,8 @@ TEST_SUITE("tools") {
     CHECK(contains(output("explain --format mxfp8 -- -inf -nan 2"), "\n  2      nan\n"));
     check_refused("explain --format e5m2 --", 2, {"VALUE"});
     check_refused("explain --format e5m2 -- --5", 2, {"'--5'"});
+    check_refused("explain -- 1 --format e5m2", 2, {"--format is required"});
+    check_refused("explain --formt e5m2 -- --format", 2, {"unknown option --formt"});
   }
 
   TEST_CASE("explain: what it refuses") {

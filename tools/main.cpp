@@ -123,6 +123,7 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
     command = below.empty() ? nullptr : below.front();
   }
   for (const std::string& word : words) {
+    if (word == "--") break;  // no options from here on
     const std::string flag = word.substr(0, word.find('='));
     if (!flag.starts_with("--") || std::find(options.begin(), options.end(), flag) != options.end())
       continue;
