@@ -260,6 +260,8 @@ Quantizer Quantizer::parse(std::string_view whole) {
   for (size_t i = 1; i < tokens.size(); ++i)
     if (!parse_block(q, tokens[i], whole) && !parse_scale(q, tokens[i], whole))
       own.push_back(tokens[i]);
+  ULP_CHECK(q.scale.kind != Scale::Kind::E4M3Tensor || own.size() == 1,
+            "{}: unknown flag '-{}'; nvfp4 takes -gN -axisK -tRxC", whole, own[1]);
   q.format = text::parse_format(own, whole);
   ULP_CHECK(!q.format.is_fp32() || q.block.kind == Block::Kind::None, "{}: fp32 has no blocks",
             whole);
