@@ -331,19 +331,22 @@ struct FlagReader {
   }
 };
 
-const char* flags_of(FormatKind kind) {
-  switch (kind) {
+/// What may follow the name.
+std::string flags_of(const Format& f) {
+  const std::string blocks =
+      ", and for blocks -gN -axisK -tRxC with -floor -ceil -even -rceil -scalee4m3 -scalef32";
+  switch (f.kind) {
     case FormatKind::Float:
-      return "-ieee -fn -fnuz -none, -sat -inf -nan, -ftz, -biasB (binary8pP: -finite -unsigned, "
-             "-sat -nan), and for blocks "
-             "-gN -axisK -tRxC with -floor -ceil -even -rceil";
-    case FormatKind::Fixed:
-      return "-sym -u, -sat -wrap -noclamp, and for blocks -gN -axisK -tRxC with -floor -ceil "
-             "-even -rceil";
+      if (is_p3109(f.specials)) return "-finite -unsigned -sat -nan" + blocks;
+      return "-ieee -fn -fnuz -none -sat -inf -nan -ftz -biasB" + blocks;
+    case FormatKind::Fixed: return "-sym -u -sat -wrap -noclamp" + blocks;
     case FormatKind::BlockFloat:
-    case FormatKind::Hbfp: return "-axisK, -gN, -tRxC";
-    default: return "no flags";
+    case FormatKind::Hbfp: return "-axisK -gN -tRxC";
+    case FormatKind::Posit:
+    case FormatKind::Codebook: return "for blocks -gN -axisK -tRxC with -scalef32";
+    case FormatKind::Fp32: break;
   }
+  return "no flags";
 }
 
 }  // namespace
@@ -357,7 +360,7 @@ Format parse_format(const std::vector<std::string_view>& tokens, std::string_vie
   FlagReader reader{format, whole};
   for (size_t i = 1; i < tokens.size(); ++i)
     ULP_CHECK(reader.read(tokens[i]), "{}: unknown flag '-{}'; {} takes {}", whole, tokens[i],
-              tokens.front(), flags_of(format.kind));
+              tokens.front(), flags_of(format));
   if (format.kind == FormatKind::Float) {
     if (!reader.bias_given)
       format.bias = static_cast<int16_t>(default_bias(format.exponent_bits, format.specials));

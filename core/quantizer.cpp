@@ -49,6 +49,8 @@ void parse_rounding(Quantizer& q, std::string_view name, std::string_view whole)
       whole, name);
 }
 
+constexpr int kMostExtent = 999999;  // of a block
+
 bool parse_block(Quantizer& q, std::string_view flag, std::string_view whole) {
   Block block;
   std::string_view rest = flag;
@@ -60,8 +62,8 @@ bool parse_block(Quantizer& q, std::string_view flag, std::string_view whole) {
     block.axis = static_cast<int8_t>(*axis);
   } else if (rest.size() > 1 && rest[0] == 'g' && text::number(rest.substr(1))) {
     const int size = *text::number(rest.substr(1));
-    ULP_CHECK(size >= 1 && size < 1000000, "{}: -gN needs a group of at least 1 element, got {}",
-              whole, size);
+    ULP_CHECK(size >= 1 && size <= kMostExtent, "{}: -gN takes groups of 1 to {} elements, got {}",
+              whole, kMostExtent, rest.substr(1));
     block.kind = Block::Kind::Group;
     block.columns = size;
   } else if (rest.size() > 1 && rest[0] == 't' && rest.find('x') != std::string_view::npos) {
@@ -69,8 +71,9 @@ bool parse_block(Quantizer& q, std::string_view flag, std::string_view whole) {
     const auto rows = text::number(rest.substr(1, x - 1)),
                columns = text::number(rest.substr(x + 1));
     if (!rows || !columns) return false;
-    ULP_CHECK(*rows >= 1 && *columns >= 1 && *rows < 1000000 && *columns < 1000000,
-              "{}: -tRxC needs a tile of at least 1 x 1", whole);
+    ULP_CHECK(std::min(*rows, *columns) >= 1 && std::max(*rows, *columns) <= kMostExtent,
+              "{}: -tRxC takes tiles of 1 to {} rows and columns, got {}", whole, kMostExtent,
+              rest.substr(1));
     block.kind = Block::Kind::Tile;
     block.rows = *rows;
     block.columns = *columns;
