@@ -12,7 +12,8 @@
 namespace ulp {
 namespace {
 
-constexpr size_t kMost = 256;
+constexpr size_t kMost = 256;        // numbers of a table
+constexpr size_t kMostTables = 256;  // Format::table has 8 bits
 
 /// Quantiles of the normal distribution, scaled to [−1, 1], with an exact zero.
 /// Source: Dettmers et al., "QLoRA", arXiv 2305.14314, appendix E.
@@ -91,6 +92,8 @@ int find_codebook(std::string_view name) {
     if (r.all[id].name == name) return static_cast<int>(id);
   if (!name.starts_with("table=")) return -1;
   const std::string path(name.substr(6));
+  ULP_CHECK(r.all.size() < kMostTables, "{}: there are {} tables already; a program takes no more",
+            name, kMostTables);
   r.all.push_back({std::string(name), read_table(path), path});
   return static_cast<int>(r.all.size()) - 1;
 }

@@ -368,6 +368,17 @@ TEST_SUITE("tools") {
     CHECK(mx.at(1).at("block") == "tensor");
     CHECK(mx.at(2).at("block") == "16x8");
     check_refused("formats e9m9", 2, {"formats", "e9m9"});
+    // A table's number has 8 bits: the one after the last is refused, and is not another one.
+    const Folder folder;
+    std::string tables;
+    for (int i = 1; i <= 256; ++i) {
+      const std::string file = folder / ("t" + std::to_string(i)).c_str();
+      std::ofstream(file) << "0\n" << i << "\n";
+      tables += " 'table=" + file + "'";
+      if (i == 240)
+        CHECK(nlohmann::json::parse(output("formats --json" + tables)).back().at("max") == i);
+    }
+    check_refused("formats" + tables, 2, {"/t25", "256 tables"});
     check_refused("formats e4m3 0.9", 2, {"formats", "0.9"});
   }
 
