@@ -20,33 +20,27 @@ constexpr RoundingName kRoundings[] = {
     {"odd", Rounding::Odd},         {"sr", Rounding::Stochastic},
 };
 
-void parse_rounding(Quantizer& q, std::string_view name, std::string_view whole) {
+/// False if there is no such rounding.
+bool read_rounding(Quantizer& q, std::string_view name, std::string_view whole) {
   for (const RoundingName& known : kRoundings)
     if (name == known.name) {
       q.rounding = known.rounding;
-      return;
+      return true;
     }
   std::string_view rest = name;
-  if (text::take(rest, "sr")) {
-    RandomBits bits;
-    if (rest.ends_with('f')) bits.variant = RandomBits::Variant::Centred;
-    if (rest.ends_with('c')) bits.variant = RandomBits::Variant::Nearest;
-    if (bits.variant != RandomBits::Variant::Plain) rest.remove_suffix(1);
-    const auto count = text::number(rest);
-    if (count.has_value()) {
-      ULP_CHECK(*count >= 1 && *count <= 32,
-                "{}: stochastic rounding takes 1 to 32 random bits, got {}", whole, *count);
-      bits.count = static_cast<uint8_t>(*count);
-      q.rounding = Rounding::Stochastic;
-      q.bits = bits;
-      return;
-    }
-  }
-  throw_error(
-      "{}: unknown rounding '{}'; wanted rne, rna, rnu, rtz, ru, rd, odd, sr, or srN, srNf, srNc "
-      "with "
-      "N random bits",
-      whole, name);
+  if (!text::take(rest, "sr")) return false;
+  RandomBits bits;
+  if (rest.ends_with('f')) bits.variant = RandomBits::Variant::Centred;
+  if (rest.ends_with('c')) bits.variant = RandomBits::Variant::Nearest;
+  if (bits.variant != RandomBits::Variant::Plain) rest.remove_suffix(1);
+  const auto count = text::number(rest);
+  if (!count.has_value()) return false;
+  ULP_CHECK(*count >= 1 && *count <= 32,
+            "{}: stochastic rounding takes 1 to 32 random bits, got {}", whole, *count);
+  bits.count = static_cast<uint8_t>(*count);
+  q.rounding = Rounding::Stochastic;
+  q.bits = bits;
+  return true;
 }
 
 constexpr int kMostExtent = 999999;  // of a block
@@ -252,9 +246,13 @@ void check_transform(const Quantizer& q, std::string_view whole) {
 
 Quantizer Quantizer::parse(std::string_view whole) {
   Quantizer q;
-  // table=PATH may contain ':', '-' and '+'.
+  // table=PATH may contain '-' and '+', and ':' if a rounding follows.
   const bool is_path = whole.starts_with("table=");
   const size_t colon = is_path ? whole.rfind(':') : whole.find(':');
+  if (is_path && colon != std::string_view::npos)
+    ULP_CHECK(read_rounding(q, whole.substr(colon + 1), whole),
+              "{}: unknown rounding '{}'; if it is part of the path, write {}:rne", whole,
+              whole.substr(colon + 1), whole);
   std::vector<std::string_view> parts{whole.substr(0, colon)};
   if (!is_path) parts = text::split(parts.front(), '+');
   std::vector<std::string_view> own, tokens{parts.front()};
@@ -280,7 +278,11 @@ Quantizer Quantizer::parse(std::string_view whole) {
   if (colon != std::string_view::npos) {
     ULP_CHECK(!q.format.is_fp32(), "{}: fp32 is not rounded; leave '{}' out", whole,
               whole.substr(colon));
-    parse_rounding(q, whole.substr(colon + 1), whole);
+    ULP_CHECK(
+        read_rounding(q, whole.substr(colon + 1), whole),
+        "{}: unknown rounding '{}'; wanted rne, rna, rnu, rtz, ru, rd, odd, sr, or srN, srNf, "
+        "srNc with N random bits",
+        whole, whole.substr(colon + 1));
   }
   return q;
 }
@@ -338,7 +340,9 @@ std::string to_string(const Quantizer& q) {
   std::string name = scaled_text(q);
   if (q.transform.hadamard != 0) name += "+rht" + std::to_string(q.transform.hadamard);
   if (q.transform.three_quarters) name += "+q34";
-  if (q.rounding == Rounding::NearestEven || q.is_identity()) return name;
+  const bool is_clear =
+      name.find(':') == std::string::npos;  // no path could be taken for a rounding
+  if (q.is_identity() || (q.rounding == Rounding::NearestEven && is_clear)) return name;
   name += ":" + to_string(q.rounding);
   if (q.rounding == Rounding::Stochastic && q.bits != RandomBits{}) {
     name += std::to_string(q.bits.count);

@@ -135,6 +135,17 @@ TEST_SUITE("posit_tables") {
     CHECK(to_string(q) == name + ":ru");
     CHECK(quantise_value(-0.5f, make_grid(q), 0) == 0.25f);
     CHECK(storage_type(q) == DType::F8E4M3);
+    // What follows the last ':' is the rounding: a path with one is printed with its rounding.
+    const auto odd_path = std::filesystem::temp_directory_path() / "ulp-test-table-a:sr";
+    std::filesystem::copy_file(path, odd_path, std::filesystem::copy_options::overwrite_existing);
+    for (const char* rounding : {":rne", ":sr", ":rtz"}) {
+      const std::string text = "table=" + odd_path.string() + rounding;
+      CHECK(to_string(Quantizer::parse(text)) == text);
+      CHECK(Quantizer::parse(text).format != q.format);
+    }
+    std::filesystem::remove(odd_path);
+    CHECK_THROWS_WITH_AS(Quantizer::parse("table=/none:x.txt"),
+                         doctest::Contains("table=/none:x.txt:rne"), Error);
     const auto refused = [&](const char* file, const char* text, const char* word) {
       const auto other = std::filesystem::temp_directory_path() / file;
       std::ofstream(other) << text;
