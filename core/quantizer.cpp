@@ -414,15 +414,10 @@ Grid make_grid(const Quantizer& q) {
   const bool p3109 = f.specials == Specials::P3109 || f.specials == Specials::P3109Finite;
   if (p3109 && f.significand_bits == 0) grid.kind = GridKind::OneBit;
   grid.zero_sign = p3109 || f.specials == Specials::Fnuz ? 0 : kSignBit;
-  if (f.kind == FormatKind::Float && f.specials == Specials::None && f.exponent_bits == 8 &&
-      f.bias == 127 && limits.has_infinity) {  // its numbers from 2^128 on read as Inf
-    for (const int s : {0, 1}) {
-      const uint32_t sign = s == 1 ? kSignBit : 0;
-      const bool saturates = f.overflow == Overflow::Saturate;
-      grid.overflow_bits[s] = (saturates ? grid.max_bits[s] : kInfinityBits) | sign;
-      grid.infinity_bits[s] = grid.overflow_bits[s];
-    }
-  }
+  if (f.kind == FormatKind::Float && f.specials == Specials::None && limits.has_infinity &&
+      q.scale.kind == Scale::Kind::None)  // e8mY-none: its numbers from 2^128 on read as Inf
+    for (const int s : {0, 1})
+      grid.overflow_bits[s] = grid.infinity_bits[s] = kInfinityBits | (s == 1 ? kSignBit : 0);
   return grid;
 }
 

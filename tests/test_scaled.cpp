@@ -236,6 +236,11 @@ TEST_SUITE("scaled") {
     CHECK(y_of("e4m3-g2-scalef32", {896, 33, 448, 33}) == Values{896, 32, 448, 32});
     // amax / 6 = 2 is an e4m3 number: elements are x / 2 in e2m1.
     CHECK(y_of("e2m1-g4-scalee4m3", {12, 5, -1, 0.4f}) == Values{12, 4, -1, 0});
+    // The top of e8mY-none reads as Inf, but elements of scaled blocks saturate: amax · fl(M / amax) may lie above M.
+    for (const char* name : {"e8m7-none+scale=current:ru", "e8m3-none-g1-scalef32:ru",
+                             "e8m1-none+scale=row:ru", "e8m7-none-t1x1-scalef32:ru"})
+      for (float amax = 1; amax < 1000; ++amax)
+        CHECK(std::abs(y_of(name, {amax})[0] - amax) <= 0x1p-20f * amax);
     // A block of zeros beside, and a block whose scale is below e4m3: 2^−20/6 rounds to 0.
     CHECK(y_of("e2m1-g2-scalee4m3", {0, 0, 0x1p-20f, 0, 6, 6}) == Values{0, 0, 0, 0, 6, 6});
     // The floor rule clips 7.9 to 6; three quarters of it, 5.925, become 6, and 6 · 4/3 is 8.
