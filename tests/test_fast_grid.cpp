@@ -446,6 +446,19 @@ TEST_SUITE("fast_grid") {
     }
   }
 
+  TEST_CASE("shares of what lies beyond all bounds convert") {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    for (const float low : {-kInf, -0x1p100f, -0.5f, -0.0f, 0.5f, nan})
+      CHECK(fast::draw_threshold(low) == 0);
+    for (const float high : {0x1p32f, 0x1p100f, kInf, 0x1.fffffep31f})
+      CHECK(fast::draw_threshold(high) == 0xFFFFFF00u);
+    CHECK(fast::draw_threshold(0x1p31f) == 0x80000000u);
+    for (const float x : {-0.5f, -1e30f, -kInf, nan}) CHECK(fraction_between(x, 0, 1) == 0);
+    CHECK(fraction_between(0, -kInf, 1) == 0);
+    CHECK(fraction_between(1e30f, 0, 1) == 0xFFFFFFFFu);
+    CHECK(fraction_between(0.75f, 0, 1) == 0xC0000000u);
+  }
+
   TEST_CASE("narrow formats: every point, middle and neighbour, and a walk through fp32") {
     const std::vector<std::string> names = narrow_formats();
     const uint64_t stride = reference::full() ? 65521 : 1048573;
