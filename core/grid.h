@@ -65,7 +65,7 @@ struct BlockScale {
 /// step would fall below; every other type takes all scales from 2^−127.
 BlockRule make_block_rule(const Quantizer& quantizer, DType out);
 
-/// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite.
+/// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite; zeros have the least scale.
 /// Source: the four rules of torchao's MX formats; RoundCeil multiplies by fl(1/max) as TransformerEngine does.
 ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
   const int32_t e = static_cast<int32_t>(amax_bits >> 23);
@@ -85,7 +85,7 @@ ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
     }
     default: break;
   }
-  return max_of(min_of(x, rule.most_scale), rule.least_scale);
+  return max_of(min_of(amax_bits == 0 ? 0 : x, rule.most_scale), rule.least_scale);
 }
 
 /// x · 2^exponent for a finite x ≥ 0 and |exponent| ≤ 254; beyond fp32 it is Inf.

@@ -273,7 +273,7 @@ int ScaledReference::scale_exponent(float amax) const {
     }
     default: break;
   }
-  return std::clamp(unbiased + 127, least_scale_, most_scale_);
+  return a == 0 ? least_scale_ : std::clamp(unbiased + 127, least_scale_, most_scale_);
 }
 
 Rounded ScaledReference::operator()(float x, int scale_exponent, uint32_t random) const {

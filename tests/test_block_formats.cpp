@@ -154,7 +154,10 @@ TEST_SUITE("block_formats") {
         CHECK(x(name.c_str(), 0.0f) == 0);
         CHECK(x(name.c_str(), 0x1p-149f) <= 1);
       }
-    CHECK(x("mxint8-ceil", kMost) == 254);  // 255 is NaN
+    for (const char* name : {"fixed8.10-g32", "fixed4.7-sym-g16", "e2m1-bias10-g16"})
+      for (const char* rule : kScaleRules)
+        CHECK(x((std::string(name) + rule).c_str(), 0.0f) == 0);  // also where emax < 0
+    CHECK(x("mxint8-ceil", kMost) == 254);                        // 255 is NaN
     CHECK(x("mxint8-even", kMost) == 254);
     CHECK(x("mxint8", kMost) == 254);
     CHECK(x("mxfp8-ceil", kMost) == 247);
