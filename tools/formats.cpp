@@ -53,6 +53,13 @@ bool is_block_scaled(const Quantizer& q) {
          (q.block.kind == Block::Kind::Group || q.block.kind == Block::Kind::Tile);
 }
 
+/// A line of 128 along the reduction axis or a tile of 128 x 128.
+bool is_deepseek(const Quantizer& q) {
+  const Block& b = q.block;
+  return is_named(q, {"e4m3"}) && is_block_scaled(q) && b.columns == 128 &&
+         (b.kind == Block::Kind::Group || b.rows == 1 || b.rows == 128);
+}
+
 template <FormatKind kKind>
 bool is_kind(const Quantizer& q) {
   return q.format.kind == kKind;
@@ -100,8 +107,7 @@ const std::vector<Family>& scaled_families() {
       {[](const Quantizer& q) { return q.scale.kind == Scale::Kind::E4M3Tensor; }, "NVFP4",
        "NVIDIA, Pretraining Large Language Models with NVFP4, arXiv 2509.25149; rounded as in "
        "TransformerEngine"},
-      {[](const Quantizer& q) { return is_named(q, {"e4m3"}) && is_block_scaled(q); },
-       "DeepSeek-V3", "DeepSeek-V3 Technical Report, arXiv 2412.19437, §3.3"},
+      {is_deepseek, "DeepSeek-V3", "DeepSeek-V3 Technical Report, arXiv 2412.19437, §3.3"},
       {[](const Quantizer& q) { return is_named(q, {"nf4"}) && is_block_scaled(q); }, "QLoRA",
        "Dettmers et al., QLoRA, arXiv 2305.14314"},
       {[](const Quantizer& q) {
