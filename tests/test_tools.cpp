@@ -1069,6 +1069,8 @@ TEST_SUITE("tools") {
     for (const char* no : {"fp32", "e4m3:sr", "mxfp4+rht16", "e4m3+scale=delayed4"})
       check_refused(std::string("bench quantize ") + no, 2, {"bench quantize", no});
     check_refused("bench quantize e9m9", 2, {"e9m9"});
+    CHECK(ulp_command("bench quantize e4m3 e9m9 --log2-size 13 --repeats 1").out.empty());
+    CHECK(lines(output("bench quantize e4m3:rne --log2-size 13 --repeats 1")) == 2 + 2);
   }
 }
 

@@ -102,9 +102,10 @@ void check_some(const Tensor& in, const Tensor& out, const QuantiseArgs& args) {
   }
 }
 
-Row measure(const std::string& format, const char* rounding, const Tensor& in, Tensor& out,
-            int threads, int repeats) {
-  const Quantizer q = Quantizer::parse(format + ":" + rounding);
+Row measure(Quantizer q, Rounding rounding, const Tensor& in, Tensor& out, int threads,
+            int repeats) {
+  const std::string format = to_string(q);
+  q.rounding = rounding;
   const RandomKey key{1, 3, 0, nullptr};
   const QuantiseArgs args{in, out, q, 1, key, {}};
   kernels::quantise(Stream{}, args);
@@ -119,11 +120,10 @@ Row measure(const std::string& format, const char* rounding, const Tensor& in, T
     ours.push_back(seconds_now() - start);
   }
   const double per = 1e9 / static_cast<double>(in.numel());
-  return {to_string(Quantizer::parse(format)), rounding, class_of(q), median(ours) * per,
-          median(copies) * per};
+  return {format, to_string(rounding), class_of(q), median(ours) * per, median(copies) * per};
 }
 
-void check_measurable(const std::string& format) {
+Quantizer measurable(const std::string& format) {
   const Quantizer q = format_value("bench quantize", format);
   if (q.is_identity() || q.rounding != Rounding::NearestEven || q.transform.hadamard != 0 ||
       q.scale.kind == Scale::Kind::Delayed)
@@ -131,9 +131,13 @@ void check_measurable(const std::string& format) {
         "bench quantize: give formats other than fp32, without a rounding, +rht and "
         "+scale=delayed; got " +
         format);
+  return q;
 }
 
 void run(const QuantizeOptions& o) {
+  std::vector<Quantizer> formats;
+  for (const std::string& format : o.formats.empty() ? kFormats : o.formats)
+    formats.push_back(measurable(format));
   const int threads = o.threads > 0 ? o.threads : omp_get_max_threads();
   omp_set_num_threads(threads);
   Placement().spread_threads(threads);
@@ -148,9 +152,8 @@ void run(const QuantizeOptions& o) {
     fmt::print("{:<16}{:<10}{:<9}{:>12}{:>12}{:>8}\n", "format", "rounding", "class", "ns/element",
                "memcpy", "ratio");
   }
-  for (const std::string& format : o.formats.empty() ? kFormats : o.formats)
-    for (const char* rounding : {"rne", "sr"}) {
-      check_measurable(format);
+  for (const Quantizer& format : formats)
+    for (const Rounding rounding : {Rounding::NearestEven, Rounding::Stochastic}) {
       const Row row = measure(format, rounding, in, out, threads, o.repeats);
       if (o.json) {
         json.push_back({{"format", row.format},
