@@ -417,6 +417,13 @@ TEST_SUITE("tools") {
       CHECK_MESSAGE(contains(zero, line), line);
     CHECK(contains(output("explain -0.0 --format e4m3-fnuz"),
                    "rne  same   0  the format has no -0\n"));
+    const Folder folder;
+    std::ofstream(folder / "t") << "-1\n1\n";
+    const std::string no_zero = output("explain 0 --format 'table=" + (folder / "t") + "'");
+    for (const char* line :
+         {"\n  rne  below  -1  tie: to even\n", "\n  ru   above  1   toward +inf\n",
+          "\n  sr   above with probability 1/2 (0.5), below with 1/2\n"})
+      CHECK_MESSAGE(contains(no_zero, line), line);
     const std::string nan = output("explain nan --format e4m3");
     for (const char* line : {"\n  fp32       0x7FC00000\n", "\n  becomes    0x7F  (rne)\n",
                              "\n  sr   nan  NaN stays NaN\n"})

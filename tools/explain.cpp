@@ -179,7 +179,7 @@ std::string bounds_reason(const Case& c, float open, float y) {
     return "posits never round to zero";
   if (kind == FormatKind::Codebook && (!c.place.below || !c.place.above))
     return "beyond the ends of the table: saturates";
-  if (c.x == 0 && bits_of(y) != bits_of(c.x)) return "the format has no -0";
+  if (c.x == 0 && y == 0 && bits_of(y) != bits_of(c.x)) return "the format has no -0";
   if (bits_of(open) == bits_of(y) && !std::isinf(open)) return "";
   const std::string rounded = std::isinf(open) ? (open < 0 ? "-2^128" : "2^128") : brief(open);
   if (open <= c.numbers.max() && open >= c.numbers.lowest())
