@@ -376,7 +376,7 @@ ULP_HD float quantise_table(float x, const Grid& grid, Rounding mode, uint32_t r
 
 /// What the value x becomes. `random` is this element's word and matters to stochastic rounding only; `mode` is
 /// grid.rounding, passed apart so that a loop can fix it at compile time. NaN stays NaN; zero keeps its sign where the
-/// format has −0. One rounding, in integers, from the exact value. Sets *clamped if the rounded value lay beyond max.
+/// format has −0. One rounding, in integers, from the exact value. Sets *clamped if the rounded value lay beyond the bounds.
 ///
 /// Source: design rules of the OCP 8-bit and MX specifications; equal to ml_dtypes and Eigen where they define a cast.
 ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t random,
@@ -441,7 +441,9 @@ ULP_HD float quantise_value(float x, const Grid& grid, Rounding mode, uint32_t r
     const float value = grid.wrap_unsigned
                             ? static_cast<float>((word << spare) >> spare)
                             : static_cast<float>(static_cast<int32_t>(word << spare) >> spare);
-    result = bits_of(value * pow2(grid.min_quantum));
+    const float wrapped = value * pow2(grid.min_quantum);
+    if (clamped != nullptr) *clamped = wrapped != float_of(signed_y) && a < kInfinityBits;
+    result = bits_of(wrapped);
   }
   result = select_bits(a >= kInfinityBits,
                        select_bits(negative, grid.infinity_bits[1], grid.infinity_bits[0]), result);

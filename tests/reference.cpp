@@ -208,7 +208,7 @@ Rounded Reference::operator()(double x, uint32_t random) const {
     double code = std::fmod(y / step_, codes);
     if (code < 0) code += codes;
     if (!f.is_unsigned && code >= codes / 2) code -= codes;
-    return {static_cast<float>(code * step_ + 0.0), false};
+    return {static_cast<float>(code * step_ + 0.0), y > max_ || y < lowest_};
   }
   if (y > max_ || y < lowest_) return {static_cast<float>(overflow(negative) + 0.0), true};
   return {static_cast<float>(y), false};

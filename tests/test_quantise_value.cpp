@@ -338,6 +338,20 @@ TEST_SUITE("quantise_value") {
     CHECK(made("fixed8.4", -9.0f) == -8.0f);
     CHECK(made("fixed8.4-sym", -9.0f) == -7.9375f);
     CHECK(made("fixed8.4-wrap", 8.0f) == -8.0f);
+    const auto is_beyond = [](const char* name, float x) {
+      bool clamped = false;
+      const Grid grid = make_grid(Quantizer::parse(name));
+      quantise_value(x, grid, grid.rounding, 0, &clamped);
+      return clamped;
+    };
+    for (const float beyond : {8.0f, 7.97f, 16.0f, -8.04f, 1e30f, -kMaxFloat}) {
+      CHECK(is_beyond("fixed8.4", beyond));
+      CHECK(is_beyond("fixed8.4-wrap", beyond));
+    }
+    CHECK(is_beyond("fixed8.4-u-wrap", -1.0f));
+    for (const float inside : {7.96f, -8.03f, -0.0f, -1e-9f, inf, std::nanf("")})
+      CHECK(!is_beyond("fixed8.4-wrap", inside));
+    CHECK(!is_beyond("fixed8.4-noclamp", 1000.0f));
     CHECK(made("fixed8.4-noclamp", 1000.03f) == 1000.0f);
     CHECK(made("fixed8.4-u", -1.0f) == 0.0f);
     CHECK(made("e4m3-none", 1e9f) == 480.0f);
