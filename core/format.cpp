@@ -178,12 +178,6 @@ Format block_float_format(int word_bits) {
   return f;
 }
 
-Format hbfp_format(int significand_bits) {
-  Format f = blank(FormatKind::Hbfp);
-  f.word_bits = static_cast<uint8_t>(significand_bits + 1);
-  return f;
-}
-
 Format p3109_format(int precision, bool is_unsigned) {
   ULP_CHECK(precision >= 1 && precision <= 7,
             "binary8p{}: P3109's 8-bit formats have 1 to 7 significand bits", precision);
@@ -239,7 +233,9 @@ std::optional<Format> parse_base(std::string_view name, std::string_view whole) 
     const auto m = text::number(rest);
     if (!m) return std::nullopt;
     ULP_CHECK(*m >= 1 && *m <= 24, "{}: an hbfp significand has 1 to 24 bits, got {}", whole, *m);
-    return hbfp_format(*m);
+    Format format = blank(FormatKind::Hbfp);
+    format.word_bits = static_cast<uint8_t>(*m + 1);
+    return format;
   }
   if (text::take(rest, "binary8p")) {
     const auto p = text::number(rest);

@@ -421,11 +421,15 @@ Grid make_grid(const Quantizer& q) {
   return grid;
 }
 
+namespace {
+
 float largest_magnitude(const Format& f) {
   const FormatLimits limits = limits_of(f);
   const double least = f.kind == FormatKind::Codebook ? -limits.lowest : 0;
   return static_cast<float>(std::max(limits.max, least));
 }
+
+}  // namespace
 
 BlockRule make_block_rule(const Quantizer& q, DType out) {
   BlockRule rule{};
