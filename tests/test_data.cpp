@@ -426,7 +426,7 @@ TEST_SUITE("data") {
     CHECK(message_of([&] { twice.write("more"); }) == Contains("committed"));
   }
 
-  TEST_CASE("atomic files: the permissions of any new file, a link is replaced") {
+  TEST_CASE("atomic files: a link is replaced, by a file with the permissions of any new one") {
     const TemporaryFolder folder;
     put(folder / "other", "kept");
     fs::create_symlink(folder / "other", folder / "link");
@@ -438,6 +438,16 @@ TEST_SUITE("data") {
     CHECK(fs::symlink_status(folder / "link").type() == fs::file_type::regular);
     CHECK(fs::status(folder / "link").permissions() ==
           (fs::perms::owner_read | fs::perms::owner_write | fs::perms::group_read));
+  }
+
+  TEST_CASE("atomic files: a file keeps its permissions when it is replaced") {
+    const TemporaryFolder folder;
+    put(folder / "private", "old");
+    const fs::perms owner_only = fs::perms::owner_read | fs::perms::owner_write;
+    fs::permissions(folder / "private", owner_only);
+    write_file_atomically(folder / "private", "new");
+    CHECK(get(folder / "private") == "new");
+    CHECK(fs::status(folder / "private").permissions() == owner_only);
   }
 
   TEST_CASE("atomic files: temporary files of killed programs, and nothing else, can be removed") {

@@ -534,8 +534,8 @@ void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, cons
 }
 
 /// Blocks whose grid is the element's own: the scales around quantise_span.
-void scaled_span(const float* in, float* out, int64_t n, const BlockSpan& b,
-                 const RandomSource& random, int64_t index, Clamped to) {
+static void scaled_span(const float* in, float* out, int64_t n, const BlockSpan& b,
+                        const RandomSource& random, int64_t index, Clamped to) {
   BlockBuffer scaled{};
   for_runs(n, b.layout, [&](int64_t begin, int64_t end, int64_t block) {
     const float before = b.steps.before[block];

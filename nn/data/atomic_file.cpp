@@ -1,6 +1,7 @@
 #include "nn/data/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -54,6 +55,11 @@ AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
             "{}: cannot be written: it exists and is not a regular file", path.native());
   open_unnamed();
   if (descriptor_ < 0) open_named();
+  // What was for its owner's eyes only stays so.
+  struct stat old;
+  if (::lstat(path.c_str(), &old) == 0 && S_ISREG(old.st_mode) &&
+      ::fchmod(descriptor_, old.st_mode & 07777) != 0)
+    fail("cannot be written with the permissions of the file it replaces", errno);
 }
 
 void AtomicFile::open_unnamed() {
