@@ -107,6 +107,14 @@ ULP_HD float nearest_spaced(float x, const FastGrid& g, int32_t shift, bool& cla
   return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
 
+/// A share of 2^32 as the number of words below it. Beyond the bounds a share is negative, huge or NaN, and the result does
+/// not matter; but it must convert. Patterns are bounded as integers, in one instruction each.
+ULP_HD uint32_t draw_threshold(float part) {
+  constexpr int32_t kMost = 0x4F7FFFFF;  // the float before 2^32
+  const int32_t pattern = min_of(max_of(static_cast<int32_t>(bits_of(part)), 0), kMost);
+  return static_cast<uint32_t>(float_of(static_cast<uint32_t>(pattern)));
+}
+
 template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32_t random,
                                bool& clamped) {
@@ -116,13 +124,9 @@ ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32
   const float magic = float_of(place), quantum = float_of(place - (23u << 23));
   const float near = (float_of(a) + magic) - magic;
   const float whole = near > float_of(a) ? near - quantum : near;
-  // ⌊(|x| − whole) / quantum · 2^32⌋. Beyond the bounds anything will do that converts: −Inf and NaN there.
+  // ⌊(|x| − whole) / quantum · 2^32⌋
   const float part = (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u) << 23) - place);
-  const auto pattern = max_of(static_cast<int32_t>(bits_of(part)), 0);  // −Inf is below 0, too
-  constexpr int32_t kMost = 0x4F7FFFFF;                                 // the float before 2^32
-  const auto threshold =
-      static_cast<uint32_t>(float_of(static_cast<uint32_t>(min_of(pattern, kMost))));
-  const float y = random < threshold ? whole + quantum : whole;
+  const float y = random < draw_threshold(part) ? whole + quantum : whole;
   return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
 

@@ -264,7 +264,8 @@ ULP_HD uint32_t fraction_between(float x, float low, float high) {
   const double part = (static_cast<double>(x) - static_cast<double>(low)) /
                       (static_cast<double>(high) - static_cast<double>(low));
   const double scaled_part = part * 4294967296.0;
-  return floor_of(scaled_part < 4294967295.0 ? scaled_part : 4294967295.0);
+  const double least = scaled_part > 0 ? scaled_part : 0.0;
+  return floor_of(least < 4294967295.0 ? least : 4294967295.0);
 }
 
 /// Where a posit's bit string is cut. The pattern of a float, its exponent counted from a multiple of 2^es, holds the posit's

@@ -1,3 +1,5 @@
+#include "tools/bench_quantize.h"
+
 #include <fmt/core.h>
 #include <omp.h>
 
@@ -17,32 +19,13 @@
 #include "tools/values.h"
 
 namespace ulp::tools {
-namespace {
-
-struct QuantizeOptions {
-  std::vector<std::string> formats;
-  int threads = 0;
-  int repeats = 9;
-  int log2_size = 24;
-  bool json = false;
-};
-
-const std::vector<std::string> kFormats = {"fp16",     "bf16",  "e4m3",       "e5m2",       "e6m9",
-                                           "fixed8.6", "bfp8",  "bfp8-axis0", "bfp8-axis1", "mxfp8",
-                                           "mxfp4",    "nvfp4", "posit8.1",   "nf4"};
-
-struct Row {
-  std::string format, rounding, kind;
-  double ns = 0, memcpy_ns = 0;
-};
 
 const char* class_of(const Quantizer& q) {
   if (q.format.kind == FormatKind::Posit || q.format.kind == FormatKind::Codebook) return "table";
   return q.is_elementwise() ? "element" : "block";
 }
 
-/// Values of every magnitude that training meets, both signs: random significands, exponents −10 … 5.
-Tensor make_input(int64_t rows, int64_t columns) {
+Tensor quantize_input(int64_t rows, int64_t columns) {
   Tensor t = Tensor::empty({rows, columns}, DType::F32, kCpu);
   float* x = t.mutable_data<float>();
   const RandomSource random({1, 2, 0, nullptr});
@@ -53,6 +36,26 @@ Tensor make_input(int64_t rows, int64_t columns) {
   }
   return t;
 }
+
+namespace {
+
+struct QuantizeOptions {
+  std::vector<std::string> formats;
+  int threads = 0;
+  int repeats = 9;
+  int log2_size = 0;  // 0: 24, on CUDA 27
+  std::string device = "cpu";
+  bool json = false, markdown = false;
+};
+
+const std::vector<std::string> kFormats = {"fp16",     "bf16",  "e4m3",       "e5m2",       "e6m9",
+                                           "fixed8.6", "bfp8",  "bfp8-axis0", "bfp8-axis1", "mxfp8",
+                                           "mxfp4",    "nvfp4", "posit8.1",   "nf4"};
+
+struct Row {
+  std::string format, rounding, kind;
+  double ns = 0, stats_ns = 0, memcpy_ns = 0;
+};
 
 /// memcpy split over the threads.
 void copy_all(const Tensor& from, Tensor& to, int threads) {
@@ -110,7 +113,9 @@ Row measure(Quantizer q, Rounding rounding, const Tensor& in, Tensor& out, int t
   const QuantiseArgs args{in, out, q, 1, key, {}};
   kernels::quantise(Stream{}, args);
   check_some(in, out, args);
-  std::vector<double> ours, copies;
+  QuantiseArgs counted = args;
+  counted.stats = Tensor::zeros({static_cast<int64_t>(sizeof(QuantiseStats))}, DType::U8, kCpu);
+  std::vector<double> ours, with_stats, copies;
   for (int r = 0; r < repeats; ++r) {
     double start = seconds_now();
     copy_all(in, out, threads);
@@ -118,9 +123,17 @@ Row measure(Quantizer q, Rounding rounding, const Tensor& in, Tensor& out, int t
     start = seconds_now();
     kernels::quantise(Stream{}, args);
     ours.push_back(seconds_now() - start);
+    start = seconds_now();
+    kernels::quantise(Stream{}, counted);
+    with_stats.push_back(seconds_now() - start);
   }
   const double per = 1e9 / static_cast<double>(in.numel());
-  return {format, to_string(rounding), class_of(q), median(ours) * per, median(copies) * per};
+  return {format,
+          to_string(rounding),
+          class_of(q),
+          median(ours) * per,
+          median(with_stats) * per,
+          median(copies) * per};
 }
 
 Quantizer measurable(const std::string& format) {
@@ -138,19 +151,27 @@ void run(const QuantizeOptions& o) {
   std::vector<Quantizer> formats;
   for (const std::string& format : o.formats.empty() ? kFormats : o.formats)
     formats.push_back(measurable(format));
+  const Device device = parse_device(o.device);
+  if (device.type == DeviceType::Cuda) {
+    if (o.threads > 0) throw UsageError("bench quantize: --threads is of the CPU");
+    return bench_quantize_cuda(
+        {device, formats, o.repeats, o.log2_size == 0 ? 27 : o.log2_size, o.json, o.markdown});
+  }
+  if (o.markdown) throw UsageError("bench quantize: --markdown needs --device cuda");
+  const int log2_size = o.log2_size == 0 ? 24 : o.log2_size;
   const int threads = o.threads > 0 ? o.threads : omp_get_max_threads();
   omp_set_num_threads(threads);
   Placement().spread_threads(threads);
-  const int64_t columns = 4096, rows = (int64_t{1} << o.log2_size) / columns;
-  const Tensor in = make_input(rows, columns);
+  const int64_t columns = 4096, rows = (int64_t{1} << log2_size) / columns;
+  const Tensor in = quantize_input(rows, columns);
   Tensor out = Tensor::empty(in.shape(), DType::F32, kCpu);
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   if (!o.json) {
     fmt::print(
         "2^{} floats, fp32 to fp32, {} threads, {}; medians of {} runs, memcpy in turn with each\n",
-        o.log2_size, threads, cpu::to_string(cpu::current_isa()), o.repeats);
-    fmt::print("{:<16}{:<10}{:<9}{:>12}{:>12}{:>8}\n", "format", "rounding", "class", "ns/element",
-               "memcpy", "ratio");
+        log2_size, threads, cpu::to_string(cpu::current_isa()), o.repeats);
+    fmt::print("{:<16}{:<10}{:<9}{:>12}{:>12}{:>8}{:>8}\n", "format", "rounding", "class",
+               "ns/element", "memcpy", "ratio", "stats");
   }
   for (const Quantizer& format : formats)
     for (const Rounding rounding : {Rounding::NearestEven, Rounding::Stochastic}) {
@@ -161,10 +182,12 @@ void run(const QuantizeOptions& o) {
                         {"class", row.kind},
                         {"ns_per_element", row.ns},
                         {"memcpy_ns_per_element", row.memcpy_ns},
-                        {"ratio", row.ns / row.memcpy_ns}});
+                        {"ratio", row.ns / row.memcpy_ns},
+                        {"stats_ratio", row.stats_ns / row.ns}});
       } else {
-        fmt::print("{:<16}{:<10}{:<9}{:>12.3f}{:>12.3f}{:>8.2f}\n", row.format, row.rounding,
-                   row.kind, row.ns, row.memcpy_ns, row.ns / row.memcpy_ns);
+        fmt::print("{:<16}{:<10}{:<9}{:>12.3f}{:>12.3f}{:>8.2f}{:>8.2f}\n", row.format,
+                   row.rounding, row.kind, row.ns, row.memcpy_ns, row.ns / row.memcpy_ns,
+                   row.stats_ns / row.ns);
         std::fflush(stdout);
       }
     }
@@ -184,9 +207,13 @@ void add_bench_quantize(CLI::App& bench) {
   cmd->add_option("--repeats", o->repeats, "timed runs")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  cmd->add_option("--log2-size", o->log2_size, "2 to this power floats")
-      ->check(CLI::Range(13, 30))
+  cmd->add_option("--log2-size", o->log2_size,
+                  "2 to this power floats (default: 24, on a CUDA device 27)")
+      ->check(CLI::Range(13, 30));
+  cmd->add_option("--device", o->device,
+                  "cpu, or cuda or cuda:N: beside a device copy, narrow outputs too")
       ->capture_default_str();
+  cmd->add_flag("--markdown", o->markdown, "CUDA: print a Markdown table");
   cmd->add_flag("--json", o->json, "a bare array of rows");
   cmd->callback([o] { run(*o); });
 }

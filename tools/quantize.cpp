@@ -37,7 +37,7 @@ constexpr FileKind kKinds[] = {{".npy", nn::load_npy, nn::save_npy},
 
 bool is_packed(const std::filesystem::path& path) { return path.extension() == kPackedExtension; }
 
-const FileKind& kind_of(const std::filesystem::path& path) {
+FileKind kind_of(const std::filesystem::path& path) {
   for (const FileKind& kind : kKinds)
     if (path.extension() == kind.extension) return kind;
   throw UsageError("quantize: " + path.native() +
@@ -46,9 +46,9 @@ const FileKind& kind_of(const std::filesystem::path& path) {
 }
 
 /// Of IN, with an OUT that goes with it.
-const FileKind& float_kind(const QuantizeOptions& o) {
+FileKind float_kind(const QuantizeOptions& o) {
   const std::filesystem::path out = o.out;
-  const FileKind& kind = kind_of(o.in);
+  const FileKind kind = kind_of(o.in);
   if (o.packed && !is_packed(out))
     throw UsageError("quantize: --packed writes " + std::string(kPackedExtension) + " files, got " +
                      o.out);
@@ -145,7 +145,7 @@ void run_unpack(const QuantizeOptions& o) {
                      " is packed and only unpacked here; leave --seed, --axis and --stats out");
   if (is_packed(o.out))
     throw UsageError("quantize: " + o.in + " is packed already; OUT must end in .npy or .f32");
-  const FileKind& kind = kind_of(o.out);
+  const FileKind kind = kind_of(o.out);
   std::optional<Quantizer> how;
   if (o.format) how = format_value("--format", *o.format);
   const UnpackedFile file = load_packed(o.in, how);
@@ -180,7 +180,7 @@ void run_quantize(const QuantizeOptions& o) {
   if (is_packed(o.in)) return run_unpack(o);
   QuantiseUse use;
   use.quantizer = read_format(o);
-  const FileKind& kind = float_kind(o);
+  const FileKind kind = float_kind(o);
   const auto seed = o.seed ? integer_value<uint64_t>("--seed", *o.seed, 0, UINT64_MAX) : 0;
   if (o.packed) check_packable(use.quantizer, o.in.c_str());
   const Tensor in = kind.load(o.in);
