@@ -5,16 +5,6 @@
 namespace ulp {
 namespace {
 
-constexpr uint32_t kNanScale = 0xFF;
-/// bfp, hbfp: scale code − this − word_bits is the exponent of the step. Steps go from 2^−149 to 2^(129−W).
-constexpr int kStepBias = 125;
-
-uint32_t step_code(const Quantizer& q, const BlockRule& rule, uint32_t amax_bits) {
-  Grid grid = make_grid(q);
-  set_block(grid, rule, amax_bits);
-  return static_cast<uint32_t>(grid.min_quantum + kStepBias + q.format.word_bits);
-}
-
 float step_of(const Quantizer& q, uint32_t code) {
   if (code == kNanScale) return float_of(kNanBits);
   return pow2(max_of(static_cast<int32_t>(code) - kStepBias - q.format.word_bits, -149));
@@ -45,16 +35,9 @@ float scale_of_code(const Quantizer& q, uint32_t code) {
   }
 }
 
-uint32_t scale_code(const Quantizer& q, const BlockRule& rule, uint32_t amax_bits, float tensor) {
-  const PackedScale kind = packed_scale(q);
-  if (kind == PackedScale::E4M3) {
-    const BlockScale scale = block_scale(rule, amax_bits, tensor);
-    const bool is_nan = scale.before != scale.before;
-    return *encode(float_format(4, 3), is_nan ? float_of(kNanBits) : scale.after);
-  }
-  if (amax_bits >= kInfinityBits) return kNanScale;
-  return kind == PackedScale::Step ? step_code(q, rule, amax_bits)
-                                   : static_cast<uint32_t>(scale_exponent(rule, amax_bits));
+ScaleRule make_scale_rule(const Quantizer& q, DType out) {
+  return {packed_scale(q), make_block_rule(q, out), make_grid(q),
+          make_code_rule(float_format(4, 3))};
 }
 
 void check_packable(const Quantizer& q, const char* name) {

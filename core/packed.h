@@ -48,9 +48,40 @@ PackedScale packed_scale(const Quantizer& quantizer);
 
 /// A U8 scale's number, which elements are multiplied by: a power of two or an e4m3 number; NaN.
 float scale_of_code(const Quantizer& quantizer, uint32_t code);
+
+/// bfp, hbfp: scale code − this − word_bits is the exponent of the step. Steps go from 2^−149 to 2^(129−W).
+inline constexpr int32_t kStepBias = 125;
+/// The U8 scale of a block that is NaN, E4M3 apart.
+inline constexpr uint32_t kNanScale = 0xFF;
+
+/// How a block's scale follows from its largest magnitude. `out`: the type that the values are kept in (make_block_rule).
+struct ScaleRule {
+  PackedScale kind;
+  BlockRule block;
+  Grid grid;      // Step: make_grid
+  CodeRule e4m3;  // E4M3
+};
+ScaleRule make_scale_rule(const Quantizer& quantizer, DType out);
+
+/// PackedTensor::factor.
+ULP_HD float tensor_factor(const ScaleRule& rule, float tensor) {
+  return rule.kind == PackedScale::Factor ? 1.0f : block_scale(rule.block, 0, tensor).factor;
+}
+
 /// The U8 scale of a block with the largest magnitude amax; `tensor` is what tensor_scale says.
-uint32_t scale_code(const Quantizer& quantizer, const BlockRule& rule, uint32_t amax_bits,
-                    float tensor);
+ULP_HD uint32_t scale_code(const ScaleRule& rule, uint32_t amax_bits, float tensor) {
+  if (rule.kind == PackedScale::E4M3) {
+    const BlockScale scale = block_scale(rule.block, amax_bits, tensor);
+    const bool is_nan = scale.before != scale.before;
+    return encode(rule.e4m3, is_nan ? float_of(kNanBits) : scale.after);
+  }
+  if (amax_bits >= kInfinityBits) return kNanScale;
+  if (rule.kind == PackedScale::PowerOfTwo)
+    return static_cast<uint32_t>(scale_exponent(rule.block, amax_bits));
+  Grid grid = rule.grid;
+  set_block(grid, rule.block, amax_bits);
+  return static_cast<uint32_t>(grid.min_quantum + kStepBias + rule.block.word_bits);
+}
 
 /// Throws ulp::Error, naming `name`, if values of the quantizer have no packed form.
 void check_packable(const Quantizer& quantizer, const char* name);

@@ -46,6 +46,32 @@ struct QuantiseArgs {
   bool frozen = false;
 };
 
+/// What core/packed.h writes beside the codes of values that were made of x: `scales`, one a block, U8 or F32 as packed_scale
+/// says, and factor (F32, one number). Only for quantizers with scales that follow from x. x: any float; stored: what the
+/// values are kept in.
+struct PackScalesArgs {
+  Tensor x, scales, factor;
+  Quantizer how;
+  int group_axis = 0;
+  DType stored = DType::F32;
+};
+
+/// codes (U8, bytes) = those of `values` (any float) under `scales` (undefined where there are none), in the bits of
+/// core/packed.h. no_code (U8, 8 bytes, an int64_t): the first element that has no code, or how many elements there are.
+struct PackCodesArgs {
+  Tensor values, scales, codes, no_code;
+  Quantizer how;
+  int group_axis = 0;
+};
+
+/// values (F32) = the numbers of `codes` times scales times factor.
+struct UnpackCodesArgs {
+  Tensor codes, scales, values;
+  Quantizer how;
+  int group_axis = 0;
+  float factor = 1;
+};
+
 /// out = in rotated along `axis` in groups of `size` (core/hadamard.h), times 2^exponent. in: any float, out: F32.
 /// inverse: the signs are applied after H instead of before.
 struct RotateArgs {
@@ -196,6 +222,9 @@ struct Kernel {
 /// X(name, arguments): kernels with a side of their own in kernels/cpu/*.cpp and kernels/cuda/*.cu.
 #define ULP_KERNELS(X)                                  \
   X(quantise, QuantiseArgs)                             \
+  X(pack_scales, PackScalesArgs)                        \
+  X(pack_codes, PackCodesArgs)                          \
+  X(unpack_codes, UnpackCodesArgs)                      \
   X(rotate, RotateArgs)                                 \
   X(matmul, MatmulArgs)                                 \
   X(scaled_add, ScaledAddArgs)                          \

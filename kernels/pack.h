@@ -6,7 +6,7 @@
 
 namespace ulp {
 
-/// A tensor to be packed. All on the CPU, contiguous; x and values any float of up to 32 bits, of one shape.
+/// A tensor to be packed. All on one device, contiguous; x and values any float of up to 32 bits, of one shape.
 ///  values      what `how` made of x; with the factors kept apart where there are any
 ///  x           what was quantised: its blocks' largest magnitudes decide their scales. Only for formats with blocks
 ///  factor      +scale=delayedN only: the factor that the quantiser used
@@ -24,7 +24,7 @@ struct PackArgs {
 /// scale: then values is not what `how` makes of x, or it is NaN and the format has no code for that.
 PackedTensor pack(const PackArgs& args);
 
-/// The values, F32 on the CPU, times the factors: pack(quantised) comes back to the bit.
+/// The values, F32 on the codes' device, times the factors: pack(quantised) comes back to the bit.
 /// Throws ulp::Error if codes and scales do not go with shape and format.
 Tensor unpack(const PackedTensor& packed);
 

@@ -17,6 +17,7 @@
 #include "core/storage.h"
 #include "core/sum.h"
 #include "kernels/kernels.h"
+#include "kernels/pack.h"
 #include "kernels/quantised.h"
 
 namespace ulp {
@@ -388,6 +389,120 @@ void check_quantise() {
   };
   CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-axis2", 0), doctest::Contains("axis 2"), Error);
   CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-g32", 5), doctest::Contains("(3, 4)"), Error);
+}
+
+/// Packed, on both devices: scales, codes and what they stand for.
+void pack_once(const Quantizer& q, const Tensor& x, int group_axis, DType store, bool askew) {
+  INFO("packed ", to_string(q), " of ", to_string(x), " kept as ", text(store), ", group axis ",
+       group_axis, askew ? ", askew" : "");
+  const auto put = [&](const Tensor& t) {  // askew: from element 1 on
+    if (!askew) return both(t);
+    const int64_t n = t.numel();
+    Tensor wide = Tensor::empty({n + 1}, t.dtype(), kCpu);
+    std::memcpy(static_cast<char*>(wide.mutable_raw()) + size_of(t.dtype()), t.raw(),
+                static_cast<size_t>(t.bytes()));
+    return view(both(wide),
+                [&](const Tensor& w) { return w.slice(0, 1, n + 1).reshape(t.shape()); });
+  };
+  Tensor y = Tensor::empty(x.shape(), store, kCpu);
+  QuantiseArgs args{x, y, q, group_axis, {}, {}};
+  if (q.has_factor())
+    args.factors = Tensor::empty({factor_count(q, x.shape(), group_axis)}, DType::F32, kCpu);
+  kernels::quantise(stream_of(kCpu), args);
+  const Pair values = put(y), from = put(x);
+  const Pair factor = output({1}), no_code = output({8}, DType::U8);
+  Pair scales;
+  if (packed_scale(q) != PackedScale::None) {
+    const int64_t blocks = make_block_map(q, x.shape(), group_axis).blocks;
+    scales = output({blocks}, packed_scale(q) == PackedScale::Factor ? DType::F32 : DType::U8);
+    run(kernels::pack_scales, [&](Device d) {
+      return PackScalesArgs{from.on(d), scales.on(d), factor.on(d), q, group_axis, store};
+    });
+    CHECK(difference(scales) == "");
+    CHECK(difference(factor) == "");
+  }
+  const int64_t bytes = packed_bytes(x.numel(), code_bits(q.format));
+  const Pair codes = askew ? unaligned(output({bytes + 1}, DType::U8)) : output({bytes}, DType::U8);
+  run(kernels::pack_codes, [&](Device d) {
+    return PackCodesArgs{values.on(d), scales.on(d), codes.on(d), no_code.on(d), q, group_axis};
+  });
+  CHECK(difference(no_code) == "");
+  const bool all_coded = *static_cast<const int64_t*>(no_code.cpu.raw()) == x.numel();
+  if (!all_coded) return;  // the CPU stops there
+  CHECK(difference(codes) == "");
+  const Pair back = askew ? put(Tensor::zeros(x.shape(), DType::F32, kCpu)) : output(x.shape());
+  run(kernels::unpack_codes, [&](Device d) {
+    return UnpackCodesArgs{codes.on(d), scales.on(d), back.on(d), q, group_axis, 0.3f};
+  });
+  CHECK(difference(back) == "");
+}
+
+void check_pack() {
+  const char* formats[] = {"e4m3",
+                           "e5m2",
+                           "fp32",
+                           "fp16",
+                           "bf16",
+                           "e2m1",
+                           "e2m3",
+                           "e3m2",
+                           "e4m3-fnuz",
+                           "fixed8.4",
+                           "fixed4.0-u",
+                           "fixed6.2",
+                           "fixed16.8",
+                           "fixed5.2",
+                           "posit8.1",
+                           "posit6.2",
+                           "nf4",
+                           "pow2x6",
+                           "binary8p3",
+                           "bfp8",
+                           "bfp6-g16",
+                           "bfp4-g8",
+                           "bfp16-g64",
+                           "bfp8-axis0",
+                           "bfp8-axis1",
+                           "hbfp5-g32",
+                           "hbfp7-t4x8",
+                           "mxfp8",
+                           "mxfp8-e5m2",
+                           "mxfp6",
+                           "mxfp6-e3m2",
+                           "mxfp4",
+                           "mxfp4+q34",
+                           "mxint8",
+                           "nvfp4",
+                           "nvfp4-t16x16",
+                           "e4m3-g12",
+                           "e2m1-g16-scalee4m3",
+                           "e4m3-g128-scalef32",
+                           "nf4-g64-scalef32",
+                           "e4m3+scale=current",
+                           "e5m2+scale=row"};
+  for (const char* format : formats)
+    for (const char* rounding : {"rne", "sr"}) {
+      const Quantizer q = Quantizer::parse(std::string(format) + ":" + rounding);
+      for (const Shape& shape : {Shape{40, 384}, Shape{3, 5, 7}, Shape{2, 1030}, Shape{0, 4}})
+        for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard})
+          for (const int axis : {0, shape.rank() - 1}) {
+            if (axis == 0 && !q.follows_reduction() && shape.rank() > 1) continue;
+            const Tensor x = values(shape, DType::F32, domain, 31);
+            for (const bool askew : {false, true})
+              pack_once(q, x, axis, q.has_factor() ? gemm_type(q) : storage_type(q), askew);
+            pack_once(q, x, axis, DType::F32, false);
+          }
+    }
+
+  // Through pack and unpack, and the message that names the element.
+  const Tensor x = values({64, 128}, DType::F32, Domain::Modest, 32);
+  Tensor y = Tensor::empty(x.shape(), DType::F32, kCpu);
+  kernels::quantise(stream_of(kCpu), {x, y, "mxfp4", 1, {}, {}});
+  const PackedTensor packed = pack({y.to(kGpu), x.to(kGpu), "mxfp4", 1});
+  CHECK(packed.codes.device() == kGpu);
+  CHECK(unpack(packed).to_floats() == y.to_floats());
+  CHECK_THROWS_WITH_AS(pack({x.to(kGpu), x.to(kGpu), "mxfp4", 1, 1, "weights"}),
+                       doctest::Contains("weights: element "), Error);
 }
 
 void check_rotate() {
@@ -946,6 +1061,9 @@ const std::vector<Case>& cases() {
 #define ULP_ELEMENTWISE_CASE(name, Functor, inputs) \
   {#name, [] { check_elementwise(kernels::name, inputs); }},
   static const std::vector<Case> all = {{"quantise", check_quantise},
+                                        {"pack_scales", check_pack},
+                                        {"pack_codes", [] {}},    // with pack_scales
+                                        {"unpack_codes", [] {}},  // with pack_scales
                                         {"rotate", check_rotate},
                                         {"scaled_add", check_scaled_add},
                                         {"matmul", check_matmul},

@@ -376,11 +376,30 @@ void check_scaled_add() {
     }
 }
 
+/// By hand: 12 and −1 in a block whose scale is 2, as codes 7 and 9 of e2m1. test_packed.cpp has everything else.
+void check_pack() {
+  const auto x = Tensor::from<float>({12, -1}, {2});
+  const Tensor scales = Tensor::empty({1}, DType::U8, kCpu),
+               factor = Tensor::empty({1}, DType::F32, kCpu);
+  const Tensor codes = Tensor::empty({1}, DType::U8, kCpu),
+               no_code = Tensor::empty({8}, DType::U8, kCpu);
+  const Tensor back = Tensor::empty({2}, DType::F32, kCpu);
+  kernels::pack_scales(kStream, {x, scales, factor, "mxfp4"});
+  kernels::pack_codes(kStream, {x, scales, codes, no_code, "mxfp4"});
+  kernels::unpack_codes(kStream, {codes, scales, back, "mxfp4"});
+  CHECK(scales.data<uint8_t>()[0] == 0x80);
+  CHECK(factor.to_floats() == std::vector<float>{1});
+  CHECK(codes.data<uint8_t>()[0] == 0x97);
+  CHECK(*static_cast<const int64_t*>(no_code.raw()) == 2);
+  CHECK(back.to_floats() == x.to_floats());
+}
+
 const std::vector<KernelRow>& kernel_rows() {
   static const std::vector<KernelRow> rows = {
       {"quantise", check_quantise}, {"correct", check_correct}, {"copy", check_copy},
       {"fill", check_fill},         {"uniform", check_uniform}, {"gather_rows", check_gather_rows},
       {"sgd", check_sgd},           {"rotate", check_rotate},   {"scaled_add", check_scaled_add},
+      {"pack_scales", check_pack},  {"pack_codes", check_pack}, {"unpack_codes", check_pack},
   };
   return rows;
 }

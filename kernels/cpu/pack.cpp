@@ -1,32 +1,29 @@
-#include "kernels/pack.h"
-
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <vector>
 
+#include "core/packed.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
+#include "kernels/kernels.h"
 
-namespace ulp {
+namespace ulp::cpu {
 namespace {
 
-using cpu::BlockBuffer;
-using cpu::kBlock;
-using cpu::kGrain;
 using CodeBuffer = std::array<uint32_t, kBlock>;
 static_assert(kBlock % 8 == 0, "a chunk's codes fill whole bytes, whatever their size");
 
 // ---- bits -----------------------------------------------------------------------------------------------------------
 void write_bytes(const uint32_t* codes, int64_t n, uint8_t* out) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(codes[i]);
   });
 }
 
 void write_nibbles(const uint32_t* codes, int64_t n, uint8_t* out) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     for (int64_t i = 0; i < n / 2; ++i)
       out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
   });
@@ -50,13 +47,13 @@ void write_codes(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
 }
 
 void read_bytes(const uint8_t* in, int64_t n, uint32_t* codes) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     for (int64_t i = 0; i < n; ++i) codes[i] = in[i];
   });
 }
 
 void read_nibbles(const uint8_t* in, int64_t n, uint32_t* codes) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     for (int64_t i = 0; i < n / 2; ++i) {
       codes[2 * i] = in[i] & 15u;
       codes[2 * i + 1] = in[i] >> 4;
@@ -117,14 +114,14 @@ void raise(uint32_t& most, uint32_t amax) {
 /// The largest magnitude in each block, as bits. A maximum is the same in any order.
 std::vector<uint32_t> block_amaxes(const Tensor& x, const BlockMap& map) {
   std::vector<uint32_t> amax(static_cast<size_t>(map.blocks), 0);
-  cpu::parallel_for_units(x.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
+  parallel_for_units(x.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
     BlockBuffer buffer;
     for (int64_t begin = first; begin < last; begin += kBlock) {
       const int64_t end = std::min(last, begin + kBlock);
-      const float* in = cpu::read_block(x.raw(), x.dtype(), begin, end - begin, buffer.data());
+      const float* in = read_block(x.raw(), x.dtype(), begin, end - begin, buffer.data());
       for_runs(map, begin, end, [&](int64_t from, int64_t to, int64_t block, int64_t step) {
         uint32_t* own = amax.data() + block;
-        if (step == 0) return raise(*own, cpu::amax_span(in + (from - begin), to - from, 0));
+        if (step == 0) return raise(*own, amax_span(in + (from - begin), to - from, 0));
         for (int64_t i = from; i < to; ++i)
           raise(own[(i - from) * step], bits_of(in[i - begin]) & ~kSignBit);
       });
@@ -136,15 +133,15 @@ std::vector<uint32_t> block_amaxes(const Tensor& x, const BlockMap& map) {
 /// What the elements of a packed tensor are multiplied by, block by block.
 class ScaleReader {
  public:
-  ScaleReader(const PackedTensor& p, const BlockMap& map)
-      : map_(map), kind_(packed_scale(p.how)), factor_(p.factor) {
+  ScaleReader(const Quantizer& how, const Tensor& scales, float factor, const BlockMap& map)
+      : map_(map), kind_(packed_scale(how)), factor_(factor) {
     if (kind_ == PackedScale::None) return;
     if (kind_ == PackedScale::Factor) {
-      factors_ = p.scales.data<float>();
+      factors_ = scales.data<float>();
       return;
     }
-    codes_ = p.scales.data<uint8_t>();
-    for (uint32_t code = 0; code < 256; ++code) table_[code] = scale_of_code(p.how, code);
+    codes_ = scales.data<uint8_t>();
+    for (uint32_t code = 0; code < 256; ++code) table_[code] = scale_of_code(how, code);
   }
 
   /// Of the elements begin … end − 1. NaN in a block's factor is NaN in its scale.
@@ -179,39 +176,11 @@ class ScaleReader {
   std::array<float, 256> table_{};
 };
 
-/// The scales and the factor of what is to be packed, from the largest magnitudes in its blocks.
-void set_scales(PackedTensor& packed, const PackArgs& args, const BlockMap& map) {
-  const Quantizer& q = args.how;
-  const PackedScale kind = packed_scale(q);
-  if (kind == PackedScale::None) return;
-  const DType type = kind == PackedScale::Factor ? DType::F32 : DType::U8;
-  packed.scales = Tensor::empty({map.blocks}, type, kCpu);
-  if (q.scale.kind == Scale::Kind::Delayed) {
-    packed.scales.mutable_data<float>()[0] = args.factor;
-    return;
-  }
-  const std::vector<uint32_t> amax = block_amaxes(args.x, map);
-  const BlockRule rule = make_block_rule(q, args.values.dtype());
-  const uint32_t most = amax.empty() ? 0 : *std::max_element(amax.begin(), amax.end());
-  const float tensor = tensor_scale(rule, most);
-  if (kind == PackedScale::Factor) {
-    float* out = packed.scales.mutable_data<float>();
-    for (const uint32_t a : amax) *out++ = block_scale(rule, a, tensor).factor;
-    return;
-  }
-  packed.factor = block_scale(rule, 0, tensor).factor;
-  uint8_t* out = packed.scales.mutable_data<uint8_t>();
-  cpu::parallel_for(map.blocks, kGrain / 16, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      out[b] = static_cast<uint8_t>(scale_code(q, rule, amax[static_cast<size_t>(b)], tensor));
-  });
-}
-
 // ---- elements -------------------------------------------------------------------------------------------------------
 template <CodeRule::Kind kKind>
 void encode_span(const float* values, const float* scale, int64_t n, const CodeRule& rule,
                  uint32_t* codes) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     CodeRule r = rule;
     r.kind = kKind;
     for (int64_t i = 0; i < n; ++i) codes[i] = encode_scaled(r, values[i], scale[i]);
@@ -221,7 +190,7 @@ void encode_span(const float* values, const float* scale, int64_t n, const CodeR
 template <CodeRule::Kind kKind>
 void decode_span(const uint32_t* codes, const float* scale, const float* factor, int64_t n,
                  const CodeRule& rule, float* out) {
-  cpu::with_isa([=]() ULP_INLINE {
+  with_isa([=]() ULP_INLINE {
     CodeRule r = rule;
     r.kind = kKind;
     for (int64_t i = 0; i < n; ++i) out[i] = decode_scaled(r, codes[i], scale[i], factor[i]);
@@ -246,7 +215,7 @@ int64_t pack_range(const Tensor& values, const ScaleReader& scales, const CodeRu
   CodeBuffer codes;
   for (int64_t begin = first; begin < last; begin += kBlock) {
     const int64_t end = std::min(last, begin + kBlock), n = end - begin;
-    const float* in = cpu::read_block(values.raw(), values.dtype(), begin, n, buffer.data());
+    const float* in = read_block(values.raw(), values.dtype(), begin, n, buffer.data());
     scales.read(begin, end, scale.data(), factor.data());
     for_kind(rule.kind, [&]<CodeRule::Kind kKind>() {
       encode_span<kKind>(in, scale.data(), n, rule, codes.data());
@@ -258,9 +227,8 @@ int64_t pack_range(const Tensor& values, const ScaleReader& scales, const CodeRu
   return last;
 }
 
-void unpack_range(const PackedTensor& packed, const ScaleReader& scales, const CodeRule& rule,
-                  float* out, int64_t first, int64_t last) {
-  const uint8_t* in = packed.codes.data<uint8_t>();
+void unpack_range(const uint8_t* in, const ScaleReader& scales, const CodeRule& rule, float* out,
+                  int64_t first, int64_t last) {
   BlockBuffer scale, factor;
   CodeBuffer codes;
   for (int64_t begin = first; begin < last; begin += kBlock) {
@@ -273,78 +241,55 @@ void unpack_range(const PackedTensor& packed, const ScaleReader& scales, const C
   }
 }
 
-// ---- checks ---------------------------------------------------------------------------------------------------------
-void check_tensor(const PackArgs& args, const char* which, const Tensor& t) {
-  ULP_CHECK(t.defined() && t.shape() == args.values.shape() && is_float_up_to_32(t.dtype()) &&
-                t.device() == kCpu && t.is_contiguous(),
-            "{}: to pack it as {}, {} must be floats of up to 32 bits of one shape, contiguous and "
-            "on the CPU; got {}",
-            args.name, args.how, which, t);
-}
-
-[[noreturn]] void throw_no_code(const PackArgs& args, int64_t element) {
-  float buffer = 0;
-  const float x = *cpu::read_block(args.values.raw(), args.values.dtype(), element, 1, &buffer);
-  if (x != x)
-    throw_error("{}: element {} is NaN, and {} has no code for it", args.name, element,
-                args.how.format);
-  throw_error("{}: element {} is {}, which {} does not make there; pack what quantise returned",
-              args.name, element, x, args.how);
-}
-
-void check_packed(const PackedTensor& p, const BlockMap& map, int bits) {
-  const PackedScale kind = packed_scale(p.how);
-  const int64_t bytes = packed_bytes(p.shape.numel(), bits);
-  ULP_CHECK(p.codes.defined() && p.codes.dtype() == DType::U8 && p.codes.numel() == bytes,
-            "unpack: {} of shape {} has {} bytes of codes, got {}", p.how, p.shape, bytes, p.codes);
-  const DType type = kind == PackedScale::Factor ? DType::F32 : DType::U8;
-  ULP_CHECK(kind == PackedScale::None ||
-                (p.scales.defined() && p.scales.dtype() == type && p.scales.numel() == map.blocks),
-            "unpack: {} of shape {} has {} scales as {}, got {}", p.how, p.shape, map.blocks, type,
-            p.scales);
-  for (const Tensor& t : {p.codes, p.scales})
-    ULP_CHECK(!t.defined() || (t.device() == kCpu && t.is_contiguous()),
-              "unpack: codes and scales must be contiguous and on the CPU, got {}", t);
-}
-
 }  // namespace
 
-PackedTensor pack(const PackArgs& args) {
-  check_packable(args.how, args.name.c_str());
-  check_tensor(args, "the values", args.values);
-  if (!args.how.is_elementwise() && args.how.scale.kind != Scale::Kind::Delayed)
-    check_tensor(args, "x", args.x);
-  const Shape& shape = args.values.shape();
-  const BlockMap map = make_block_map(args.how, shape, args.group_axis);
+void pack_scales(Stream, const PackScalesArgs& args) {
+  const BlockMap map = make_block_map(args.how, args.x.shape(), args.group_axis);
+  const ScaleRule rule = make_scale_rule(args.how, args.stored);
+  const std::vector<uint32_t> amax = block_amaxes(args.x, map);
+  const uint32_t most = amax.empty() ? 0 : *std::max_element(amax.begin(), amax.end());
+  const float tensor = tensor_scale(rule.block, most);
+  Tensor scales = args.scales, factor = args.factor;
+  *factor.mutable_data<float>() = tensor_factor(rule, tensor);
+  if (rule.kind == PackedScale::Factor) {
+    float* out = scales.mutable_data<float>();
+    for (const uint32_t a : amax) *out++ = block_scale(rule.block, a, tensor).factor;
+    return;
+  }
+  uint8_t* out = scales.mutable_data<uint8_t>();
+  parallel_for(map.blocks, kGrain / 16, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      out[b] = static_cast<uint8_t>(scale_code(rule, amax[static_cast<size_t>(b)], tensor));
+  });
+}
+
+void pack_codes(Stream, const PackCodesArgs& args) {
+  const int64_t n = args.values.numel();
+  const BlockMap map = make_block_map(args.how, args.values.shape(), args.group_axis);
   const CodeRule rule = make_code_rule(args.how.format);
-  PackedTensor packed{{}, {}, shape, args.how, args.group_axis, 1.0f};
-  packed.codes = Tensor::empty({packed_bytes(shape.numel(), rule.bits)}, DType::U8, kCpu);
-  set_scales(packed, args, map);
-  const ScaleReader scales(packed, map);
-  uint8_t* out = packed.codes.mutable_data<uint8_t>();
-  std::atomic<int64_t> bad{shape.numel()};
-  cpu::parallel_for_units(shape.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
+  const ScaleReader scales(args.how, args.scales, 1, map);
+  Tensor codes = args.codes, no_code = args.no_code;
+  uint8_t* out = codes.mutable_data<uint8_t>();
+  std::atomic<int64_t> bad{n};
+  parallel_for_units(n, kBlock, kGrain, [&](int64_t first, int64_t last) {
     const int64_t own = pack_range(args.values, scales, rule, out, first, last);
     int64_t seen = bad.load();
     while (own < last && own < seen && !bad.compare_exchange_weak(seen, own)) {
     }
   });
-  if (bad < shape.numel()) throw_no_code(args, bad);
-  return packed;
+  *static_cast<int64_t*>(no_code.mutable_raw()) = bad;
 }
 
-Tensor unpack(const PackedTensor& packed) {
-  check_packable(packed.how, "unpack");
-  const BlockMap map = make_block_map(packed.how, packed.shape, packed.group_axis);
-  const CodeRule rule = make_code_rule(packed.how.format);
-  check_packed(packed, map, rule.bits);
-  Tensor values = Tensor::empty(packed.shape, DType::F32, kCpu);
-  const ScaleReader scales(packed, map);
+void unpack_codes(Stream, const UnpackCodesArgs& args) {
+  const BlockMap map = make_block_map(args.how, args.values.shape(), args.group_axis);
+  const CodeRule rule = make_code_rule(args.how.format);
+  const ScaleReader scales(args.how, args.scales, args.factor, map);
+  const uint8_t* in = args.codes.data<uint8_t>();
+  Tensor values = args.values;
   float* out = values.mutable_data<float>();
-  cpu::parallel_for_units(packed.shape.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
-    unpack_range(packed, scales, rule, out, first, last);
+  parallel_for_units(values.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
+    unpack_range(in, scales, rule, out, first, last);
   });
-  return values;
 }
 
-}  // namespace ulp
+}  // namespace ulp::cpu

@@ -1,0 +1,474 @@
+// Packed codes (core/packed.h). Whole segments of floats and integers of 4, 6, 8 and 16 bits, whose quads lie in one block
+// each, are coded in short arithmetic; what that does not serve, and everything else, by the definition.
+
+#include "core/packed.h"
+#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/segment.cuh"
+#include "kernels/kernels.h"
+
+namespace ulp::cuda {
+namespace {
+
+constexpr int32_t kSegmentShift = 10;
+static_assert(kSegment == 1 << kSegmentShift);
+
+/// Where blocks lie. Runs: element i is in block i >> run_shift.
+struct Places {
+  BlockMap map;
+  int32_t run_shift;  // −1: no such thing
+  bool keeps_quads;   // four neighbours from a multiple of four on are in one block
+
+  __device__ __forceinline__ int64_t block(int64_t i) const {
+    return run_shift >= 0 ? i >> run_shift : far_block(i);
+  }
+
+ private:
+  /// Out of line: divisions are long.
+  __device__ __noinline__ int64_t far_block(int64_t i) const { return map.block_of(i); }
+};
+
+/// What codes mean.
+struct Coding {
+  CodeRule rule;
+  Places places;
+  PackedScale kind;
+  const uint8_t* scales;  // codes of `numbers`
+  const float* factors;   // Factor
+  float factor;
+  float numbers[256];
+
+  // Short forms. A float's magnitude below `limit` is finite; `drop` bits of fp32's fraction are none of its own.
+  bool is_short;
+  uint32_t limit, least_normal;
+  int32_t drop;
+  float unit;          // Float: turns fp32's exponents into the format's
+  float inverse_unit;  // Integer: 2^−quantum
+};
+
+struct ScaleOf {
+  float scale, factor;
+};
+
+/// The scales of one block. numbers: coding.numbers, in shared memory.
+__device__ __forceinline__ ScaleOf scale_of(const Coding& c, const float* numbers, int64_t block) {
+  if (c.kind == PackedScale::None) return {1.0f, c.factor};
+  if (c.kind != PackedScale::Factor) return {numbers[c.scales[block]], c.factor};
+  const float factor = c.factors[block];
+  return {factor != factor ? factor : 1.0f, factor};
+}
+
+__device__ __forceinline__ const float* shared_numbers(const Coding& c) {
+  __shared__ float numbers[256];
+  static_assert(kThreads == 256);
+  numbers[threadIdx.x] = c.numbers[threadIdx.x];
+  __syncthreads();
+  return numbers;
+}
+
+// ---- by the definition ----------------------------------------------------------------------------------------------
+constexpr int64_t kOctet = 8;  // elements: their codes fill whole bytes
+
+__device__ __noinline__ uint32_t code_of(const CodeRule& rule, float value, float scale) {
+  return encode_scaled(rule, value, scale);
+}
+__device__ __noinline__ float number_of(const CodeRule& rule, uint32_t code, float scale,
+                                        float factor) {
+  return decode_scaled(rule, code, scale, factor);
+}
+
+/// The code, or 0 after *no_code was told that there is none.
+__device__ __forceinline__ uint32_t told_code(uint32_t code, int64_t i,
+                                              unsigned long long* no_code) {
+  if (code != kNoCode) return code;
+  atomicMin(no_code, static_cast<unsigned long long>(i));
+  return 0;
+}
+
+/// Elements from `first` on, a multiple of eight.
+__global__ void __launch_bounds__(kThreads)
+    pack_any_kernel(Source values, const __grid_constant__ Coding c, int64_t first, int64_t n,
+                    uint8_t* codes, unsigned long long* no_code) {
+  const float* numbers = shared_numbers(c);
+  const int32_t bits = c.rule.bits;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kOctet;
+  for (int64_t begin = first + (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kOctet;
+       begin < n; begin += step) {
+    uint8_t* out = codes + begin / kOctet * bits;
+    uint64_t waiting = 0;
+    int32_t count = 0;  // of bits waiting
+    for (int64_t i = begin; i < min(begin + kOctet, n); ++i) {
+      const ScaleOf s = scale_of(c, numbers, c.places.block(i));
+      const float value = load_one(values.data, values.dtype, i);
+      waiting |= uint64_t{told_code(code_of(c.rule, value, s.scale), i, no_code)} << count;
+      for (count += bits; count >= 8; count -= 8, waiting >>= 8)
+        *out++ = static_cast<uint8_t>(waiting);
+    }
+    if (count > 0) *out = static_cast<uint8_t>(waiting);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    unpack_any_kernel(const uint8_t* codes, const __grid_constant__ Coding c, int64_t first,
+                      int64_t n, float* values) {
+  const float* numbers = shared_numbers(c);
+  const int32_t bits = c.rule.bits;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = first + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += step) {
+    const int64_t octet = i / kOctet;
+    const int32_t at = static_cast<int32_t>(i % kOctet) * bits;
+    uint64_t word = 0;
+    for (int32_t byte = at / 8; byte <= (at + bits - 1) / 8; ++byte)
+      word |= uint64_t{codes[octet * bits + byte]} << (8 * (byte - at / 8));
+    const uint32_t code = static_cast<uint32_t>(word >> (at % 8)) & low_bits(bits);
+    const ScaleOf s = scale_of(c, numbers, c.places.block(i));
+    values[i] = number_of(c.rule, code, s.scale, s.factor);
+  }
+}
+
+// ---- short forms ----------------------------------------------------------------------------------------------------
+/// The code of an element; `is_exact` becomes false if there is none, or the definition has to tell.
+__device__ __forceinline__ uint32_t short_float_code(const Coding& c, float x, bool& is_exact) {
+  const uint32_t a = bits_of(x) & ~kSignBit;
+  // Below the least normal number, adding it turns the code into the fraction of a number with its exponent.
+  const float least = float_of(c.least_normal);
+  const bool subnormal = a < c.least_normal;
+  const float moved = float_of(a) + least;
+  const uint32_t pattern = subnormal ? bits_of(moved) : a + (1u << 23);
+  const uint32_t magnitude = (pattern - c.least_normal) >> c.drop;
+  const bool kept = !subnormal || moved - least == float_of(a);
+  is_exact = is_exact && kept && (pattern & ((1u << c.drop) - 1u)) == 0 && magnitude < c.limit;
+  return magnitude | (bits_of(x) >> 31) * c.rule.sign;
+}
+
+__device__ __forceinline__ uint32_t short_integer_code(const Coding& c, float x, bool& is_exact) {
+  const float scaled = x * c.inverse_unit;
+  const int32_t k = __float2int_rn(scaled);
+  const auto most = static_cast<int32_t>(low_bits(c.rule.bits - (c.rule.sign != 0 ? 1 : 0)));
+  const int32_t least = -static_cast<int32_t>(c.rule.sign);
+  is_exact = is_exact && static_cast<float>(k) == scaled && k >= least && k <= most &&
+             bits_of(scaled) != kSignBit;
+  return static_cast<uint32_t>(k) & low_bits(c.rule.bits);
+}
+
+/// Four codes of `bits` bits each in one piece of the stream; 6 bits: in bits 0 … 23.
+__device__ __forceinline__ uint64_t piece_of(const uint32_t (&code)[kQuad], int32_t bits) {
+  if (bits == 16) return (code[0] | code[1] << 16) | uint64_t{code[2] | code[3] << 16} << 32;
+  return code[0] | code[1] << bits | code[2] << (2 * bits) | code[3] << (3 * bits);
+}
+
+/// The pieces of a warp's row of 128 elements; `at`: the row's first byte.
+__device__ __forceinline__ void store_pieces(uint8_t* at, int32_t bits, uint64_t piece) {
+  const uint32_t lane = threadIdx.x % kWarp, low = static_cast<uint32_t>(piece);
+  switch (bits) {
+    case 4: reinterpret_cast<uint16_t*>(at)[lane] = static_cast<uint16_t>(low); break;
+    case 6: {  // four threads have three words
+      const uint32_t next = __shfl_down_sync(kFullWarp, low, 1), part = lane % 4;
+      if (part < 3)
+        reinterpret_cast<uint32_t*>(at)[lane / 4 * 3 + part] =
+            low >> (8 * part) | next << (24 - 8 * part);
+      break;
+    }
+    case 8: reinterpret_cast<uint32_t*>(at)[lane] = low; break;
+    default:
+      reinterpret_cast<uint2*>(at)[lane] = make_uint2(low, static_cast<uint32_t>(piece >> 32));
+  }
+}
+
+__device__ __forceinline__ uint64_t load_piece(const uint8_t* at, int32_t bits) {
+  const uint32_t lane = threadIdx.x % kWarp;
+  switch (bits) {
+    case 4: return reinterpret_cast<const uint16_t*>(at)[lane];
+    case 6: {
+      const uint32_t part = lane % 4;
+      const uint32_t own =
+          part < 3 ? reinterpret_cast<const uint32_t*>(at)[lane / 4 * 3 + part] : 0u;
+      const uint32_t first = lane - part + (part == 0 ? 0u : part - 1);
+      const uint32_t low = __shfl_sync(kFullWarp, own, first);
+      const uint32_t high = __shfl_sync(kFullWarp, own, first + 1);
+      return __funnelshift_r(low, high, 24 * part % 32) & 0xFFFFFFu;
+    }
+    case 8: return reinterpret_cast<const uint32_t*>(at)[lane];
+    default: {
+      const uint2 both = reinterpret_cast<const uint2*>(at)[lane];
+      return both.x | uint64_t{both.y} << 32;
+    }
+  }
+}
+
+__device__ __forceinline__ void codes_of(uint64_t piece, int32_t bits, uint32_t (&code)[kQuad]) {
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k)
+    code[k] = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
+}
+
+/// Segments [0, segments).
+template <CodeRule::Kind kKind>
+__global__ void __launch_bounds__(kThreads, 3)
+    pack_segments_kernel(Source values, const __grid_constant__ Coding c, int64_t segments,
+                         uint8_t* codes, unsigned long long* no_code) {
+  const float* numbers = shared_numbers(c);
+  const int32_t bits = c.rule.bits;
+  for_segments(segments * kSegment, [&](int64_t begin) {
+    Segment x;
+    load_segment(values, begin, segments * kSegment, x);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j);
+      const float scale = scale_of(c, numbers, c.places.block(i)).scale;
+      const float inverse = 1.0f / scale;
+      // A power of two divides exactly by its inverse, unless something is lost below; then the product shows it.
+      bool is_exact = scale > 0.0f && inverse > 0.0f;
+      uint32_t code[kQuad];
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const float element = c.kind == PackedScale::E4M3 ? x[j][k] / scale : x[j][k] * inverse;
+        is_exact = is_exact && element * scale == x[j][k];
+        code[k] = kKind == CodeRule::Kind::Float ? short_float_code(c, element, is_exact)
+                                                 : short_integer_code(c, element, is_exact);
+      }
+      if (!is_exact) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k)
+          code[k] = told_code(code_of(c.rule, x[j][k], scale), i + k, no_code);
+      }
+      store_pieces(codes + (begin + j * kRow) / kOctet * bits, bits, piece_of(code, bits));
+    }
+  });
+}
+
+template <CodeRule::Kind kKind>
+__global__ void __launch_bounds__(kThreads, 3)
+    unpack_segments_kernel(const uint8_t* codes, const __grid_constant__ Coding c, int64_t segments,
+                           Sink values) {
+  const float* numbers = shared_numbers(c);
+  const int32_t bits = c.rule.bits;
+  for_segments(segments * kSegment, [&](int64_t begin) {
+    uint64_t piece[kRows];
+    ScaleOf scale[kRows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      piece[j] = load_piece(codes + (begin + j * kRow) / kOctet * bits, bits);
+      scale[j] = scale_of(c, numbers, c.places.block(quad_at(begin, j)));
+    }
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      uint32_t code[kQuad];
+      codes_of(piece[j], bits, code);
+      float y[kQuad];
+      bool is_short = true;
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        float number;
+        if (kKind == CodeRule::Kind::Float) {
+          const uint32_t magnitude = code[k] & (c.rule.sign - 1);
+          is_short = is_short && magnitude < c.limit;
+          number = float_of(magnitude << c.drop) * c.unit;
+          number = float_of(bits_of(number) | code[k] << (32 - bits) >> 31 << 31);
+        } else {
+          number = decode_integer(c.rule, code[k]);
+        }
+        y[k] = canonical(number * scale[j].scale * scale[j].factor);
+      }
+      if (!is_short) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k)
+          y[k] = number_of(c.rule, code[k], scale[j].scale, scale[j].factor);
+      }
+      store_quad(values, quad_at(begin, j), y);
+    }
+  });
+}
+
+// ---- scales ---------------------------------------------------------------------------------------------------------
+/// amax[block] = max(amax[block], |x| as bits). Threads that share a run agree first.
+__global__ void __launch_bounds__(kThreads)
+    packed_amax_kernel(Source x, const __grid_constant__ Places places, int64_t n, uint32_t* amax) {
+  for_segments(n, [&](int64_t begin) {
+    Segment values;
+    load_segment(x, begin, n, values);
+    if (!places.keeps_quads) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          const int64_t i = quad_at(begin, j) + k;
+          if (i < n) atomicMax(amax + places.block(i), bits_of(values[j][k]) & ~kSignBit);
+        }
+      return;
+    }
+    uint32_t most[kRows], all = 0;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      most[j] = 0;
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) most[j] = max(most[j], bits_of(values[j][k]) & ~kSignBit);
+      all = max(all, most[j]);
+    }
+    if (places.run_shift >= kSegmentShift) {  // the whole segment
+      all = __reduce_max_sync(kFullWarp, all);
+      uint32_t* own = amax + places.block(begin);
+      // The plain read may be stale; then the atomic is merely superfluous, because amax only grows.
+      if (threadIdx.x % kWarp == 0 && all > *const_cast<const volatile uint32_t*>(own))
+        atomicMax(own, all);
+      return;
+    }
+    const int32_t threads = places.run_shift < 0 ? 1 : min((1 << places.run_shift) / kQuad, kWarp);
+    for (int32_t other = 1; other < threads; other *= 2)
+#pragma unroll
+      for (int j = 0; j < kRows; ++j)
+        most[j] = max(most[j], __shfl_xor_sync(kFullWarp, most[j], other));
+    if (threadIdx.x % kWarp % threads != 0) return;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j);
+      if (i < n) atomicMax(amax + places.block(i), most[j]);
+    }
+  });
+}
+
+__global__ void packed_whole_kernel(const uint32_t* amax, int64_t blocks, uint32_t* whole) {
+  uint32_t most = 0;
+  for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < blocks;
+       b += static_cast<int64_t>(gridDim.x) * kThreads)
+    most = max(most, amax[b]);
+  most = __reduce_max_sync(kFullWarp, most);
+  if (threadIdx.x % kWarp == 0) atomicMax(whole, most);
+}
+
+__global__ void scales_kernel(const __grid_constant__ ScaleRule rule, const uint32_t* amax,
+                              int64_t blocks, const uint32_t* whole, void* scales, float* factor) {
+  const float tensor = tensor_scale(rule.block, *whole);
+  for (int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; b < blocks;
+       b += static_cast<int64_t>(gridDim.x) * kThreads) {
+    if (rule.kind == PackedScale::Factor)
+      static_cast<float*>(scales)[b] = block_scale(rule.block, amax[b], tensor).factor;
+    else
+      static_cast<uint8_t*>(scales)[b] = static_cast<uint8_t>(scale_code(rule, amax[b], tensor));
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *factor = tensor_factor(rule, tensor);
+}
+
+// ---- calls ----------------------------------------------------------------------------------------------------------
+Places make_places(const Quantizer& how, const Shape& shape, int group_axis) {
+  Places p{};
+  p.map = make_block_map(how, shape, group_axis);
+  p.run_shift = -1;
+  const BlockMap& m = p.map;
+  if (m.blocks == 1) {
+    p.run_shift = 62;
+    p.keeps_quads = true;
+  } else if (m.inner == 1) {
+    const bool flat = m.outer_step != 0 && m.axis % m.group == 0;
+    p.keeps_quads = m.group % kQuad == 0 && (flat || m.axis % kQuad == 0);
+    if (flat && p.keeps_quads && (m.group & (m.group - 1)) == 0)
+      while (int64_t{1} << (p.run_shift + 1) <= m.group) ++p.run_shift;
+  } else {
+    p.keeps_quads = m.inner % kQuad == 0 && (m.inner_step == 0 || m.columns % kQuad == 0);
+  }
+  return p;
+}
+
+Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, const Shape& shape,
+                   int group_axis) {
+  Coding c{};
+  c.rule = make_code_rule(how.format);
+  if (c.rule.kind == CodeRule::Kind::Table) c.rule.table = table_on(device, how.format.table);
+  c.places = make_places(how, shape, group_axis);
+  c.kind = packed_scale(how);
+  c.factor = 1;
+  if (c.kind == PackedScale::Factor) {
+    c.factors = scales.data<float>();
+  } else if (c.kind != PackedScale::None) {
+    c.scales = scales.data<uint8_t>();
+    for (uint32_t code = 0; code < 256; ++code) c.numbers[code] = scale_of_code(how, code);
+  }
+  const CodeRule& r = c.rule;
+  const bool has_width = r.bits == 4 || r.bits == 6 || r.bits == 8 || r.bits == 16;
+  if (!has_width || !c.places.keeps_quads) return c;
+  if (r.kind == CodeRule::Kind::Integer && r.quantum >= -126 && r.quantum <= 126) {
+    c.is_short = true;
+    c.inverse_unit = pow2(-r.quantum);
+  }
+  const int32_t least = r.quantum + r.significand_bits;  // exponent of the least normal number
+  if (r.kind == CodeRule::Kind::Float && r.sign != 0 && !r.minus_zero_is_nan && least >= -126 &&
+      least <= 1) {
+    c.is_short = true;
+    c.limit = std::min({r.first_infinity, r.first_nan, r.sign});
+    c.least_normal = bits_of(pow2(least));
+    c.drop = 23 - r.significand_bits;
+    c.unit = pow2(126 + least);
+  }
+  return c;
+}
+
+bool is_aligned_for_words(const void* codes) {
+  return reinterpret_cast<uintptr_t>(codes) % sizeof(uint64_t) == 0;
+}
+
+}  // namespace
+
+void pack_scales(Stream stream, const PackScalesArgs& args) {
+  const Places places = make_places(args.how, args.x.shape(), args.group_axis);
+  const ScaleRule rule = make_scale_rule(args.how, args.stored);
+  const int64_t n = args.x.numel(), blocks = places.map.blocks;
+  Tensor found = Tensor::empty({blocks + 1}, DType::I32, stream.device);
+  auto* amax = static_cast<uint32_t*>(found.mutable_raw());
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(cudaMemsetAsync(amax, 0, static_cast<size_t>(found.bytes()),
+                                 static_cast<cudaStream_t>(stream.handle)));
+  launch("pack_scales", stream, segment_blocks(n), kThreads, packed_amax_kernel, source_of(args.x),
+         places, n, amax);
+  uint32_t* whole = amax + blocks;
+  launch("pack_scales", stream, std::min<int64_t>(blocks_for(blocks, kThreads), 1024), kThreads,
+         packed_whole_kernel, static_cast<const uint32_t*>(amax), blocks, whole);
+  launch("pack_scales", stream, std::max<int64_t>(1, blocks_for(blocks, kThreads)), kThreads,
+         scales_kernel, rule, static_cast<const uint32_t*>(amax), blocks,
+         static_cast<const uint32_t*>(whole), written(args.scales),
+         static_cast<float*>(written(args.factor)));
+}
+
+void pack_codes(Stream stream, const PackCodesArgs& args) {
+  using Kind = CodeRule::Kind;
+  const int64_t n = args.values.numel();
+  const Coding c =
+      make_coding(stream.device, args.how, args.scales, args.values.shape(), args.group_axis);
+  const Source values = source_of(args.values);
+  auto* codes = static_cast<uint8_t*>(written(args.codes));
+  auto* no_code = static_cast<unsigned long long*>(written(args.no_code));
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  ULP_CUDA_CHECK(cudaMemcpyAsync(no_code, &n, sizeof n, cudaMemcpyHostToDevice,
+                                 static_cast<cudaStream_t>(stream.handle)));
+  int64_t done = 0;
+  if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
+    done = n / kSegment * kSegment;
+    launch("pack_codes", stream, segment_blocks(done), kThreads,
+           c.rule.kind == Kind::Float ? pack_segments_kernel<Kind::Float>
+                                      : pack_segments_kernel<Kind::Integer>,
+           values, c, n / kSegment, codes, no_code);
+  }
+  launch("pack_codes", stream, blocks_for(n - done, kThreads * kOctet), kThreads, pack_any_kernel,
+         values, c, done, n, codes, no_code);
+}
+
+void unpack_codes(Stream stream, const UnpackCodesArgs& args) {
+  using Kind = CodeRule::Kind;
+  const int64_t n = args.values.numel();
+  Coding c =
+      make_coding(stream.device, args.how, args.scales, args.values.shape(), args.group_axis);
+  c.factor = args.factor;
+  const auto* codes = static_cast<const uint8_t*>(args.codes.raw());
+  const Sink values = sink_of(args.values);
+  int64_t done = 0;
+  if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
+    done = n / kSegment * kSegment;
+    launch("unpack_codes", stream, segment_blocks(done), kThreads,
+           c.rule.kind == Kind::Float ? unpack_segments_kernel<Kind::Float>
+                                      : unpack_segments_kernel<Kind::Integer>,
+           codes, c, n / kSegment, values);
+  }
+  launch("unpack_codes", stream, blocks_for(n - done, kThreads), kThreads, unpack_any_kernel, codes,
+         c, done, n, static_cast<float*>(values.data));
+}
+
+}  // namespace ulp::cuda
