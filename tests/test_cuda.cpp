@@ -391,6 +391,66 @@ void check_quantise() {
   CHECK_THROWS_WITH_AS(quantise_on_gpu("bfp8-g32", 5), doctest::Contains("(3, 4)"), Error);
 }
 
+/// Blocks in every layout that has a kernel of its own, some of them longer than a warp's or a thread block's share, with
+/// tails of all kinds; and those that no layout takes.
+void check_quantise_layouts() {
+  struct Layout {
+    Shape shape;
+    int group_axis;
+    std::vector<const char*> formats;
+  };
+  const std::vector<Layout> layouts = {
+      {{64, 1024},
+       1,
+       {"bfp8-g1024", "bfp8-g4", "bfp8-g2", "mxfp8", "mxfp4", "nvfp4", "bfp8-axis0", "bfp8-axis1",
+        "e4m3-g128-scalef32", "e4m3+scale=row", "mxint8-ceil"}},
+      {{5, 4096}, 1, {"bfp8-g4096", "bfp8-g2048", "bfp8-axis0", "e4m3+scale=row", "hbfp8-g256"}},
+      {{3, 5000}, 1, {"bfp8-g2048", "bfp8-g1024"}},
+      {{48, 784},
+       1,
+       {"mxfp8", "bfp8-g512", "bfp8-g112", "bfp8-g1024", "e4m3-g128-scalef32", "bfp8-axis0",
+        "nvfp4", "bfp8-g96"}},
+      {{131, 96},
+       0,
+       {"mxfp8", "mxfp4+q34", "nvfp4", "bfp8-g100", "bfp8-g64", "bfp8-g17", "bfp8-axis0",
+        "bfp8-axis1", "e4m3-g40-scalef32", "e4m3+scale=row"}},
+      {{3, 70, 132}, 1, {"mxfp8", "bfp8-axis1", "bfp8-axis2", "bfp8-g200", "nvfp4-t16x16"}},
+      {{3, 5, 1024}, 0, {"bfp8-axis1", "bfp8-axis0", "mxfp8", "bfp8-axis2"}},
+      {{300007},
+       0,
+       {"bfp8", "e4m3+scale=current", "e5m2+scale=delayed2", "nvfp4", "mxfp8", "e4m3", "fixed8.6",
+        "posit8.1", "nf4", "pow2x8", "bf16", "fixed8.4-u"}},
+      {{1048576}, 0, {"bfp8", "nvfp4", "mxfp8", "e4m3", "fixed8.4-g32-scalef32", "nf4"}}};
+  for (const Layout& layout : layouts)
+    for (const char* format : layout.formats)
+      for (const char* rounding : {"rne", "sr"}) {
+        const Quantizer q = Quantizer::parse(std::string(format) + ":" + rounding);
+        for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard}) {
+          const Pair in = input(layout.shape, DType::F32, domain, 9);
+          for (const DType store : stores_of(q))
+            quantise_once(q, in, store, domain == Domain::Wide, layout.group_axis);
+        }
+        const Pair narrow = input(layout.shape, DType::BF16, Domain::Modest, 10);
+        quantise_once(q, narrow, DType::F32, true, layout.group_axis);
+      }
+
+  // Unaligned, and in place.
+  for (const char* format : {"mxfp8:sr", "bfp8", "e4m3", "bfp8-g1024"}) {
+    const Quantizer q = Quantizer::parse(format);
+    const Pair state = step_state(some_step());
+    const Pair in = unaligned(input({4097}, DType::F32, Domain::Wide, 5));
+    const Pair out = unaligned(output({4097}));
+    const Pair same = independent_copy(in);
+    run(kernels::quantise,
+        [&](Device d) { return QuantiseArgs{in.on(d), out.on(d), q, 0, key_on(state, d), {}}; });
+    run(kernels::quantise,
+        [&](Device d) { return QuantiseArgs{same.on(d), same.on(d), q, 0, key_on(state, d), {}}; });
+    INFO(std::string(format));
+    CHECK(difference(out) == "");
+    CHECK(difference(same) == "");
+  }
+}
+
 /// Packed, on both devices: scales, codes and what they stand for.
 void pack_once(const Quantizer& q, const Tensor& x, int group_axis, DType store, bool askew) {
   INFO("packed ", to_string(q), " of ", to_string(x), " kept as ", text(store), ", group axis ",
@@ -1101,6 +1161,11 @@ TEST_SUITE("cuda") {
       c.run();
       synchronize(stream_of(kGpu));
     }
+  }
+
+  TEST_CASE("quantise gives the CPU's bits in every layout of blocks") {
+    if (cuda_device_count() == 0) return;
+    check_quantise_layouts();
   }
 
   TEST_CASE("no kernel writes outside its tensors") {
