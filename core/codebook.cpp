@@ -83,6 +83,16 @@ std::vector<float> read_table(const std::string& path) {
   return values;
 }
 
+/// Floats in ascending order ↔ integers.
+int64_t place_of(float x) {
+  const auto bits = static_cast<int64_t>(bits_of(x) & ~kSignBit);
+  return (bits_of(x) & kSignBit) != 0 ? -bits : bits;
+}
+float float_at(int64_t place) {
+  return place < 0 ? -float_of(static_cast<uint32_t>(-place))
+                   : float_of(static_cast<uint32_t>(place));
+}
+
 }  // namespace
 
 int find_codebook(std::string_view name) {
@@ -113,6 +123,20 @@ std::vector<std::string> codebook_names() {
   for (const Codebook& book : r.all)
     if (!book.name.starts_with("table=")) names.push_back(book.name);
   return names;
+}
+
+std::vector<float> staircase(const Grid& grid) {
+  std::vector<float> steps(grid.table, grid.table + grid.table_size);
+  for (int32_t i = 1; i < grid.table_size; ++i) {
+    int64_t below = place_of(grid.table[i - 1]), at = place_of(grid.table[i]);
+    while (at - below > 1) {
+      const int64_t middle = below + (at - below) / 2;
+      const float y = quantise_table(float_at(middle), grid, grid.rounding, 0, nullptr);
+      (y >= grid.table[i] ? at : below) = middle;
+    }
+    steps[static_cast<size_t>(i)] = float_at(at);
+  }
+  return steps;
 }
 
 }  // namespace ulp

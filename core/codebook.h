@@ -4,6 +4,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/grid.h"
+
 namespace ulp {
 
 /// A format that is a list of numbers: 2 to 256 of them, ascending, distinct, finite.
@@ -18,6 +20,9 @@ struct Codebook {
 /// Throws ulp::Error for a file that is no such list, naming its line.
 int find_codebook(std::string_view name);
 const Codebook& codebook(int id);
+/// A table's rounding that draws nothing is a staircase: element i ≥ 1 is the first float that becomes number i or a later one.
+/// Element 0 is the first number.
+std::vector<float> staircase(const Grid& grid);
 /// The names that need no file.
 std::vector<std::string> codebook_names();
 

@@ -49,30 +49,10 @@ bool draws_plainly(const Grid& grid) {
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
-/// Floats in ascending order ↔ integers.
-int64_t place_of(float x) {
-  const auto bits = static_cast<int64_t>(bits_of(x) & ~kSignBit);
-  return (bits_of(x) & kSignBit) != 0 ? -bits : bits;
-}
-float float_at(int64_t place) {
-  return place < 0 ? -float_of(static_cast<uint32_t>(-place))
-                   : float_of(static_cast<uint32_t>(place));
-}
-
 TableSteps make_table_steps(const Grid& grid) {
   TableSteps steps;
   steps.values.assign(grid.table, grid.table + grid.table_size);
-  steps.first.assign(steps.values.size(), 0.0f);
-  if (grid.rounding == Rounding::Stochastic) return steps;
-  for (size_t i = 1; i < steps.values.size(); ++i) {
-    int64_t below = place_of(steps.values[i - 1]), at = place_of(steps.values[i]);
-    while (at - below > 1) {
-      const int64_t middle = below + (at - below) / 2;
-      const float y = quantise_table(float_at(middle), grid, grid.rounding, 0, nullptr);
-      (y >= steps.values[i] ? at : below) = middle;
-    }
-    steps.first[i] = float_at(at);
-  }
+  if (grid.rounding != Rounding::Stochastic) steps.first = staircase(grid);
   return steps;
 }
 

@@ -2,6 +2,7 @@
 #include "kernels/cuda/quantise_stats.cuh"
 #include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/sum.cuh"
+#include "kernels/cuda/table_tree.cuh"
 #include "kernels/kernels.h"
 
 namespace ulp::cuda {
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
   });
 }
 
-/// Posits, tables and whatever has no short form.
+/// Posits, and whatever has no short form.
 template <bool kTell>
 __global__ void __launch_bounds__(kThreads, 2)
     quantise_others_kernel(const __grid_constant__ Work w) {
@@ -167,6 +168,63 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
+// ---- tables ---------------------------------------------------------------------------------------------------------
+__device__ __noinline__ bool draws_up(uint32_t word, float x, float low, float high) {
+  return word < fraction_between(x, low, high);
+}
+
+/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, unless the word lies so close to it
+/// that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the word's own.
+__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word) {
+  const float gap = high - low, drawn = static_cast<float>(word);
+  const float fraction = __fdividef(x - low, gap) * 0x1p32f;
+  bool up = drawn < fraction;
+  const bool sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
+  if (!sure) up = draws_up(word, x, low, high);
+  return up ? high : low;
+}
+
+template <bool kStochastic, bool kTell>
+__global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
+    quantise_table_kernel(const __grid_constant__ Work w, const __grid_constant__ TableTree table) {
+  const TableTree tree = table.shared();
+  const RandomSource random = w.rounder.random();
+  const float lowest = tree.numbers[0], highest = tree.numbers[tree.size - 1];
+  quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      int32_t found[kQuad];
+      tree.find(x[j], found);
+      PhiloxWords words{};
+      if (kStochastic) words = random.words(static_cast<uint64_t>(quad_at(begin, j)) / kQuad);
+      clamped[j] = 0;
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const float value = x[j][k];
+        const int32_t at = kStochastic ? min(found[k], tree.size - 2) : found[k];
+        float y = tree.numbers[at];
+        if (kStochastic) y = drawn_between(value, y, tree.numbers[at + 1], words.word[k]);
+        y = value <= lowest ? lowest : value >= highest ? highest : y;
+        const bool finite = (bits_of(value) & ~kSignBit) < kInfinityBits;
+        const bool beyond = finite && (value < lowest || value > highest);
+        x[j][k] = finite ? y : float_of(kNanBits);
+        clamped[j] |= static_cast<uint32_t>(beyond) << k;
+      }
+    }
+  });
+}
+
+void quantise_table(Stream stream, const QuantiseArgs& args, const Work& w) {
+  const bool tell = tells(w), stochastic = args.quantizer.rounding == Rounding::Stochastic;
+  auto* kernel =
+      stochastic
+          ? (tell ? quantise_table_kernel<true, true> : quantise_table_kernel<true, false>)
+          : (tell ? quantise_table_kernel<false, true> : quantise_table_kernel<false, false>);
+  launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w,
+         tree_on(stream.device, args.quantizer));
+}
+
+// ---- blocks ---------------------------------------------------------------------------------------------------------
 /// Walks through consecutive elements without a division for each.
 struct BlockCursor {
   const BlockMap& map;
@@ -876,7 +934,10 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     auto* kernel = is_lattice(w.rounder.how)
                        ? (tell ? quantise_kernel<true> : quantise_kernel<false>)
                        : (tell ? quantise_others_kernel<true> : quantise_others_kernel<false>);
-    launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w);
+    if (w.rounder.grid.kind == GridKind::Table && q.bits == RandomBits{})
+      quantise_table(stream, args, w);
+    else
+      launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w);
   }
   finish_stats(stream, w.stats, w.n);
 }

@@ -118,7 +118,7 @@ __device__ __forceinline__ Rounded round_fast(float x, const Rounder& rounder, i
   } else {
     bool uneven = false;
     r.value = quantise_posit(x, rounder.grid, Rounding::Stochastic, random, &r.clamped, &uneven);
-    if (uneven) r = round_any(x, rounder.grid, random);
+    if (uneven && x != 0) r = round_any(x, rounder.grid, random);
   }
   return r;
 }

@@ -1,11 +1,26 @@
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "core/codebook.h"
 #include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/table_tree.cuh"
 
 namespace ulp::cuda {
+namespace {
+
+/// Puts steps `next`, next + 1 … into the tree in order; Inf where there are no more.
+void plant(std::vector<float>& tree, size_t node, const std::vector<float>& steps, size_t& next) {
+  if (node >= tree.size()) return;
+  plant(tree, 2 * node, steps, next);
+  tree[node] = next < steps.size() ? steps[next] : float_of(kInfinityBits);
+  ++next;
+  plant(tree, 2 * node + 1, steps, next);
+}
+
+}  // namespace
 
 const float* table_on(Device device, int table) {
   static std::mutex mutex;
@@ -18,6 +33,28 @@ const float* table_on(Device device, int table) {
     copy = Tensor::from(values, {static_cast<int64_t>(values.size())}, device);
   }
   return copy.data<float>();
+}
+
+TableTree tree_on(Device device, const Quantizer& q) {
+  const std::vector<float>& numbers = codebook(q.format.table).values;
+  TableTree tree;
+  tree.size = static_cast<int32_t>(numbers.size());
+  while (1 << tree.levels < tree.size) ++tree.levels;
+  static std::mutex mutex;
+  // Never freed: see table_on.
+  static auto& copies = *new std::map<std::tuple<int, int, Rounding>, Tensor>;
+  const std::lock_guard lock(mutex);
+  Tensor& copy = copies[{device.index, q.format.table, q.rounding}];
+  if (!copy.defined()) {
+    const bool stochastic = q.rounding == Rounding::Stochastic;
+    std::vector<float> all(size_t{1} << tree.levels);
+    size_t next = 1;
+    plant(all, 1, stochastic ? numbers : staircase(make_grid(q)), next);
+    copy = Tensor::from(all, {static_cast<int64_t>(all.size())}, device);
+  }
+  tree.steps = copy.data<float>();
+  tree.numbers = table_on(device, q.format.table);
+  return tree;
 }
 
 }  // namespace ulp::cuda

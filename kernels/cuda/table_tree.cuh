@@ -1,0 +1,46 @@
+#pragma once
+
+// A table's numbers as a kernel searches them: a tree in shared memory, in which the threads of a warp that go different ways
+// meet few bank conflicts.
+
+#include "core/grid.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace ulp::cuda {
+
+inline constexpr int32_t kMostNumbers = 256;
+
+/// Rounding that draws nothing is a staircase: from step i on, x becomes number i. Where it draws, the steps are the numbers
+/// themselves, and x lies between number i and the next.
+struct TableTree {
+  const float* steps =
+      nullptr;  // 2^levels: node j has the children 2j and 2j + 1; the root is node 1
+  const float* numbers = nullptr;  // `size`, ascending
+  int32_t levels = 0, size = 0;
+
+  /// The same in shared memory. Called by all threads of a block.
+  __device__ __forceinline__ TableTree shared() const {
+    __shared__ float own_steps[kMostNumbers], own_numbers[kMostNumbers];
+    for (int i = threadIdx.x; i < 1 << levels; i += blockDim.x) own_steps[i] = steps[i];
+    for (int i = threadIdx.x; i < size; i += blockDim.x) own_numbers[i] = numbers[i];
+    __syncthreads();
+    return {own_steps, own_numbers, levels, size};
+  }
+
+  /// The number of the last step that is not beyond each x; 0 if all are.
+  template <int kCount>
+  __device__ __forceinline__ void find(const float (&x)[kCount], int32_t (&found)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) found[k] = 1;
+    for (int32_t level = 0; level < levels; ++level)
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) found[k] = 2 * found[k] + (x[k] >= steps[found[k]] ? 1 : 0);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) found[k] -= 1 << levels;
+  }
+};
+
+/// Of an element-wise table format, for any rounding but those that draw less than a whole word; built once.
+TableTree tree_on(Device device, const Quantizer& quantizer);
+
+}  // namespace ulp::cuda
