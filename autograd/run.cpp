@@ -30,13 +30,37 @@ RandomKey Run::key(uint32_t stream, uint32_t draws) {
 
 Tensor Run::scaling(uint32_t stream, const Quantizer& quantizer) {
   Tensor& state = scalings_[stream];
-  if (!state.defined() || state.numel() != 1 + quantizer.scale.history)
+  if (!state.defined() || state.numel() != 1 + quantizer.scale.history) {
     state = fresh_scaling(quantizer, device());
+    note_replaced();
+  }
   return state;
 }
 
-const StepState* Run::device_state() const {
-  return static_cast<const StepState*>(on_device_.raw());
+void Run::set_scaling(uint32_t stream, const Tensor& state) {
+  scalings_[stream] = state;
+  note_replaced();
+}
+
+StepState* Run::device_state() const {
+  Tensor handle = on_device_;
+  return static_cast<StepState*>(handle.mutable_raw());
+}
+
+void Run::mirror(Change change) {
+  if (recording_ != nullptr)
+    recording_->push_back(std::move(change));
+  else
+    change();
+}
+
+void Run::advance(const Tensor& updates) {
+  kernels::advance_step(stream_, {device_state(), updates});
+  ordinals_.clear();  // at once: what is recorded after this belongs to the next step
+  mirror([this] {
+    ulp::advance(state_);
+    ordinals_.clear();
+  });
 }
 
 }  // namespace ulp

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <unordered_map>
+#include <vector>
 
 #include "core/random.h"
 #include "core/step_state.h"
@@ -27,25 +29,46 @@ class Run {
   /// The host's copy. Random draws of step 0 are those of initialisation; training begins at random_step 1.
   const StepState& state() const { return state_; }
   void set_state(const StepState& state);
-  /// The copy that kernels read.
-  const StepState* device_state() const;
+  /// The copy that kernels read, and that some of them move on.
+  StepState* device_state() const;
+
+  /// Ends a step on both sides: ulp::advance. `updates` (I32, one value) counts the steps of the caller.
+  void advance(const Tensor& updates);
+
+  using Change = std::function<void()>;
+  /// Keeps the host in step with what queued work does to the device: makes the change now, or, while a step is being
+  /// recorded, before each launch of it. A change that throws prevents the launch.
+  void mirror(Change change);
+  void mirror_state(std::function<void(StepState&)> change) {
+    mirror([this, change = std::move(change)] { change(state_); });
+  }
 
   /// The next draw of a random stream; `draws` ordinals are taken. Ordinals count the uses within a step, whatever tape
   /// they come from, so that no word repeats; they begin anew when random_step changes.
   RandomKey key(uint32_t stream, uint32_t draws = 1);
+  /// True if nothing was drawn since the step began.
+  bool fresh() const { return ordinals_.empty(); }
 
   /// What +scale=delayedN remembers for a random stream's quantizer; made anew if there is none of that length.
   Tensor scaling(uint32_t stream, const Quantizer& quantizer);
   /// All of it, for checkpoints: by random stream.
   const std::map<uint32_t, Tensor>& scalings() const { return scalings_; }
-  void set_scaling(uint32_t stream, const Tensor& state) { scalings_[stream] = state; }
+  void set_scaling(uint32_t stream, const Tensor& state);
+
+  /// Counts how often memory that a recorded step may read was replaced; such a step must be recorded again.
+  uint64_t replaced() const { return replaced_; }
+  void note_replaced() { ++replaced_; }
 
  private:
+  friend class StepGraph;
+
   Stream stream_;
   uint64_t seed_;
   Math math_;
   StepState state_;
   Tensor on_device_;  // U8, sizeof(StepState)
+  std::vector<Change>* recording_ = nullptr;
+  uint64_t replaced_ = 0;
   std::unordered_map<uint32_t, uint32_t> ordinals_;
   std::map<uint32_t, Tensor> scalings_;
 };

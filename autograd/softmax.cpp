@@ -9,12 +9,14 @@ void check_rows(const char* op, const Var& x) {
             "{}: wanted (N, C) with C >= 1, got {}", op, x.value);
 }
 
-Tensor forward(const RoleUse& use, const Tensor& in, const Quantizer& interior) {
+/// With labels also the loss of each row.
+Tensor forward(const RoleUse& use, const Tensor& in, const Quantizer& interior,
+               const Tensor& labels = {}, const Tensor& losses = {}) {
   Tensor y = make_like(in);
   // The kernel takes four draws of the stream: difference, exp, sum, logarithm.
   const RandomKey key =
       interior.is_identity() ? RandomKey{} : use.tape.run().key(use.site.stream("interior"), 4);
-  kernels::log_softmax(use.tape.stream(), {in, y, interior, key});
+  kernels::log_softmax(use.tape.stream(), {in, y, interior, key, labels, losses});
   return y;
 }
 
@@ -53,14 +55,12 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpF
   const Stream stream = tape.stream();
   const RoleUse use{tape, site};
   const Tensor own_labels = kernels::contiguous(stream, labels);
-  const Tensor y = forward(use, kernels::contiguous(stream, logits.value), f.interior);
-  Tensor each = Tensor::empty({n}, y.dtype(), y.device());
-  kernels::nll(stream, {y, own_labels, each});
-  Tensor total = Tensor::empty({}, y.dtype(), y.device());
-  kernels::sum(stream, {each, total, 1, n, 1});
-  Tensor loss = make_like(total);
+  const Tensor in = kernels::contiguous(stream, logits.value);
+  Tensor each = Tensor::empty({n}, in.dtype(), in.device());
+  const Tensor y = forward(use, in, f.interior, own_labels, each);
   const double per_sample = 1.0 / static_cast<double>(n);
-  kernels::scale(stream, {{total, {}, {}}, loss, per_sample, {}, {}});
+  Tensor loss = Tensor::empty({}, y.dtype(), y.device());
+  kernels::sum(stream, {each, loss, 1, n, 1, per_sample});
   const Saved saved("cross_entropy", y);
   return tape.record("cross_entropy", f, {logits}, loss,
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {

@@ -66,7 +66,7 @@ void Tape::backward(const Var& loss) {
             "backward: wanted a loss of one value, got {}; give a gradient of its shape instead",
             loss.value);
   Tensor grad = Tensor::empty(loss.shape(), loss.value.dtype(), loss.value.device());
-  kernels::fill(stream(), {grad, run_.state().loss_scale});
+  kernels::fill(stream(), {grad, 0, run_.device_state()});
   backward(loss, grad);
 }
 

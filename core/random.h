@@ -54,6 +54,9 @@ struct RandomKey {
   uint32_t stream = 0;               // fnv1a32("module.path/role")
   uint32_t ordinal = 0;              // uses of this stream within the step, from 0
   const StepState* state = nullptr;  // in the memory of the device that draws; null is step 0
+
+  /// Counter word 2.
+  ULP_HD uint32_t counted_stream() const { return stream + ordinal * 0x9E3779B9u; }
 };
 
 /// A RandomKey as kernels use it, with the step read once.
@@ -64,7 +67,7 @@ struct RandomSource {
   ULP_HD explicit RandomSource(const RandomKey& key)
       : key0(static_cast<uint32_t>(key.seed)),
         key1(static_cast<uint32_t>(key.seed >> 32)),
-        stream(key.stream + key.ordinal * 0x9E3779B9u),
+        stream(key.counted_stream()),
         step(key.state == nullptr ? 0u : key.state->random_step) {}
 
   /// Words of elements 4·group … 4·group + 3.

@@ -2,19 +2,26 @@
 
 #include <cstdint>
 
+#include "core/macros.h"
+
 namespace ulp {
 
-/// Everything that changes from one training step to the next. It lives in the memory of the device that trains, so
-/// that a captured graph reads the current values, a skipped step predicates the update on them, and a checkpoint
-/// saves them in one piece.
+/// Everything that changes from one training step to the next and belongs to no optimizer. It lives in the memory of the
+/// device that trains and is moved on there, so that a captured graph reads the current values, a skipped step predicates
+/// the update on them, and a checkpoint saves them in one piece.
 struct StepState {
   uint32_t random_step = 0;     // counter word 3 of every random draw
   uint32_t optimizer_step = 0;  // updates made so far; skipped steps do not count
-  float lr = 0;
   float loss_scale = 1;
-  float grad_scaling = 1;  // what the optimizer multiplies a gradient by before it quantises it
-  uint32_t found_inf = 0;
-  int64_t batch_offset = 0;
+  uint32_t found_inf = 0;    // this step's update is skipped
+  int64_t batch_offset = 0;  // where the next batch begins in the order of its epoch
 };
+
+/// What ends a step.
+ULP_HD void advance(StepState& state) {
+  ++state.random_step;
+  if (state.found_inf == 0) ++state.optimizer_step;
+  state.found_inf = 0;
+}
 
 }  // namespace ulp

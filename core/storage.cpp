@@ -9,11 +9,7 @@
 namespace ulp {
 namespace {
 
-#if defined(ULP_GUARD)
-constexpr size_t kGuard = 64;
-#else
-constexpr size_t kGuard = 0;
-#endif
+constexpr size_t kGuard = kGuardBytes ? 64 : 0;
 constexpr int kPattern = 0xA7;
 
 std::atomic<int64_t> violations{0};

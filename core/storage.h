@@ -33,6 +33,11 @@ class Storage {
   uint32_t version_ = 0;
 };
 
+#if defined(ULP_GUARD)
+inline constexpr bool kGuardBytes = true;
+#else
+inline constexpr bool kGuardBytes = false;
+#endif
 /// Builds with ULP_GUARD put a pattern before and after every block and look at it when the block is freed.
 /// This counts the blocks whose pattern was found changed (always 0 without ULP_GUARD).
 int64_t guard_violations();

@@ -109,6 +109,10 @@ struct SgdScalars {
   float lr, grad_scaling, momentum_coef, weight_decay;
   bool nesterov;
 };
+/// The rate of the next update; the last one stays.
+ULP_HD float sgd_rate(const float* rates, int64_t count, int32_t updates) {
+  return rates[updates < count ? updates : count - 1];
+}
 /// d = g + weight_decay·p
 ULP_HD float sgd_direction(const SgdScalars& s, float p, float g) {
   return s.weight_decay == 0.0f ? g : fma_of(s.weight_decay, p, g);

@@ -101,4 +101,49 @@ void check_matmul_factors(Stream stream, const MatmulArgs& args) {
   }
 }
 
+void check_gather_rows(Stream stream, const GatherRowsArgs& args) {
+  ULP_CHECK(args.in.defined() && args.in.rank() == 2, "gather_rows: wanted rows (R, D)");
+  ULP_CHECK(args.out.defined() && args.out.rank() == 2, "gather_rows: out must be (N, {}), got {}",
+            args.in.size(1), args.out);
+  const int64_t rows = args.out.size(0);
+  check_kernel_tensor("gather_rows", stream, args.in, args.in.shape());
+  check_kernel_tensor("gather_rows", stream, args.out, {rows, args.in.size(1)});
+  ULP_CHECK(args.in.dtype() == DType::U8 || args.in.dtype() == DType::F32,
+            "gather_rows: rows must be U8 or F32, got {}", args.in.dtype());
+  ULP_CHECK(args.out.dtype() == DType::F32, "gather_rows: out must be F32, got {}",
+            args.out.dtype());
+  if (args.indices.defined()) {
+    check_kernel_tensor("gather_rows", stream, args.indices, Shape{args.indices.numel()});
+    ULP_CHECK(args.indices.dtype() == DType::I32, "gather_rows: indices must be I32, got {}",
+              args.indices.dtype());
+  }
+  const int64_t given = args.indices.defined() ? args.indices.numel() : args.in.size(0);
+  ULP_CHECK(args.begin >= 0 && args.begin + rows <= given,
+            "gather_rows: rows {} to {} of {} are wanted", args.begin, args.begin + rows, given);
+  ULP_CHECK(args.labels.defined() == args.out_labels.defined(),
+            "gather_rows: labels and out_labels go together");
+  if (!args.labels.defined()) return;
+  check_kernel_tensor("gather_rows", stream, args.labels, {args.in.size(0)});
+  check_kernel_tensor("gather_rows", stream, args.out_labels, {rows});
+  ULP_CHECK(args.labels.dtype() == DType::I32 && args.out_labels.dtype() == DType::I32,
+            "gather_rows: labels must be I32, got {} and {}", args.labels.dtype(),
+            args.out_labels.dtype());
+}
+
+void check_sgd(Stream stream, const SgdArgs& args) {
+  ULP_CHECK(args.state != nullptr, "sgd: the step state is missing");
+  check_kernel_tensor("sgd", stream, args.rates, {args.rates.numel()});
+  check_kernel_tensor("sgd", stream, args.updates, args.updates.shape());
+  ULP_CHECK(args.rates.numel() >= 1 && args.rates.dtype() == DType::F32,
+            "sgd: rates must be F32 and at least one, got {}", args.rates);
+  ULP_CHECK(args.updates.numel() == 1 && args.updates.dtype() == DType::I32,
+            "sgd: updates must be one I32 value, got {}", args.updates);
+  for (const SgdParameter& p : args.parameters)
+    for (const RandomKey& key : {p.weight_key, p.master_key, p.grad_key, p.momentum_key}) {
+      const RandomKey& first = args.parameters.front().weight_key;
+      ULP_CHECK(key.seed == first.seed && key.state == first.state,
+                "sgd: random keys of one step must have one seed and one state");
+    }
+}
+
 }  // namespace ulp

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 #include "core/grid.h"
@@ -16,6 +17,7 @@
 #include "core/quantise_stats.h"
 #include "core/quantizer.h"
 #include "core/random.h"
+#include "core/score_totals.h"
 #include "core/tensor.h"
 
 namespace ulp {
@@ -124,28 +126,27 @@ struct ElementwiseArgs {
   RandomKey key;
 };
 
-/// out[o, i] = Σ_a in[o, a, i] in the order of core/sum.h. in: any float, seen as (outer, axis, inner); out: (outer, inner).
+/// out[o, i] = factor · Σ_a in[o, a, i], the sum in the order of core/sum.h. in: any float, seen as (outer, axis, inner);
+/// out: (outer, inner).
 struct SumArgs {
   Tensor in, out;
   int64_t outer = 1, axis = 0, inner = 1;
+  double factor = 1;
 };
 
 /// Rows of logits (N, C) → out = logits − max − ln Σ exp(logits − max). NaN in a row makes the row NaN.
 /// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`.
+/// With labels (N, I32 in [0, C), checked by the caller) also losses[n] = −out[n, labels[n]].
 struct LogSoftmaxArgs {
   Tensor in, out;
   Quantizer interior;
   RandomKey key;
+  Tensor labels{}, losses{};
 };
 
 /// out = g − exp(y) · Σ_row g, for y = log-softmax output (N, C).
 struct LogSoftmaxBackwardArgs {
   Tensor grad, y, out;
-};
-
-/// loss[n] = −log_probs[n, labels[n]].  labels (N) I32 in [0, C), checked by the caller.
-struct NllArgs {
-  Tensor log_probs, labels, loss;
 };
 
 /// out (N, C) = (exp(log_probs) − onehot(labels)) · grad[0] · alpha: cross-entropy's gradient from its saved log_probs.
@@ -154,21 +155,24 @@ struct CrossEntropyBackwardArgs {
   double alpha = 1;
 };
 
-/// out[n] = 1 if the first largest of logits[n, :] is labels[n], else 0; a row with a NaN counts 0.
-struct CorrectArgs {
-  Tensor logits, labels, out;
+/// Adds a batch to `totals` (U8, sizeof(ScoreTotals) bytes, core/score_totals.h). loss: its mean loss, one value; logits
+/// (N, C), labels (N) I32. Row n is correct if its first largest logit is number labels[n]; not if it holds a NaN.
+struct TallyArgs {
+  Tensor loss, logits, labels, totals;
 };
 
 /// out = in with its elements gathered in row-major order: any strides → contiguous. Any dtype, the same for both; or any
-/// float → F32.
+/// float → F32. Nothing is written if `state` is given and its found_inf is set.
 struct CopyArgs {
   Tensor in, out;
+  const StepState* state = nullptr;  // on the stream's device
 };
 
-/// out[...] = value. out: F32 or F64.
+/// out[...] = value, or the state's loss_scale if there is one. out: F32 or F64.
 struct FillArgs {
   Tensor out;
   double value = 0;
+  const StepState* loss_scale_of = nullptr;  // on the stream's device
 };
 
 /// out[i] = low + (high − low)·u_i, u_i uniform in [0, 1) from word i of `key`; one fma.
@@ -178,27 +182,45 @@ struct UniformArgs {
   RandomKey key;
 };
 
-/// out[n, :] = in[indices[n], :] · scale.  in (R, D) U8 or F32, indices (N) I32 in [0, R), out (N, D) F32.
+/// out[n, :] = in[r, :] · scale and out_labels[n] = labels[r], r = indices[begin + n], or begin + n where there are no
+/// indices.  in (R, D) U8 or F32, indices (≥ begin + N) I32 in [0, R), out (N, D) F32; labels (R) and out_labels (N) I32,
+/// both or none. With `state` the rows begin at its batch_offset, which is moved on by N.
 struct GatherRowsArgs {
   Tensor in, indices, out;
   float scale = 1;
+  Tensor labels{}, out_labels{};
+  int64_t begin = 0;
+  StepState* state = nullptr;  // on the stream's device
 };
 
-/// One SGD step for one parameter, one pass, in the order of OptimLP's step:
-///   g ← Qg(grad · state.grad_scaling);  p ← master (or weight where there is none);  d ← g + weight_decay·p
-///   m ← momentum·m + d;  d ← nesterov ? d + momentum·m : m;  p ← p − state.lr·d
+/// One parameter of an optimizer and what is kept for it. weight, master, momentum: any float that fits its format.
+/// Undefined master or momentum: none (then m = d).
+struct SgdParameter {
+  Tensor weight, master, momentum, grad;
+  RandomKey weight_key, master_key, grad_key, momentum_key;
+};
+
+/// One SGD step for any number of parameters, one pass, in the order of OptimLP's step:
+///   g ← Qg(grad · grad_scaling);  p ← master (or weight where there is none);  d ← g + weight_decay·p
+///   m ← momentum·m + d;  d ← nesterov ? d + momentum·m : m;  p ← p − lr·d
 ///   master ← Qacc(p), p ← master;  weight ← Qw(p);  stored momentum ← Qm(m)
 /// Every multiply-add here is one fma (see functors.h). Quantizers: element-wise only; block formats are applied by the
-/// optimizer around this kernel. Each of weight, master, momentum: any float that fits its format. Undefined master or
-/// momentum: none (m = d). Momentum starts as zeros. Nothing is written if state.found_inf.
+/// optimizer around this kernel. Momentum starts as zeros. lr is rates[updates], or the last of them: rates (F32, S ≥ 1),
+/// updates (I32, one value, ≥ 0). Nothing is written if state.found_inf. The parameters share no memory, and their keys
+/// differ in stream and ordinal only.
 struct SgdArgs {
-  Tensor weight, master, momentum, grad;
+  std::vector<SgdParameter> parameters;
   Quantizer weight_format, master_format, grad_format, momentum_format;
-  RandomKey weight_key, master_key, grad_key, momentum_key;
-  float momentum_coef = 0, weight_decay = 0;
+  float grad_scaling = 1, momentum_coef = 0, weight_decay = 0;
   bool nesterov = false;
-  bool grad_ready = false;           // grad is scaled and quantised already
+  Tensor rates, updates;
   const StepState* state = nullptr;  // on the stream's device
+};
+
+/// Ends a step: advance(*state), updates (I32, one value) + 1.
+struct AdvanceStepArgs {
+  StepState* state = nullptr;  // on the stream's device
+  Tensor updates;
 };
 
 /// A kernel: called with a stream and its arguments, it runs on the stream's device.
@@ -231,14 +253,14 @@ struct Kernel {
   X(sum, SumArgs)                                       \
   X(log_softmax, LogSoftmaxArgs)                        \
   X(log_softmax_backward, LogSoftmaxBackwardArgs)       \
-  X(nll, NllArgs)                                       \
   X(cross_entropy_backward, CrossEntropyBackwardArgs)   \
-  X(correct, CorrectArgs)                               \
+  X(tally, TallyArgs)                                   \
   X(copy, CopyArgs)                                     \
   X(fill, FillArgs)                                     \
   X(uniform, UniformArgs)                               \
   X(gather_rows, GatherRowsArgs)                        \
-  X(sgd, SgdArgs)
+  X(sgd, SgdArgs)                                       \
+  X(advance_step, AdvanceStepArgs)
 
 /// X(name, functor, inputs): element-wise kernels, both sides made from one functor of kernels/functors.h.
 #define ULP_ELEMENTWISE_KERNELS(X)                      \
@@ -301,6 +323,8 @@ void check_quantise(Stream stream, const QuantiseArgs& args);
 void check_rotate(Stream stream, const RotateArgs& args);
 void check_scaled_add(Stream stream, const ScaledAddArgs& args);
 void check_matmul_factors(Stream stream, const MatmulArgs& args);
+void check_gather_rows(Stream stream, const GatherRowsArgs& args);
+void check_sgd(Stream stream, const SgdArgs& args);  // all but the parameters
 
 /// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,

@@ -13,10 +13,11 @@ struct Batch {
   Tensor images, labels;
 };
 
-/// A split on the run's device, cut into batches that are gathered one at a time.
+/// A split in the memory of the run's device, cut into batches that are gathered there one at a time.
 class Batches {
  public:
-  /// Throws unless size is at least 1 and the split has a sample.
+  /// Throws unless size is at least 1 and the split has a sample, with labels in [0, data.classes): they are looked at here
+  /// and never again.
   Batches(Run& run, const Dataset& data, const Split& split, int64_t size);
 
   int64_t samples() const { return labels_.numel(); }
@@ -24,19 +25,28 @@ class Batches {
   /// Whole batches in one pass over the split: the last partial one is dropped.
   int64_t steps() const { return samples() / size_; }
 
+  /// Begins an epoch: makes its order, which depends on the run's seed and the epoch only, and sets the step state's
+  /// batch_offset to its start. Not within a recorded step (StepGraph).
+  void shuffle(int64_t epoch);
+  /// The whole batch at batch_offset, which it moves on. Throws after the last one of the epoch. Only one Batches of a run
+  /// is walked through at a time.
+  Batch next();
+
   class Range;
-  /// Whole batches in an order that depends on the run's seed and the epoch only.
-  Range shuffled(int64_t epoch) const;
-  /// All samples as they stand, the last batch perhaps smaller.
-  Range in_order() const;
+  /// Every batch of an epoch: shuffle(epoch), then next() steps() times.
+  Range shuffled(int64_t epoch);
+  /// All samples as they stand, the last batch perhaps smaller. Touches neither order nor batch_offset.
+  Range in_order();
 
  private:
-  Batch gather(const std::vector<int32_t>& order, int64_t begin, int64_t end) const;
+  Batch empty_batch(int64_t n) const;
+  GatherRowsArgs gather_into(const Batch& batch) const;
 
   Run& run_;
   float scale_;
   int64_t size_;
-  Tensor images_, labels_;  // images on the run's device, labels on the CPU
+  Tensor images_, labels_;  // (R, D) U8, (R) I32
+  Tensor order_;            // (R) I32; undefined before the first epoch
 };
 
 /// For a range-based for loop; the Batches must outlive it.
@@ -61,11 +71,12 @@ class Batches::Range {
 
  private:
   friend class Batches;
-  Range(const Batches& batches, std::vector<int32_t> order, int64_t count)
-      : batches_(&batches), order_(std::move(order)), count_(count) {}
+  enum class Order : uint8_t { Shuffled, AsTheyStand };
+  Range(Batches& batches, Order order, int64_t count)
+      : batches_(&batches), order_(order), count_(count) {}
 
-  const Batches* batches_;
-  std::vector<int32_t> order_;
+  Batches* batches_;
+  Order order_;
   int64_t count_;
 };
 

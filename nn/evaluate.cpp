@@ -2,26 +2,41 @@
 
 namespace ulp::nn {
 
-void Tally::add(Run& run, const Tensor& loss, const Tensor& logits, const Tensor& labels) {
-  const int64_t n = labels.numel();
-  Tensor each = Tensor::empty({n}, DType::F32, run.device());
-  kernels::correct(run.stream(), {logits, labels, each});
-  Tensor hits = Tensor::empty({}, DType::F32, run.device());
-  kernels::sum(run.stream(), {each, hits, 1, n, 1});
-  last_loss_ = loss.item();
-  loss_ += last_loss_ * static_cast<double>(n);
-  correct_ += hits.item();
-  samples_ += static_cast<double>(n);
+Score::Score(const ScoreTotals& totals)
+    : loss(totals.loss / static_cast<double>(totals.samples)),
+      accuracy(static_cast<double>(totals.correct) / static_cast<double>(totals.samples)) {}
+
+Tally::Tally(Run& run)
+    : run_(run),
+      totals_(Tensor::empty({static_cast<int64_t>(sizeof(ScoreTotals))}, DType::U8, run.device())) {
+  reset();
 }
 
-Score evaluate(Run& run, Module& model, const Batches& batches, const OpFormats& loss_formats) {
+void Tally::reset() {
+  const ScoreTotals none;
+  copy_bytes(totals_.mutable_raw(), run_.device(), &none, kCpu, sizeof none);
+}
+
+void Tally::add(const Tensor& loss, const Tensor& logits, const Tensor& labels) {
+  kernels::tally(run_.stream(), {loss, logits, labels, totals_});
+}
+
+ScoreTotals Tally::totals() const {
+  ScoreTotals totals;
+  copy_bytes(&totals, kCpu, totals_.raw(), run_.device(), sizeof totals);
+  return totals;
+}
+
+Score Tally::score() const { return Score(totals()); }
+
+Score evaluate(Run& run, Module& model, Batches& batches, const OpFormats& loss_formats) {
   Tape tape(run, Tape::Recording::Off);  // one tape: no random word repeats from batch to batch
-  Tally tally;
+  Tally tally(run);
   for (const Batch& batch : batches.in_order()) {
     const Var logits = model(tape, tape.constant(batch.images));
     const Var loss =
         ops::cross_entropy(tape, logits, batch.labels, loss_formats, RandomSite("loss"));
-    tally.add(run, loss.value, logits.value, batch.labels);
+    tally.add(loss.value, logits.value, batch.labels);
   }
   StepState next = run.state();
   ++next.random_step;

@@ -9,23 +9,28 @@ namespace ulp::nn {
 struct Score {
   double loss = 0;
   double accuracy = 0;
+
+  Score() = default;
+  explicit Score(const ScoreTotals& totals);
 };
 
-/// Adds up batches of one epoch.
+/// Adds up batches on the run's device. Nothing waits for the device before totals() or score().
 class Tally {
  public:
+  explicit Tally(Run& run);
+  void reset();
   /// loss: the batch's mean loss (one value); logits: (N, C); labels: (N).
-  void add(Run& run, const Tensor& loss, const Tensor& logits, const Tensor& labels);
-  /// The batch's mean loss as added last.
-  double last_loss() const { return last_loss_; }
-  Score score() const { return {loss_ / samples_, correct_ / samples_}; }
+  void add(const Tensor& loss, const Tensor& logits, const Tensor& labels);
+  ScoreTotals totals() const;
+  Score score() const;
 
  private:
-  double loss_ = 0, correct_ = 0, samples_ = 0, last_loss_ = 0;
+  Run& run_;
+  Tensor totals_;  // U8, sizeof(ScoreTotals)
 };
 
 /// Scores a model over all samples without recording. Stochastic formats draw as of the current step; afterwards the run
 /// stands at a fresh one. The loss is rounded as ops::cross_entropy does with `loss_formats`.
-Score evaluate(Run& run, Module& model, const Batches& batches, const OpFormats& loss_formats = {});
+Score evaluate(Run& run, Module& model, Batches& batches, const OpFormats& loss_formats = {});
 
 }  // namespace ulp::nn

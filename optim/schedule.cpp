@@ -24,4 +24,11 @@ double Schedule::lr(int64_t step) const {
   return base_;
 }
 
+std::vector<float> Schedule::rates(int64_t first, int64_t count) const {
+  std::vector<float> all;
+  for (int64_t step = first; step < first + count; ++step)
+    all.push_back(static_cast<float>(lr(step)));
+  return all;
+}
+
 }  // namespace ulp::optim

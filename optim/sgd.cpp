@@ -70,11 +70,33 @@ Sgd::Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options
     p->grad = {};
     states_.push_back(std::move(state));
   }
+  updates_on_device_ = Tensor::zeros({1}, DType::I32, run_.device());
+  set_lr(options.lr);
+}
+
+void Sgd::set_rates(std::span<const float> rates) {
+  ULP_CHECK(!rates.empty(), "sgd: there are no learning rates");
+  for (const float rate : rates) check_coefficient("lr", rate);
+  if (rates.size() != rates_.size()) {
+    rates_on_device_ =
+        Tensor::empty({static_cast<int64_t>(rates.size())}, DType::F32, run_.device());
+    run_.note_replaced();
+  }
+  copy_bytes(rates_on_device_.mutable_raw(), run_.device(), rates.data(), kCpu, rates.size_bytes());
+  const int32_t none = 0;
+  copy_bytes(updates_on_device_.mutable_raw(), run_.device(), &none, kCpu, sizeof none);
+  rates_.assign(rates.begin(), rates.end());
+  updates_ = 0;
 }
 
 void Sgd::set_lr(double lr) {
   check_coefficient("lr", lr);
-  options_.lr = lr;
+  const float rate = static_cast<float>(lr);
+  if (rates_.size() != 1 || rates_.front() != rate) set_rates({&rate, 1});
+}
+
+double Sgd::lr() const {
+  return rates_[static_cast<size_t>(std::min(updates_, static_cast<int64_t>(rates_.size()) - 1))];
 }
 
 RandomKey Sgd::key(const Parameter& parameter, const char* role) const {
@@ -92,90 +114,81 @@ Tensor Sgd::quantised(const Tensor& in, const Quantizer& quantizer, const Random
   return ulp::quantised(run_.stream(), in, use, dtype);
 }
 
-void Sgd::update_fused(State& state) {
-  Parameter& p = *state.parameter;
+SgdArgs Sgd::arguments() const {
   SgdArgs args;
-  args.weight = p.value;
-  args.master = state.master;
-  args.momentum = state.momentum;
-  args.grad = p.grad;
+  args.momentum_coef = static_cast<float>(options_.momentum);
+  args.weight_decay = static_cast<float>(options_.weight_decay);
+  args.nesterov = options_.nesterov;
+  args.rates = rates_on_device_;
+  args.updates = updates_on_device_;
+  args.state = run_.device_state();
+  return args;
+}
+
+void Sgd::update_fused() {
+  SgdArgs args = arguments();
+  args.grad_scaling = static_cast<float>(options_.grad_scaling);
   args.weight_format = options_.weight;
   args.master_format = options_.accumulator.value_or(Quantizer{});
   args.grad_format = options_.grad;
   args.momentum_format = options_.momentum_format;
-  args.weight_key = key(p, "weight");
-  args.master_key = key(p, "master");
-  args.grad_key = key(p, "grad");
-  args.momentum_key = key(p, "momentum");
-  args.momentum_coef = static_cast<float>(options_.momentum);
-  args.weight_decay = static_cast<float>(options_.weight_decay);
-  args.nesterov = options_.nesterov;
-  args.state = run_.device_state();
+  for (const State& state : states_) {
+    const Parameter& p = *state.parameter;
+    if (!p.grad.defined()) continue;
+    args.parameters.push_back({p.value, state.master, state.momentum, p.grad, key(p, "weight"),
+                               key(p, "master"), key(p, "grad"), key(p, "momentum")});
+  }
   kernels::sgd(run_.stream(), args);
 }
 
 void Sgd::update_blocks(State& state) {
   // The scale of a block is known only when all its values are: fp32 copies go through the same kernel without formats,
-  // and each state is quantised from them.
+  // and each state is quantised from them. Tensors stay where they are: a recorded step knows their addresses.
   Parameter& p = *state.parameter;
   const Stream stream = run_.stream();
-  const float scaling = run_.state().grad_scaling;
   Tensor grad = Tensor::empty(p.grad.shape(), DType::F32, p.grad.device());
-  kernels::scale(stream, {{p.grad, {}, {}}, grad, scaling, {}, {}});
+  kernels::scale(stream, {{p.grad, {}, {}}, grad, options_.grad_scaling, {}, {}});
   if (!options_.grad.is_identity())
     grad = quantised(grad, options_.grad, key(p, "grad"), DType::F32);
 
-  SgdArgs args;
-  args.weight = as_f32(stream, state.master.defined() ? state.master : p.value);
-  if (state.momentum.defined()) args.momentum = as_f32(stream, state.momentum);
-  args.grad = grad;
-  args.grad_ready = true;
-  args.momentum_coef = static_cast<float>(options_.momentum);
-  args.weight_decay = static_cast<float>(options_.weight_decay);
-  args.nesterov = options_.nesterov;
-  args.state = run_.device_state();
+  SgdArgs args = arguments();
+  SgdParameter update;
+  update.weight = as_f32(stream, state.master.defined() ? state.master : p.value);
+  if (state.momentum.defined()) update.momentum = as_f32(stream, state.momentum);
+  update.grad = grad;
+  args.parameters = {update};
   kernels::sgd(stream, args);
 
-  Tensor value = args.weight;
-  if (state.master.defined()) {
-    const Quantizer& q = *options_.accumulator;
-    if (!q.is_identity()) value = quantised(value, q, key(p, "master"), state.master.dtype());
-    state.master = value;
-  }
-  p.value = options_.weight.is_identity()
-                ? as_f32(stream, value)
-                : quantised(value, options_.weight, key(p, "weight"), p.value.dtype());
+  const auto store = [&](const Tensor& value, const Quantizer& q, const char* role,
+                         const Tensor& to) {
+    const Tensor rounded = q.is_identity() ? value : quantised(value, q, key(p, role), to.dtype());
+    kernels::copy(stream, {rounded, to, run_.device_state()});
+    return rounded;
+  };
+  Tensor value = update.weight;
+  if (state.master.defined()) value = store(value, *options_.accumulator, "master", state.master);
+  store(value, options_.weight, "weight", p.value);
   if (state.momentum.defined())
-    state.momentum = options_.momentum_format.is_identity()
-                         ? args.momentum
-                         : quantised(args.momentum, options_.momentum_format, key(p, "momentum"),
-                                     state.momentum.dtype());
+    store(update.momentum, options_.momentum_format, "momentum", state.momentum);
 }
 
 void Sgd::step() {
-  StepState now = run_.state();  // another optimizer of the run may have left its own
-  now.lr = static_cast<float>(options_.lr);
-  now.grad_scaling = static_cast<float>(options_.grad_scaling);
-  run_.set_state(now);
+  for (const State& state : states_) {
+    const Parameter& p = *state.parameter;
+    ULP_CHECK(!p.grad.defined() || p.grad.shape() == p.value.shape(),
+              "sgd: {} has shape {} and its gradient {}", p.path, p.value.shape(), p.grad.shape());
+  }
   const bool elementwise = options_.weight.is_elementwise() && options_.grad.is_elementwise() &&
                            options_.momentum_format.is_elementwise() &&
                            (!options_.accumulator || options_.accumulator->is_elementwise());
-  for (State& state : states_) {
-    Parameter& p = *state.parameter;
-    if (!p.grad.defined()) continue;
-    ULP_CHECK(p.grad.shape() == p.value.shape(), "sgd: {} has shape {} and its gradient {}", p.path,
-              p.value.shape(), p.grad.shape());
-    if (elementwise)
-      update_fused(state);
-    else
-      update_blocks(state);
-    p.grad = {};
-  }
-  StepState next = run_.state();
-  ++next.random_step;
-  if (next.found_inf == 0) ++next.optimizer_step;
-  next.found_inf = 0;
-  run_.set_state(next);
+  if (elementwise)
+    update_fused();
+  else
+    for (State& state : states_)
+      if (state.parameter->grad.defined()) update_blocks(state);
+  zero_grad();
+  run_.advance(updates_on_device_);
+  run_.mirror([this] { ++updates_; });
 }
 
 void Sgd::zero_grad() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "autograd/tape.h"
@@ -34,12 +35,16 @@ class Sgd {
   /// a parameter lacks (naming it).
   Sgd(Run& run, std::vector<Parameter*> parameters, const SgdOptions& options);
 
-  /// Updates, forgets the gradients, and moves the run on to the next step.
+  /// Updates in place, forgets the gradients, and moves the run on to the next step.
   void step();
   void zero_grad();
 
+  /// The rates of the next steps, in the device's memory; the last one stays. Not within a recorded step (StepGraph).
+  void set_rates(std::span<const float> rates);
+  /// One rate from now on.
   void set_lr(double lr);
-  double lr() const { return options_.lr; }
+  /// That of the next step.
+  double lr() const;
   const SgdOptions& options() const { return options_; }
 
   /// What the optimizer holds for one parameter; undefined where it holds none.
@@ -53,12 +58,16 @@ class Sgd {
   RandomKey key(const Parameter& parameter, const char* role) const;
   Tensor quantised(const Tensor& in, const Quantizer& quantizer, const RandomKey& key,
                    DType dtype) const;
-  void update_fused(State& state);
+  SgdArgs arguments() const;
+  void update_fused();
   void update_blocks(State& state);
 
   Run& run_;
   SgdOptions options_;
   std::vector<State> states_;
+  std::vector<float> rates_;
+  int64_t updates_ = 0;                         // steps made since the rates were set
+  Tensor rates_on_device_, updates_on_device_;  // F32 (S), I32 (1)
 };
 
 }  // namespace ulp::optim

@@ -153,7 +153,7 @@ const std::vector<OpRow>& op_table() {
        [](Tape& t, Inputs in, const OpFormats& f) { return ops::log_softmax(t, in[0], f, site); },
        result},
       {"cross_entropy",
-       {"log_softmax", "nll", "sum", "scale", "cross_entropy_backward"},
+       {"log_softmax", "sum", "cross_entropy_backward"},
        {{{1, 1}}, {{3, 5}}, {{7, 10}}, {{129, 10}}},
        [](Tape& t, Inputs in, const OpFormats& f) {
          return ops::cross_entropy(

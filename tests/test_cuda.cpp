@@ -160,8 +160,7 @@ const StepState* state_on(const Pair& state, Device device) {
 StepState some_step() {
   StepState state;
   state.random_step = 77;
-  state.lr = 0.05f;
-  state.grad_scaling = 0.37f;
+  state.loss_scale = 0.37f;
   return state;
 }
 
@@ -771,6 +770,7 @@ void check_sum() {
       args.outer = outer;
       args.axis = axis;
       args.inner = inner;
+      args.factor = inner == 1 ? 1 : 1.0 / 3;
       return args;
     });
     INFO("(", outer, ", ", axis, ", ", inner, ") ", text(dtype), " domain ",
@@ -817,11 +817,19 @@ Pair special_rows(int64_t columns) {
 void check_log_softmax() {
   const Pair state = step_state(some_step());
   const auto once = [&](const Pair& in, const char* interior) {
-    const Pair out = output(in.cpu.shape());
+    const int64_t rows = in.cpu.size(0);
+    const Pair out = output(in.cpu.shape()), losses = output({rows});
+    const Pair labels = labels_for(rows, in.cpu.size(1), 43);
+    run(kernels::log_softmax, [&](Device d) {
+      return LogSoftmaxArgs{in.on(d),         out.on(d),    Quantizer::parse(interior),
+                            key_on(state, d), labels.on(d), losses.on(d)};
+    });
+    INFO(to_string(in.cpu.shape()), " interior ", std::string(interior));
+    CHECK(difference(out) == "");
+    CHECK(difference(losses) == "");
     run(kernels::log_softmax, [&](Device d) {
       return LogSoftmaxArgs{in.on(d), out.on(d), Quantizer::parse(interior), key_on(state, d)};
     });
-    INFO(to_string(in.cpu.shape()), " interior ", std::string(interior));
     CHECK(difference(out) == "");
   };
   for (const char* interior :
@@ -848,19 +856,6 @@ void check_log_softmax_backward() {
     }
 }
 
-void check_nll() {
-  for (const Shape& shape : kRows)
-    for (const Domain domain : {Domain::Modest, Domain::Hard}) {
-      const Pair log_probs = input(shape, DType::F32, domain, 61);
-      const Pair labels = labels_for(shape[0], shape[1], 62), loss = output({shape[0]});
-      run(kernels::nll, [&](Device d) {
-        return NllArgs{log_probs.on(d), labels.on(d), loss.on(d)};
-      });
-      INFO(to_string(shape));
-      CHECK(difference(loss) == "");
-    }
-}
-
 void check_cross_entropy_backward() {
   for (const Shape& shape : kRows)
     for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard})
@@ -877,25 +872,32 @@ void check_cross_entropy_backward() {
       }
 }
 
-void check_correct() {
-  const auto once = [](const Pair& logits) {
+void check_tally() {
+  const auto once = [](const Pair& logits, float loss) {
     const int64_t rows = logits.cpu.size(0);
     for (const uint64_t seed : {81, 82, 83}) {
       const Pair labels =
           labels_for(rows, std::min<int64_t>(logits.cpu.size(1), seed == 81 ? 1 : 3), seed);
-      const Pair out = output({rows});
-      run(kernels::correct, [&](Device d) {
-        return CorrectArgs{logits.on(d), labels.on(d), out.on(d)};
-      });
-      INFO(to_string(logits.cpu.shape()));
-      CHECK(difference(out) == "");
+      ScoreTotals before;
+      before.correct = 5;
+      before.loss = 0.1;
+      std::vector<uint8_t> bytes(sizeof before);
+      std::memcpy(bytes.data(), &before, sizeof before);
+      const Pair totals = both(Tensor::from(bytes, {sizeof before}));
+      const Pair mean = both(Tensor::from(std::vector<float>{loss}, {}));
+      for (int batch = 0; batch < 2; ++batch)
+        run(kernels::tally, [&](Device d) {
+          return TallyArgs{mean.on(d), logits.on(d), labels.on(d), totals.on(d)};
+        });
+      INFO(to_string(logits.cpu.shape()), " ", loss);
+      CHECK(difference(totals) == "");
     }
   };
   for (const Shape& shape : kRows)
     for (const Domain domain : {Domain::Few, Domain::Modest})
-      once(input(shape, DType::F32, domain, 84));
-  for (const int64_t columns : {1, 2, 3, 40}) once(special_rows(columns));
-  once(input({500, 3}, DType::F32, Domain::Hard, 85));
+      once(input(shape, DType::F32, domain, 84), 0.7f);
+  for (const int64_t columns : {1, 2, 3, 40}) once(special_rows(columns), -INFINITY);
+  once(input({500, 3}, DType::F32, Domain::Hard, 85), 1e-3f);
 }
 
 void check_copy() {
@@ -904,6 +906,15 @@ void check_copy() {
     run(kernels::copy, [&](Device d) { return CopyArgs{in.on(d), out.on(d)}; });
     INFO(text(in.cpu.dtype()), " to ", text(to), " ", to_string(in.cpu.shape()));
     CHECK(difference(out) == "");
+    for (const uint32_t found_inf : {1u, 0u}) {  // what is skipped is not written
+      StepState step;
+      step.found_inf = found_inf;
+      const Pair state = step_state(step), kept = output(in.cpu.shape(), to);
+      run(kernels::copy, [&](Device d) {
+        return CopyArgs{in.on(d), kept.on(d), state_on(state, d)};
+      });
+      CHECK(difference(kept) == "");
+    }
   };
   for (const DType dtype : {DType::F32, DType::F64, DType::BF16, DType::F16, DType::F8E4M3,
                             DType::F8E5M2, DType::I32, DType::I8, DType::U8}) {
@@ -937,6 +948,10 @@ void check_fill() {
         INFO(text(dtype), " ", n, " ", value);
         CHECK(difference(out) == "");
       }
+  const Pair state = step_state(some_step()), scale = output({1});
+  run(kernels::fill, [&](Device d) { return FillArgs{scale.on(d), 0, state_on(state, d)}; });
+  CHECK(difference(scale) == "");
+  CHECK(scale.cpu.to_floats()[0] == 0.37f);
 }
 
 void check_uniform() {
@@ -959,16 +974,50 @@ void check_gather_rows() {
   for (const DType dtype : {DType::U8, DType::F32})
     for (const int64_t width : {1, 3, 4, 10, 784})
       for (const int64_t rows : {0, 1, 65})
-        for (const bool shifted : {false, true}) {
-          Pair in = input({51, width}, dtype, Domain::Hard, 101);
-          if (shifted) in = unaligned(in);
-          const Pair indices = labels_for(rows, 50, 102), out = output({rows, width});
-          run(kernels::gather_rows, [&](Device d) {
-            return GatherRowsArgs{in.on(d), indices.on(d), out.on(d), 1.0f / 255.0f};
-          });
-          INFO(text(dtype), " ", rows, " rows of ", width);
-          CHECK(difference(out) == "");
-        }
+        for (const bool shifted : {false, true})
+          for (const bool stateful : {false, true}) {
+            Pair in = input({51, width}, dtype, Domain::Hard, 101);
+            if (shifted) in = unaligned(in);
+            const Pair indices = labels_for(rows + 20, 50, 102), out = output({rows, width});
+            const Pair labels = labels_for(in.cpu.size(0), 10, 103),
+                       out_labels = output({rows}, DType::I32);
+            StepState step = some_step();
+            step.batch_offset = 13;
+            const Pair state = step_state(step);
+            run(kernels::gather_rows, [&](Device d) {
+              GatherRowsArgs args{in.on(d), indices.on(d), out.on(d), 1.0f / 255.0f};
+              if (!stateful) return args;
+              args.labels = labels.on(d);
+              args.out_labels = out_labels.on(d);
+              args.state = const_cast<StepState*>(state_on(state, d));
+              return args;
+            });
+            INFO(text(dtype), " ", rows, " rows of ", width);
+            CHECK(difference(out) == "");
+            CHECK(difference(out_labels) == "");
+            CHECK(difference(state) == "");
+            if (rows > 50) continue;
+            run(kernels::gather_rows, [&](Device d) {
+              return GatherRowsArgs{in.on(d),         {}, out.on(d), 0.5f, labels.on(d),
+                                    out_labels.on(d), 7};
+            });
+            CHECK(difference(out) == "");
+            CHECK(difference(out_labels) == "");
+          }
+}
+
+void check_advance_step() {
+  for (const uint32_t found_inf : {0u, 1u}) {
+    StepState step = some_step();
+    step.found_inf = found_inf;
+    const Pair state = step_state(step);
+    const Pair updates = both(Tensor::from(std::vector<int32_t>{41}, {1}));
+    run(kernels::advance_step, [&](Device d) {
+      return AdvanceStepArgs{const_cast<StepState*>(state_on(state, d)), updates.on(d)};
+    });
+    CHECK(difference(state) == "");
+    CHECK(difference(updates) == "");
+  }
 }
 
 struct SgdCase {
@@ -977,9 +1026,10 @@ struct SgdCase {
   const char* momentum = nullptr;  // nullptr: none
   const char* grad = "fp32";
   bool narrow = false;  // states in their format's own type
-  bool nesterov = false, grad_ready = false, found_inf = false, shifted = false;
-  float weight_decay = 0;
+  bool nesterov = false, found_inf = false, shifted = false;
+  float weight_decay = 0, grad_scaling = 1;
   int64_t n = 4099;
+  int64_t copies = 1;  // parameters of one step, of n, n + 1, … elements
 };
 
 void sgd_once(const SgdCase& c) {
@@ -989,34 +1039,49 @@ void sgd_once(const SgdCase& c) {
   const auto quantizer = [](const char* format) {
     return format == nullptr ? Quantizer{} : Quantizer::parse(format);
   };
-  const auto tensor = [&](const char* format, uint64_t seed) -> Pair {
+  const auto tensor = [&](const char* format, int64_t n, uint64_t seed) -> Pair {
     if (format == nullptr) return {};
     const DType dtype = c.narrow ? storage_type(quantizer(format)) : DType::F32;
-    const Pair whole = input({c.n + 1}, dtype, Domain::Modest, seed);
+    const Pair whole = input({n + 1}, dtype, Domain::Modest, seed);
     return c.shifted ? unaligned(whole)
                      : view(whole, [](const Tensor& t) { return t.slice(0, 0, t.size(0) - 1); });
   };
-  const Pair weight = tensor(c.weight, 111), master = tensor(c.master, 112),
-             momentum = tensor(c.momentum, 113);
-  const Pair grad = input({c.n}, DType::F32, c.n % 2 == 0 ? Domain::Hard : Domain::Modest, 114);
+  struct States {
+    Pair weight, master, momentum, grad;
+  };
+  std::vector<States> all;
+  for (int64_t k = 0; k < c.copies; ++k) {
+    const int64_t n = c.n + k;
+    all.push_back({tensor(c.weight, n, 111), tensor(c.master, n, 112), tensor(c.momentum, n, 113),
+                   input({n}, DType::F32, n % 2 == 0 ? Domain::Hard : Domain::Modest, 114)});
+  }
+  const Pair rates = both(Tensor::from(std::vector<float>{0.5f, 0.05f, 0.2f}, {3}));
+  const Pair updates = both(Tensor::from(std::vector<int32_t>{c.nesterov ? 1 : 9}, {1}));
   run(kernels::sgd, [&](Device d) {
     SgdArgs args;
-    args.weight = weight.on(d);
-    args.master = master.on(d);
-    args.momentum = momentum.on(d);
-    args.grad = grad.on(d);
+    uint32_t stream = 0;
+    for (const States& s : all) {
+      SgdParameter p;
+      p.weight = s.weight.on(d);
+      p.master = s.master.on(d);
+      p.momentum = s.momentum.on(d);
+      p.grad = s.grad.on(d);
+      p.weight_key = key_on(state, d, ++stream);
+      p.master_key = key_on(state, d, ++stream);
+      p.grad_key = key_on(state, d, ++stream);
+      p.momentum_key = key_on(state, d, ++stream);
+      args.parameters.push_back(p);
+    }
     args.weight_format = quantizer(c.weight);
     args.master_format = quantizer(c.master);
     args.grad_format = quantizer(c.grad);
     args.momentum_format = quantizer(c.momentum);
-    args.weight_key = key_on(state, d, 1);
-    args.master_key = key_on(state, d, 2);
-    args.grad_key = key_on(state, d, 3);
-    args.momentum_key = key_on(state, d, 4);
+    args.grad_scaling = c.grad_scaling;
     args.momentum_coef = 0.9f;
     args.weight_decay = c.weight_decay;
     args.nesterov = c.nesterov;
-    args.grad_ready = c.grad_ready;
+    args.rates = rates.on(d);
+    args.updates = updates.on(d);
     args.state = state_on(state, d);
     return args;
   });
@@ -1025,14 +1090,12 @@ void sgd_once(const SgdCase& c) {
   };
   INFO("weight ", name(c.weight), ", master ", name(c.master), ", momentum ", name(c.momentum),
        ", grad ", name(c.grad), ", narrow ", c.narrow, ", nesterov ", c.nesterov, ", decay ",
-       c.weight_decay, ", found_inf ", c.found_inf, ", n ", c.n);
-  CHECK(difference(weight) == "");
-  if (c.master != nullptr) {
-    CHECK(difference(master) == "");
-  }
-  if (c.momentum != nullptr) {
-    CHECK(difference(momentum) == "");
-  }
+       c.weight_decay, ", found_inf ", c.found_inf, ", n ", c.n, ", copies ", c.copies);
+  for (const States& s : all)
+    for (const Pair* pair : {&s.weight, &s.master, &s.momentum}) {
+      if (!pair->cpu.defined()) continue;
+      CHECK(difference(*pair) == "");
+    }
 }
 
 void check_sgd() {
@@ -1053,12 +1116,22 @@ void check_sgd() {
                 c.weight_decay = decay;
                 c.n = n;
                 c.shifted = n == 2050;
-                c.grad_ready = decay > 0;
+                c.grad_scaling = decay > 0 ? 0.37f : 1.0f;
                 sgd_once(c);
                 if (n != 1) continue;
                 c.found_inf = true;
                 sgd_once(c);
               }
+  for (const int64_t copies : {0, 2, 32, 33, 70}) {  // one launch takes 32
+    SgdCase c;
+    c.weight = "e4m3";
+    c.master = "e6m9:sr";
+    c.momentum = "bf16:sr";
+    c.grad = "e5m2:sr";
+    c.n = 2047;
+    c.copies = copies;
+    sgd_once(c);
+  }
 }
 
 void check_elementwise(const Kernel<ElementwiseArgs>& kernel, size_t inputs) {
@@ -1130,14 +1203,14 @@ const std::vector<Case>& cases() {
                                         {"sum", check_sum},
                                         {"log_softmax", check_log_softmax},
                                         {"log_softmax_backward", check_log_softmax_backward},
-                                        {"nll", check_nll},
                                         {"cross_entropy_backward", check_cross_entropy_backward},
-                                        {"correct", check_correct},
+                                        {"tally", check_tally},
                                         {"copy", check_copy},
                                         {"fill", check_fill},
                                         {"uniform", check_uniform},
                                         {"gather_rows", check_gather_rows},
                                         {"sgd", check_sgd},
+                                        {"advance_step", check_advance_step},
                                         ULP_ELEMENTWISE_KERNELS(ULP_ELEMENTWISE_CASE)};
   return all;
 }

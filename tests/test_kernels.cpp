@@ -163,15 +163,38 @@ void check_quantise() {
         }
 }
 
-void check_correct() {
-  const float nan = std::nanf("");
+void check_tally() {
+  const float nan = std::nanf(""), inf = std::numeric_limits<float>::infinity();
   const Tensor logits =
       Tensor::from(std::vector<float>{1, 3, 2, 5, 5, 0, nan, 9, 1, 0, 0, 7}, {4, 3});
   const Tensor labels = Tensor::from(std::vector<int32_t>{1, 0, 1, 0}, {4});
-  Tensor out = Tensor::empty({4}, DType::F32, kCpu);
-  kernels::correct(kStream, {logits, labels, out});
-  CHECK(out.to_floats() ==
-        std::vector<float>{1, 1, 0, 0});  // the first of equals; a NaN is never right
+  Tensor totals = Tensor::empty({sizeof(ScoreTotals)}, DType::U8, kCpu);
+  auto& sum = *static_cast<ScoreTotals*>(totals.mutable_raw());
+  sum = {};
+  for (const float loss : {0.1f, inf, nan, 0.25f})
+    kernels::tally(kStream, {Tensor::from(std::vector<float>{loss}, {}), logits, labels, totals});
+  CHECK(sum.samples == 16);
+  CHECK(sum.correct == 8);  // the first of equals; a NaN is never right
+  CHECK(sum.batches == 4);
+  CHECK(sum.bad_batch == 1);
+  CHECK(sum.bad_loss == inf);
+  CHECK(sum.last_loss == 0.25f);
+  sum = {};
+  for (const float loss : {0.1f, 0.7f})
+    kernels::tally(kStream, {Tensor::from(std::vector<float>{loss}, {}), logits, labels, totals});
+  CHECK(sum.loss == 4.0 * static_cast<double>(0.1f) + 4.0 * static_cast<double>(0.7f));
+  CHECK(sum.bad_batch == -1);
+}
+
+void check_advance_step() {
+  StepState state{7, 5, 2, 0, 12};
+  Tensor updates = Tensor::from(std::vector<int32_t>{3}, {1});
+  kernels::advance_step(kStream, {&state, updates});
+  CHECK((state.random_step == 8 && state.optimizer_step == 6 && state.batch_offset == 12));
+  state.found_inf = 1;
+  kernels::advance_step(kStream, {&state, updates});
+  CHECK((state.random_step == 9 && state.optimizer_step == 6 && state.found_inf == 0));
+  CHECK(updates.data<int32_t>()[0] == 5);
 }
 
 void check_copy() {
@@ -218,20 +241,36 @@ void check_uniform() {
 void check_gather_rows() {
   const Tensor rows = Tensor::from(std::vector<uint8_t>{1, 2, 3, 4, 5, 255}, {3, 2});
   const Tensor indices = Tensor::from(std::vector<int32_t>{2, 0, 2}, {3});
+  const Tensor labels = Tensor::from(std::vector<int32_t>{7, 8, 9}, {3});
   Tensor out = Tensor::empty({3, 2}, DType::F32, kCpu);
   kernels::gather_rows(kStream, {rows, indices, out, 0.5f});
   CHECK(out.to_floats() == std::vector<float>{2.5f, 127.5f, 0.5f, 1, 2.5f, 127.5f});
   const Tensor floats = Tensor::from(std::vector<float>{1.5f, 2, 3, -4, 5, 6}, {3, 2});
   kernels::gather_rows(kStream, {floats, indices, out, 2});
   CHECK(out.to_floats() == std::vector<float>{10, 12, 3, 4, 10, 12});
+  // One row at the state's offset, with its label; then the next.
+  StepState state;
+  state.batch_offset = 1;
+  Tensor one = Tensor::empty({1, 2}, DType::F32, kCpu);
+  Tensor label = Tensor::empty({1}, DType::I32, kCpu);
+  kernels::gather_rows(kStream, {floats, indices, one, 1, labels, label, 0, &state});
+  CHECK(one.to_floats() == std::vector<float>{1.5f, 2});
+  CHECK(label.data<int32_t>()[0] == 7);
+  CHECK(state.batch_offset == 2);
+  kernels::gather_rows(kStream, {floats, indices, one, 1, labels, label, 0, &state});
+  CHECK(label.data<int32_t>()[0] == 9);
+  // Without indices: rows as they stand.
+  kernels::gather_rows(kStream, {floats, {}, one, 1, labels, label, 1});
+  CHECK(one.to_floats() == std::vector<float>{3, -4});
+  CHECK(label.data<int32_t>()[0] == 8);
 }
 
 void check_sgd() {
   // Every combination of stored states, against the order of SgdArgs written out element by element.
   StepState state;
   state.random_step = 4;
-  state.lr = 0.3f;
-  state.grad_scaling = 0.125f;
+  // The rate of update 1; the last one stays.
+  const Tensor rates = Tensor::from(std::vector<float>{0.5f, 0.3f}, {2});
   const int64_t n = 2051;
   for (const bool master : {false, true})
     for (const bool momentum : {false, true})
@@ -239,7 +278,7 @@ void check_sgd() {
         for (const char* format : {"fp32", "e4m3", "e5m2:sr", "bf16:sr"}) {
           if (nesterov && !momentum) continue;
           CAPTURE(std::string(format));
-          SgdArgs a;
+          SgdParameter a;
           const Quantizer q = Quantizer::parse(format);
           const auto stored = [&](uint64_t seed) {
             return quantise(random_tensor({n}, -2, 2, seed), format, 0, {}, storage_type(q));
@@ -248,23 +287,36 @@ void check_sgd() {
           if (master) a.master = stored(2);
           if (momentum) a.momentum = stored(3);
           a.grad = random_tensor({n}, -8, 8, 4);
-          a.weight_format = a.master_format = a.grad_format = a.momentum_format = q;
           a.weight_key = {1, 10, 0, &state};
           a.master_key = {1, 11, 0, &state};
           a.grad_key = {1, 12, 0, &state};
           a.momentum_key = {1, 13, 0, &state};
-          a.momentum_coef = 0.9f;
-          a.weight_decay = 0.01f;
-          a.nesterov = nesterov;
-          a.state = &state;
+          // A second parameter with its own streams: each is as if it were alone.
+          SgdParameter other;
+          other.weight = stored(5);
+          other.grad = random_tensor({n}, -8, 8, 6);
+          other.weight_key = {1, 20, 0, &state};
+          other.master_key = {1, 21, 0, &state};
+          other.grad_key = {1, 22, 0, &state};
+          other.momentum_key = {1, 23, 0, &state};
+          SgdArgs args;
+          args.parameters = {other, a};
+          args.weight_format = args.master_format = args.grad_format = args.momentum_format = q;
+          args.grad_scaling = 0.125f;
+          args.momentum_coef = 0.9f;
+          args.weight_decay = 0.01f;
+          args.nesterov = nesterov;
+          args.rates = rates;
+          args.updates = Tensor::from(std::vector<int32_t>{momentum ? 1 : 6}, {1});
+          args.state = &state;
           const auto w0 = a.weight.to_floats(), g0 = a.grad.to_floats();
           const auto p0 = master ? a.master.to_floats() : w0;
           const auto m0 = momentum ? a.momentum.to_floats() : std::vector<float>(n, 0.0f);
           state.found_inf = 1;
-          kernels::sgd(kStream, a);
+          kernels::sgd(kStream, args);
           CHECK(a.weight.to_floats() == w0);  // a skipped step writes nothing
           state.found_inf = 0;
-          kernels::sgd(kStream, a);
+          kernels::sgd(kStream, args);
           const Grid grid = make_grid(q);
           const auto round = [&](float v, const RandomKey& key, size_t i) {
             return q.is_identity() ? v : quantise_value(v, grid, RandomSource(key).word(i));
@@ -396,10 +448,13 @@ void check_pack() {
 
 const std::vector<KernelRow>& kernel_rows() {
   static const std::vector<KernelRow> rows = {
-      {"quantise", check_quantise}, {"correct", check_correct}, {"copy", check_copy},
-      {"fill", check_fill},         {"uniform", check_uniform}, {"gather_rows", check_gather_rows},
-      {"sgd", check_sgd},           {"rotate", check_rotate},   {"scaled_add", check_scaled_add},
-      {"pack_scales", check_pack},  {"pack_codes", check_pack}, {"unpack_codes", check_pack},
+      {"quantise", check_quantise}, {"tally", check_tally},
+      {"copy", check_copy},         {"fill", check_fill},
+      {"uniform", check_uniform},   {"gather_rows", check_gather_rows},
+      {"sgd", check_sgd},           {"advance_step", check_advance_step},
+      {"rotate", check_rotate},     {"scaled_add", check_scaled_add},
+      {"pack_scales", check_pack},  {"pack_codes", check_pack},
+      {"unpack_codes", check_pack},
   };
   return rows;
 }

@@ -47,6 +47,7 @@ void copy(Stream stream, const CopyArgs& args) {
   check_kernel_tensor("copy", stream, args.out, args.in.shape());
   ULP_CHECK(args.in.device() == stream.device, "copy: the input is on {}, the stream on {}",
             args.in.device(), stream.device);
+  if (args.state != nullptr && args.state->found_inf != 0) return;
   Tensor out = args.out;
   void* to = out.mutable_raw();
   if (args.in.dtype() == args.out.dtype()) {
@@ -70,10 +71,11 @@ void copy(Stream stream, const CopyArgs& args) {
 void fill(Stream stream, const FillArgs& args) {
   check_kernel_tensor("fill", stream, args.out, args.out.shape());
   Tensor out = args.out;
+  const double value = args.loss_scale_of == nullptr ? args.value : args.loss_scale_of->loss_scale;
   if (args.out.dtype() == DType::F64)
-    std::fill_n(out.mutable_data<double>(), out.numel(), args.value);
+    std::fill_n(out.mutable_data<double>(), out.numel(), value);
   else
-    std::fill_n(out.mutable_data<float>(), out.numel(), canonical(static_cast<float>(args.value)));
+    std::fill_n(out.mutable_data<float>(), out.numel(), canonical(static_cast<float>(value)));
 }
 
 void uniform(Stream stream, const UniformArgs& args) {
@@ -91,22 +93,20 @@ void uniform(Stream stream, const UniformArgs& args) {
 }
 
 void gather_rows(Stream stream, const GatherRowsArgs& args) {
-  ULP_CHECK(args.in.defined() && args.in.rank() == 2, "gather_rows: wanted rows (R, D)");
-  check_kernel_tensor("gather_rows", stream, args.in, args.in.shape());
-  check_kernel_tensor("gather_rows", stream, args.indices, Shape{args.indices.numel()});
-  check_kernel_tensor("gather_rows", stream, args.out,
-                      Shape{args.indices.numel(), args.in.size(1)});
-  ULP_CHECK(args.in.dtype() == DType::U8 || args.in.dtype() == DType::F32,
-            "gather_rows: rows must be U8 or F32, got {}", args.in.dtype());
-  const int64_t width = args.in.size(1);
-  const int32_t* indices = args.indices.data<int32_t>();
-  Tensor out_tensor = args.out;
+  check_gather_rows(stream, args);
+  const int64_t width = args.in.size(1), rows = args.out.size(0);
+  const int64_t begin = args.state == nullptr ? args.begin : args.state->batch_offset;
+  const int32_t* indices = args.indices.defined() ? args.indices.data<int32_t>() : nullptr;
+  const auto row_of = [&](int64_t n) {
+    return indices == nullptr ? begin + n : indices[begin + n];
+  };
+  Tensor out_tensor = args.out, out_labels = args.out_labels;
   float* out = out_tensor.mutable_data<float>();
   const float scale = args.scale;
-  parallel_for(args.indices.numel(), std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)),
+  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)),
                [&](int64_t first, int64_t last) {
                  for (int64_t n = first; n < last; ++n) {
-                   const int64_t from = indices[n] * width;
+                   const int64_t from = row_of(n) * width;
                    float* to = out + n * width;
                    if (args.in.dtype() == DType::U8) {
                      const uint8_t* row = args.in.data<uint8_t>() + from;
@@ -122,6 +122,18 @@ void gather_rows(Stream stream, const GatherRowsArgs& args) {
                    }
                  }
                });
+  if (args.labels.defined())
+    for (int64_t n = 0; n < rows; ++n)
+      out_labels.mutable_data<int32_t>()[n] = args.labels.data<int32_t>()[row_of(n)];
+  if (args.state != nullptr) args.state->batch_offset += rows;
+}
+
+void advance_step(Stream stream, const AdvanceStepArgs& args) {
+  ULP_CHECK(args.state != nullptr, "advance_step: the step state is missing");
+  check_kernel_tensor("advance_step", stream, args.updates, args.updates.shape());
+  Tensor updates = args.updates;
+  ++updates.mutable_data<int32_t>()[0];
+  advance(*args.state);
 }
 
 }  // namespace ulp::cpu

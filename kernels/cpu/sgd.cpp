@@ -21,27 +21,23 @@ struct State {
   }
 };
 
-}  // namespace
+void update(Stream stream, const SgdArgs& args, const functors::SgdScalars& s,
+            const SgdParameter& parameter) {
+  ULP_CHECK(parameter.weight.defined(), "sgd: the weight is missing");
+  const Shape& shape = parameter.weight.shape();
+  check_kernel_tensor("sgd", stream, parameter.grad, shape);
+  const State weight(stream, parameter.weight, shape, args.weight_format);
+  const State master(stream, parameter.master, shape, args.master_format);
+  const State momentum(stream, parameter.momentum, shape, args.momentum_format);
+  const BlockQuantiser grad_q(args.grad_format, parameter.grad_key);
+  const BlockQuantiser weight_q(args.weight_format, parameter.weight_key);
+  const BlockQuantiser master_q(args.master_format, parameter.master_key);
+  const BlockQuantiser momentum_q(args.momentum_format, parameter.momentum_key);
+  const State& source = master.data != nullptr ? master : weight;
+  const void* grad_data = parameter.grad.raw();
+  const DType grad_type = parameter.grad.dtype();
 
-void sgd(Stream stream, const SgdArgs& args) {
-  const Shape& shape = args.weight.shape();
-  ULP_CHECK(args.state != nullptr, "sgd: the step state is missing");
-  check_kernel_tensor("sgd", stream, args.grad, shape);
-  if (args.state->found_inf != 0) return;
-  const State weight(stream, args.weight, shape, args.weight_format);
-  const State master(stream, args.master, shape, args.master_format);
-  const State momentum(stream, args.momentum, shape, args.momentum_format);
-  const BlockQuantiser grad_q(args.grad_format, args.grad_key);
-  const BlockQuantiser weight_q(args.weight_format, args.weight_key);
-  const BlockQuantiser master_q(args.master_format, args.master_key);
-  const BlockQuantiser momentum_q(args.momentum_format, args.momentum_key);
-  const functors::SgdScalars s{args.state->lr, args.grad_ready ? 1.0f : args.state->grad_scaling,
-                               args.momentum_coef, args.weight_decay, args.nesterov};
-  const State& parameter = master.data != nullptr ? master : weight;
-  const void* grad_data = args.grad.raw();
-  const DType grad_type = args.grad.dtype();
-
-  parallel_for_units(args.weight.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
+  parallel_for_units(shape.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
     BlockBuffer buffer, p_block, m_block, g_block;
     float *p = p_block.data(), *m = m_block.data(), *g = g_block.data();
     for (int64_t begin = first; begin < last; begin += kBlock) {
@@ -51,7 +47,7 @@ void sgd(Stream stream, const SgdArgs& args) {
         for (int64_t i = 0; i < n; ++i) g[i] = canonical(grad[i] * s.grad_scaling);
       });
       grad_q.apply(g, n, begin);
-      const float* old_p = read_block(parameter.data, parameter.dtype, begin, n, p);
+      const float* old_p = read_block(source.data, source.dtype, begin, n, p);
       if (momentum.data != nullptr) {
         const float* old_m = read_block(momentum.data, momentum.dtype, begin, n, m);
         with_isa([=]() ULP_INLINE {
@@ -79,6 +75,18 @@ void sgd(Stream stream, const SgdArgs& args) {
       write_block(weight.data, weight.dtype, begin, n, p);
     }
   });
+}
+
+}  // namespace
+
+void sgd(Stream stream, const SgdArgs& args) {
+  check_sgd(stream, args);
+  if (args.state->found_inf != 0) return;
+  const float lr = functors::sgd_rate(args.rates.data<float>(), args.rates.numel(),
+                                      args.updates.data<int32_t>()[0]);
+  const functors::SgdScalars scalars{lr, args.grad_scaling, args.momentum_coef, args.weight_decay,
+                                     args.nesterov};
+  for (const SgdParameter& parameter : args.parameters) update(stream, args, scalars, parameter);
 }
 
 }  // namespace ulp::cpu

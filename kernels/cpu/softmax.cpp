@@ -67,8 +67,13 @@ void log_softmax_of(const LogSoftmaxArgs& args) {
   Tensor out = args.out;
   T* y = out.mutable_data<T>();
   const Interior interior(args.interior, args.key);
+  Tensor losses = args.losses;
+  T* loss = losses.defined() ? losses.mutable_data<T>() : nullptr;
+  const int32_t* labels = args.labels.defined() ? args.labels.data<int32_t>() : nullptr;
   for_rows(rows, columns, [&](int64_t n) {
-    log_softmax_row(x + n * columns, y + n * columns, columns, n, interior);
+    T* const row = y + n * columns;
+    log_softmax_row(x + n * columns, row, columns, n, interior);
+    if (loss != nullptr) loss[n] = canonical(-row[labels[n]]);
   });
 }
 
@@ -88,16 +93,6 @@ void log_softmax_backward_of(const LogSoftmaxBackwardArgs& args) {
       for (int64_t j = 0; j < columns; ++j) to[j] = canonical(gn[j] - exp_of(yn[j]) * sum);
     });
   });
-}
-
-template <class T>
-void nll_of(const NllArgs& args) {
-  const int64_t rows = args.log_probs.size(0), columns = args.log_probs.size(1);
-  const T* y = args.log_probs.data<T>();
-  const int32_t* labels = args.labels.data<int32_t>();
-  Tensor loss_tensor = args.loss;
-  T* loss = loss_tensor.mutable_data<T>();
-  for (int64_t n = 0; n < rows; ++n) loss[n] = canonical(-y[n * columns + labels[n]]);
 }
 
 template <class T>
@@ -135,6 +130,10 @@ void check_labels(const char* kernel, Stream stream, const Tensor& labels, const
 void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   check_matrix("log_softmax", stream, args.in);
   check_kernel_tensor("log_softmax", stream, args.out, args.in.shape());
+  if (args.losses.defined()) {
+    check_labels("log_softmax", stream, args.labels, args.in);
+    check_kernel_tensor("log_softmax", stream, args.losses, Shape{args.in.size(0)});
+  }
   if (args.in.dtype() != DType::F64) return log_softmax_of<float>(args);
   ULP_CHECK(args.interior.is_identity(), "log_softmax: F64 values are not quantised");
   log_softmax_of<double>(args);
@@ -150,16 +149,6 @@ void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
     log_softmax_backward_of<float>(args);
 }
 
-void nll(Stream stream, const NllArgs& args) {
-  check_matrix("nll", stream, args.log_probs);
-  check_labels("nll", stream, args.labels, args.log_probs);
-  check_kernel_tensor("nll", stream, args.loss, Shape{args.log_probs.size(0)});
-  if (args.log_probs.dtype() == DType::F64)
-    nll_of<double>(args);
-  else
-    nll_of<float>(args);
-}
-
 void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args) {
   check_matrix("cross_entropy_backward", stream, args.log_probs);
   check_labels("cross_entropy_backward", stream, args.labels, args.log_probs);
@@ -172,16 +161,17 @@ void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args)
     cross_entropy_backward_of<float>(args);
 }
 
-void correct(Stream stream, const CorrectArgs& args) {
-  check_matrix("correct", stream, args.logits);
-  check_labels("correct", stream, args.labels, args.logits);
-  check_kernel_tensor("correct", stream, args.out, Shape{args.logits.size(0)});
-  const int64_t columns = args.logits.size(1);
+void tally(Stream stream, const TallyArgs& args) {
+  check_matrix("tally", stream, args.logits);
+  check_labels("tally", stream, args.labels, args.logits);
+  check_kernel_tensor("tally", stream, args.loss, args.loss.shape());
+  check_kernel_tensor("tally", stream, args.totals, {static_cast<int64_t>(sizeof(ScoreTotals))});
+  const int64_t rows = args.logits.size(0), columns = args.logits.size(1);
   const float* x = args.logits.data<float>();
   const int32_t* labels = args.labels.data<int32_t>();
-  Tensor out_tensor = args.out;
-  float* out = out_tensor.mutable_data<float>();
-  for (int64_t n = 0; n < args.logits.size(0); ++n) {
+  Tensor totals = args.totals;
+  auto& sum = *static_cast<ScoreTotals*>(totals.mutable_raw());
+  for (int64_t n = 0; n < rows; ++n) {
     const float* row = x + n * columns;
     int64_t best = 0;
     bool nan = false;
@@ -189,8 +179,9 @@ void correct(Stream stream, const CorrectArgs& args) {
       nan = nan || row[j] != row[j];
       if (row[j] > row[best]) best = j;
     }
-    out[n] = !nan && best == labels[n] ? 1.0f : 0.0f;
+    if (!nan && best == labels[n]) ++sum.correct;
   }
+  add_batch(sum, args.loss.data<float>()[0], rows);
 }
 
 }  // namespace ulp::cpu

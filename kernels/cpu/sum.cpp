@@ -81,6 +81,15 @@ void run(const T* in, const SumArgs& args, T* out) {
                });
 }
 
+/// The sums times args.factor.
+template <class T>
+void run_scaled(const T* in, const SumArgs& args, T* out) {
+  run(in, args, out);
+  const T factor = static_cast<T>(args.factor);
+  if (factor == 1) return;
+  for (int64_t i = 0; i < args.out.numel(); ++i) out[i] = canonical(out[i] * factor);
+}
+
 }  // namespace
 
 void sum(Stream stream, const SumArgs& args) {
@@ -92,11 +101,11 @@ void sum(Stream stream, const SumArgs& args) {
             args.outer, args.axis, args.inner, args.in.shape(), args.out.shape());
   Tensor out = args.out;
   if (args.in.dtype() == DType::F64)
-    return run(args.in.data<double>(), args, out.mutable_data<double>());
+    return run_scaled(args.in.data<double>(), args, out.mutable_data<double>());
   if (args.in.dtype() == DType::F32)
-    return run(args.in.data<float>(), args, out.mutable_data<float>());
+    return run_scaled(args.in.data<float>(), args, out.mutable_data<float>());
   const std::vector<float> in = args.in.to_floats();
-  run(in.data(), args, out.mutable_data<float>());
+  run_scaled(in.data(), args, out.mutable_data<float>());
 }
 
 }  // namespace ulp::cpu

@@ -47,26 +47,37 @@ __device__ __forceinline__ void for_elements(int64_t n, const Body& body) {
     body(i);
 }
 
+__device__ __forceinline__ bool skipped(const StepState* state) {
+  return state != nullptr && state->found_inf != 0;
+}
+
 template <class Word>
 __global__ void __launch_bounds__(kThreads)
-    copy_kernel(const Word* in, Word* out, Layout layout, int64_t n) {
+    copy_kernel(const Word* in, Word* out, Layout layout, int64_t n, const StepState* state) {
+  if (skipped(state)) return;
   for_elements(n, [&](int64_t i) { out[i] = in[offset_of(layout, i)]; });
 }
 
 __global__ void __launch_bounds__(kThreads)
-    convert_kernel(const void* in, DType dtype, float* out, Layout layout, int64_t n) {
+    convert_kernel(const void* in, DType dtype, float* out, Layout layout, int64_t n,
+                   const StepState* state) {
+  if (skipped(state)) return;
   for_elements(
       n, [&](int64_t i) { out[i] = canonical(load_as_float(in, dtype, offset_of(layout, i))); });
 }
 
 template <class Word>
-void copy_words(Stream stream, const Tensor& in, void* out) {
+void copy_words(Stream stream, const CopyArgs& args, void* out) {
+  const Tensor& in = args.in;
   launch("copy", stream, blocks_for(in.numel(), kThreads), kThreads, copy_kernel<Word>,
-         static_cast<const Word*>(in.raw()), static_cast<Word*>(out), merge_axes(in), in.numel());
+         static_cast<const Word*>(in.raw()), static_cast<Word*>(out), merge_axes(in), in.numel(),
+         args.state);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) fill_kernel(T* out, T value, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(T* out, T value, int64_t n, const StepState* loss_scale_of) {
+  if (loss_scale_of != nullptr) value = canonical(static_cast<T>(loss_scale_of->loss_scale));
   for_elements(n, [&](int64_t i) { out[i] = value; });
 }
 
@@ -89,18 +100,29 @@ __global__ void __launch_bounds__(kThreads)
 struct Gather {
   const void* in;
   DType dtype;
-  const int32_t* indices;
+  const int32_t* indices;  // null: rows as they stand
   float* out;
-  int64_t width, n;  // n = indices · width
+  int64_t width, rows;
   float scale;
   bool by_four;
+  const int32_t* labels;  // null: none
+  int32_t* out_labels;
+  int64_t begin;
+  StepState* state;  // null: begin at `begin`
 };
+
+/// Blocks of the gather that is running that have read the state. Kernels of a device's one stream take turns.
+__device__ unsigned int gather_blocks_done = 0;
 
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(Gather w) {
   const int64_t pack = w.by_four ? 4 : 1;
-  for_elements(w.n / pack, [&](int64_t item) {
+  const int64_t begin = w.state == nullptr ? w.begin : w.state->batch_offset;
+  const auto row_of = [&](int64_t n) {
+    return w.indices == nullptr ? begin + n : w.indices[begin + n];
+  };
+  for_elements(w.rows * w.width / pack, [&](int64_t item) {
     const int64_t i = item * pack, row = i / w.width, column = i % w.width;
-    const int64_t from = w.indices[row] * w.width + column;
+    const int64_t from = row_of(row) * w.width + column;
     if (!w.by_four) {
       w.out[i] = canonical(load_one(w.in, w.dtype, from) * w.scale);
       return;
@@ -117,6 +139,17 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(Gather w) {
         make_float4(canonical(values.x * w.scale), canonical(values.y * w.scale),
                     canonical(values.z * w.scale), canonical(values.w * w.scale));
   });
+  if (w.labels != nullptr)
+    for_elements(w.rows, [&](int64_t n) { w.out_labels[n] = w.labels[row_of(n)]; });
+  if (w.state == nullptr) return;
+  __syncthreads();  // this block has read the offset
+  if (threadIdx.x == 0 && atomicInc(&gather_blocks_done, gridDim.x - 1) == gridDim.x - 1)
+    w.state->batch_offset = begin + w.rows;
+}
+
+__global__ void advance_step_kernel(StepState* state, int32_t* updates) {
+  advance(*state);
+  ++*updates;
 }
 
 bool divides(uintptr_t bytes, const void* data) {
@@ -133,21 +166,21 @@ void copy(Stream stream, const CopyArgs& args) {
   check_kernel_tensor("copy", stream, args.out, in.shape());
   void* out = written(args.out);
   if (in.dtype() == args.out.dtype()) {
-    if (in.is_contiguous())
+    if (in.is_contiguous() && args.state == nullptr)
       return copy_bytes(out, stream.device, in.raw(), stream.device,
                         static_cast<size_t>(in.bytes()));
     switch (size_of(in.dtype())) {
-      case 1: return copy_words<uint8_t>(stream, in, out);
-      case 2: return copy_words<uint16_t>(stream, in, out);
-      case 4: return copy_words<uint32_t>(stream, in, out);
-      default: return copy_words<uint64_t>(stream, in, out);
+      case 1: return copy_words<uint8_t>(stream, args, out);
+      case 2: return copy_words<uint16_t>(stream, args, out);
+      case 4: return copy_words<uint32_t>(stream, args, out);
+      default: return copy_words<uint64_t>(stream, args, out);
     }
   }
   ULP_CHECK(args.out.dtype() == DType::F32 && is_float_up_to_32(in.dtype()),
             "copy: {} to {} is a conversion that rounds; quantise it", in.dtype(),
             args.out.dtype());
   launch("copy", stream, blocks_for(in.numel(), kThreads), kThreads, convert_kernel, in.raw(),
-         in.dtype(), static_cast<float*>(out), merge_axes(in), in.numel());
+         in.dtype(), static_cast<float*>(out), merge_axes(in), in.numel(), args.state);
 }
 
 void fill(Stream stream, const FillArgs& args) {
@@ -155,10 +188,11 @@ void fill(Stream stream, const FillArgs& args) {
   const int64_t n = args.out.numel(), blocks = blocks_for(n, kThreads);
   if (args.out.dtype() == DType::F64)
     return launch("fill", stream, blocks, kThreads, fill_kernel<double>,
-                  static_cast<double*>(written(args.out)), args.value, n);
+                  static_cast<double*>(written(args.out)), args.value, n, args.loss_scale_of);
   check_type("fill", args.out, DType::F32);
   launch("fill", stream, blocks, kThreads, fill_kernel<float>,
-         static_cast<float*>(written(args.out)), canonical(static_cast<float>(args.value)), n);
+         static_cast<float*>(written(args.out)), canonical(static_cast<float>(args.value)), n,
+         args.loss_scale_of);
 }
 
 void uniform(Stream stream, const UniformArgs& args) {
@@ -169,27 +203,33 @@ void uniform(Stream stream, const UniformArgs& args) {
 }
 
 void gather_rows(Stream stream, const GatherRowsArgs& args) {
-  ULP_CHECK(args.in.defined() && args.in.rank() == 2, "gather_rows: wanted rows (R, D)");
-  ULP_CHECK(args.indices.defined(), "gather_rows: the indices are missing");
-  const int64_t rows = args.indices.numel(), width = args.in.size(1);
-  check_kernel_tensor("gather_rows", stream, args.in, args.in.shape());
-  check_kernel_tensor("gather_rows", stream, args.indices, {rows});
-  check_kernel_tensor("gather_rows", stream, args.out, {rows, width});
-  ULP_CHECK(args.in.dtype() == DType::U8 || args.in.dtype() == DType::F32,
-            "gather_rows: rows must be U8 or F32, got {}", args.in.dtype());
-  check_type("gather_rows", args.indices, DType::I32);
-  check_type("gather_rows", args.out, DType::F32);
-  Gather w{args.in.raw(),
-           args.in.dtype(),
-           args.indices.data<int32_t>(),
-           static_cast<float*>(written(args.out)),
-           width,
-           rows * width,
-           args.scale,
-           false};
-  w.by_four = width % 4 == 0 && divides(16, w.out) && divides(4 * size_of(w.dtype), w.in);
-  launch("gather_rows", stream, blocks_for(w.by_four ? w.n / 4 : w.n, kThreads), kThreads,
-         gather_rows_kernel, w);
+  check_gather_rows(stream, args);
+  Gather w{};
+  w.in = args.in.raw();
+  w.dtype = args.in.dtype();
+  if (args.indices.defined()) w.indices = args.indices.data<int32_t>();
+  w.out = static_cast<float*>(written(args.out));
+  w.width = args.in.size(1);
+  w.rows = args.out.size(0);
+  w.scale = args.scale;
+  w.by_four = w.width % 4 == 0 && divides(16, w.out) && divides(4 * size_of(w.dtype), w.in);
+  if (args.labels.defined()) {
+    w.labels = args.labels.data<int32_t>();
+    w.out_labels = static_cast<int32_t*>(written(args.out_labels));
+  }
+  w.begin = args.begin;
+  w.state = args.state;
+  const int64_t items = std::max(w.rows * w.width / (w.by_four ? 4 : 1), w.rows);
+  launch("gather_rows", stream, blocks_for(items, kThreads), kThreads, gather_rows_kernel, w);
+}
+
+void advance_step(Stream stream, const AdvanceStepArgs& args) {
+  ULP_CHECK(args.state != nullptr, "advance_step: the step state is missing");
+  check_kernel_tensor("advance_step", stream, args.updates, args.updates.shape());
+  ULP_CHECK(args.updates.numel() == 1, "advance_step: updates must be one value");
+  check_type("advance_step", args.updates, DType::I32);
+  launch("advance_step", stream, 1, 1, advance_step_kernel, args.state,
+         static_cast<int32_t*>(written(args.updates)));
 }
 
 }  // namespace ulp::cuda

@@ -54,7 +54,9 @@ struct LogSoftmax {
   const float* in;
   float* out;
   Rows shape;
-  Rounder interior[4];  // of the difference, its exp, the sum, the logarithm
+  Rounder interior[4];    // of the difference, its exp, the sum, the logarithm
+  const int32_t* labels;  // null: no losses are wanted
+  float* losses;
 };
 
 __global__ void __launch_bounds__(kThreads) log_softmax_kernel(LogSoftmax w) {
@@ -73,8 +75,12 @@ __global__ void __launch_bounds__(kThreads) log_softmax_kernel(LogSoftmax w) {
     });
     sum = round_one(w.interior[2], random[2], row, sum);
     const float log = round_one(w.interior[3], random[3], row, log_of(sum));
-    for (int64_t j = threadIdx.x % kWarp; j < columns; j += kWarp)
-      w.out[begin + j] = canonical(difference(j) - log);
+    const int64_t label = w.labels == nullptr ? -1 : w.labels[row];
+    for (int64_t j = threadIdx.x % kWarp; j < columns; j += kWarp) {
+      const float y = canonical(difference(j) - log);
+      w.out[begin + j] = y;
+      if (j == label) w.losses[row] = canonical(-y);
+    }
   });
 }
 
@@ -89,14 +95,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    nll_kernel(const float* log_probs, const int32_t* labels, float* loss, Rows shape) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < shape.rows;
-       n += step)
-    loss[n] = canonical(-log_probs[n * shape.columns + labels[n]]);
-}
-
-__global__ void __launch_bounds__(kThreads)
     cross_entropy_backward_kernel(const float* log_probs, const int32_t* labels, const float* grad,
                                   float alpha, float* out, Rows shape) {
   const float factor = grad[0] * alpha;
@@ -108,13 +106,22 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// One block: it alone reads and writes the totals.
 __global__ void __launch_bounds__(kThreads)
-    correct_kernel(const float* logits, const int32_t* labels, float* out, Rows shape) {
-  for_rows(shape, [&](int64_t row) {
+    tally_kernel(const float* loss, const float* logits, const int32_t* labels, ScoreTotals* totals,
+                 Rows shape) {
+  __shared__ int32_t correct[kThreads / kWarp];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  int32_t own = 0;
+  for (int64_t row = warp; row < shape.rows; row += kThreads / kWarp) {
     const Largest largest = first_largest(logits + row * shape.columns, shape.columns);
-    if (threadIdx.x % kWarp == 0)
-      out[row] = !largest.nan && largest.index == labels[row] ? 1.0f : 0.0f;
-  });
+    own += !largest.nan && largest.index == labels[row] ? 1 : 0;
+  }
+  if (threadIdx.x % kWarp == 0) correct[warp] = own;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (const int32_t count : correct) totals->correct += count;
+  add_batch(*totals, *loss, shape.rows);
 }
 
 /// An F32 matrix on the stream's device; its extents.
@@ -146,6 +153,12 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   check_row_length("log_softmax", w.shape);
   w.in = args.in.data<float>();
   w.out = static_cast<float*>(written(args.out));
+  if (args.losses.defined()) {
+    check_like("log_softmax", stream, args.labels, {w.shape.rows}, DType::I32);
+    check_like("log_softmax", stream, args.losses, {w.shape.rows});
+    w.labels = args.labels.data<int32_t>();
+    w.losses = static_cast<float*>(written(args.losses));
+  }
   RandomKey key = args.key;
   for (Rounder& rounder : w.interior) {
     rounder = make_elementwise_rounder("log_softmax", stream.device, args.interior, key);
@@ -164,15 +177,6 @@ void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
          shape);
 }
 
-void nll(Stream stream, const NllArgs& args) {
-  const Rows shape = check_matrix("nll", stream, args.log_probs);
-  check_like("nll", stream, args.labels, {shape.rows}, DType::I32);
-  check_like("nll", stream, args.loss, {shape.rows});
-  launch("nll", stream, blocks_for(shape.rows, kThreads), kThreads, nll_kernel,
-         args.log_probs.data<float>(), args.labels.data<int32_t>(),
-         static_cast<float*>(written(args.loss)), shape);
-}
-
 void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args) {
   const Rows shape = check_matrix("cross_entropy_backward", stream, args.log_probs);
   check_like("cross_entropy_backward", stream, args.labels, {shape.rows}, DType::I32);
@@ -186,12 +190,15 @@ void cross_entropy_backward(Stream stream, const CrossEntropyBackwardArgs& args)
          static_cast<float*>(written(args.out)), shape);
 }
 
-void correct(Stream stream, const CorrectArgs& args) {
-  const Rows shape = check_matrix("correct", stream, args.logits);
-  check_like("correct", stream, args.labels, {shape.rows}, DType::I32);
-  check_like("correct", stream, args.out, {shape.rows});
-  launch("correct", stream, row_blocks(shape), kThreads, correct_kernel, args.logits.data<float>(),
-         args.labels.data<int32_t>(), static_cast<float*>(written(args.out)), shape);
+void tally(Stream stream, const TallyArgs& args) {
+  const Rows shape = check_matrix("tally", stream, args.logits);
+  check_like("tally", stream, args.labels, {shape.rows}, DType::I32);
+  ULP_CHECK(args.loss.defined() && args.loss.numel() == 1, "tally: the loss must be one value");
+  check_like("tally", stream, args.loss, args.loss.shape());
+  check_like("tally", stream, args.totals, {static_cast<int64_t>(sizeof(ScoreTotals))}, DType::U8);
+  launch("tally", stream, 1, kThreads, tally_kernel, args.loss.data<float>(),
+         args.logits.data<float>(), args.labels.data<int32_t>(),
+         static_cast<ScoreTotals*>(written(args.totals)), shape);
 }
 
 }  // namespace ulp::cuda

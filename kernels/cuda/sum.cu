@@ -12,6 +12,11 @@ struct Level {
   DType dtype;
   float* out;
   int64_t outer, axis, inner, chunks;
+  float factor;  // of the last level; 1 before
+
+  __device__ void store(int64_t i, float sum) const {
+    out[i] = canonical(factor == 1.0f ? sum : canonical(sum) * factor);
+  }
 };
 
 /// inner = 1: a warp for each chunk.
@@ -29,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) sum_rows_kernel(Level w) {
     } else {
       sum = warp_sum_chunk(n, [&](int64_t i) { return load_as_float(w.in, w.dtype, at + i); });
     }
-    if (threadIdx.x % kWarp == 0) w.out[task] = canonical(sum);
+    if (threadIdx.x % kWarp == 0) w.store(task, sum);
   }
 }
 
@@ -76,8 +81,7 @@ __global__ void __launch_bounds__(kWarp* kLaneRows) sum_columns_kernel(Level w, 
       if (y < width) lanes[y][x] += lanes[y + width][x];
       __syncthreads();
     }
-    if (y == 0 && column < w.inner)
-      w.out[(o * w.chunks + chunk) * w.inner + column] = canonical(lanes[0][x]);
+    if (y == 0 && column < w.inner) w.store((o * w.chunks + chunk) * w.inner + column, lanes[0][x]);
     __syncthreads();
   }
 }
@@ -94,11 +98,14 @@ void sum_level(Stream stream, const Level& w) {
 /// Chunk sums, then their sum, until one value is left of each axis.
 void sum_all(Stream stream, const void* in, DType dtype, const SumArgs& args, float* out) {
   const int64_t chunks = std::max<int64_t>(1, (args.axis + kSumChunk - 1) / kSumChunk);
-  if (chunks == 1) return sum_level(stream, {in, dtype, out, args.outer, args.axis, args.inner, 1});
+  const float factor = static_cast<float>(args.factor);
+  if (chunks == 1)
+    return sum_level(stream, {in, dtype, out, args.outer, args.axis, args.inner, 1, factor});
   Tensor partial = Tensor::empty({args.outer, chunks, args.inner}, DType::F32, stream.device);
   float* sums = partial.mutable_data<float>();
-  sum_level(stream, {in, dtype, sums, args.outer, args.axis, args.inner, chunks});
+  sum_level(stream, {in, dtype, sums, args.outer, args.axis, args.inner, chunks, 1.0f});
   SumArgs rest;
+  rest.factor = args.factor;
   rest.outer = args.outer;
   rest.axis = chunks;
   rest.inner = args.inner;
