@@ -7,8 +7,12 @@
 
 #if defined(ULP_HAS_CUDA)
 #include <array>
+#include <memory>
 #include <mutex>
+#include <unordered_map>
+#include <vector>
 
+#include "core/arena.h"
 #include "core/cuda_check.h"
 #endif
 
@@ -85,25 +89,109 @@ Stream stream_of(Device device) {
   return {device, stream};
 }
 
+namespace {
+
+/// What is being recorded on a device, and which pointers came from arenas. Never destroyed: tensors may die after it.
+struct Recordings {
+  struct One {
+    std::shared_ptr<Arena> arena;  // null: nothing is being recorded
+    std::vector<void*> to_free;
+  };
+  std::mutex mutex;
+  std::array<One, 128> of;
+  std::unordered_map<void*, std::shared_ptr<Arena>> owners;
+};
+Recordings& recordings() {
+  static auto& all = *new Recordings;
+  return all;
+}
+
+void check_not_recorded(Device device) {
+  Recordings& all = recordings();
+  const std::lock_guard lock(all.mutex);
+  ULP_CHECK(
+      all.of[static_cast<size_t>(device.index)].arena == nullptr,
+      "{}: work that is recorded as a graph can neither wait for the device nor exchange data "
+      "with the host",
+      device);
+}
+
+[[noreturn]] void throw_out_of_memory(Device device, size_t bytes) {
+  cudaGetLastError();
+  size_t free_bytes = 0, total = 0;
+  ULP_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
+  throw_error("{}: out of memory, asked for {} bytes, {} of {} bytes are free", device, bytes,
+              free_bytes, total);
+}
+
+}  // namespace
+
 void synchronize(Stream stream) {
   if (stream.device.type == DeviceType::Cpu) return;
+  check_not_recorded(stream.device);
   use(stream.device);
   ULP_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle)));
+}
+
+void* Arena::take(size_t bytes) {
+  constexpr size_t kSmall =
+      4096;  // a block much larger than what is asked for is kept for something larger
+  const auto at = free_.lower_bound(bytes);
+  if (at != free_.end() && at->first <= 2 * bytes + kSmall) {
+    void* pointer = at->second;
+    free_.erase(at);
+    return pointer;
+  }
+  void* pointer = nullptr;
+  const cudaError_t status = cudaMalloc(&pointer, bytes);
+  if (status == cudaErrorMemoryAllocation) throw_out_of_memory(device_, bytes);
+  ULP_CUDA_CHECK(status);
+  sizes_[pointer] = bytes;
+  return pointer;
+}
+
+void Arena::give_back(void* pointer) { free_.emplace(sizes_.at(pointer), pointer); }
+
+Arena::~Arena() {
+  cudaSetDevice(device_.index);
+  for (const auto& [pointer, bytes] : sizes_) cudaFree(pointer);  // waits for the device
+}
+
+ArenaScope::ArenaScope(Device device, std::shared_ptr<Arena> arena) : device_(device) {
+  Recordings& all = recordings();
+  const std::lock_guard lock(all.mutex);
+  Recordings::One& own = all.of[static_cast<size_t>(device.index)];
+  ULP_CHECK(own.arena == nullptr, "{}: a graph is being recorded already", device);
+  own.arena = std::move(arena);
+}
+
+ArenaScope::~ArenaScope() {
+  Recordings::One own;
+  {
+    Recordings& all = recordings();
+    const std::lock_guard lock(all.mutex);
+    std::swap(own, all.of[static_cast<size_t>(device_.index)]);
+  }
+  for (void* pointer : own.to_free) deallocate(device_, pointer);
 }
 
 void* allocate(Device device, size_t bytes) {
   if (device.type == DeviceType::Cpu) return allocate_host(bytes);
   const Stream stream = stream_of(device);
+  const size_t wanted = bytes == 0 ? 1 : bytes;
+  {
+    Recordings& all = recordings();
+    const std::lock_guard lock(all.mutex);
+    if (const auto& arena = all.of[static_cast<size_t>(device.index)].arena) {
+      void* pointer = arena->take(wanted);
+      all.owners[pointer] = arena;
+      return pointer;
+    }
+  }
   void* pointer = nullptr;
   const cudaError_t status =
-      cudaMallocAsync(&pointer, bytes == 0 ? 1 : bytes, static_cast<cudaStream_t>(stream.handle));
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    size_t free_bytes = 0, total = 0;
-    ULP_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
-    throw_error("{}: out of memory, asked for {} bytes, {} of {} bytes are free", device, bytes,
-                free_bytes, total);
-  }
+      cudaMallocAsync(&pointer, wanted, static_cast<cudaStream_t>(stream.handle));
+  if (status == cudaErrorMemoryAllocation) throw_out_of_memory(device, bytes);
   ULP_CUDA_CHECK(status);
   return pointer;
 }
@@ -114,6 +202,22 @@ void deallocate(Device device, void* pointer) noexcept {
     return;
   }
   try {
+    std::shared_ptr<Arena> owner;  // its last owner frees it outside the lock
+    Recordings& all = recordings();
+    {
+      const std::lock_guard lock(all.mutex);
+      if (const auto at = all.owners.find(pointer); at != all.owners.end()) {
+        owner = std::move(at->second);
+        all.owners.erase(at);
+        owner->give_back(pointer);
+        return;
+      }
+      Recordings::One& own = all.of[static_cast<size_t>(device.index)];
+      if (own.arena != nullptr) {
+        own.to_free.push_back(pointer);
+        return;
+      }
+    }
     cudaFreeAsync(pointer, static_cast<cudaStream_t>(stream_of(device).handle));
   } catch (const Error&) {
     // The device is gone with everything on it.
@@ -127,6 +231,7 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
     return;
   }
   const bool to_cpu = to_device.type == DeviceType::Cpu;
+  if (!(to_device == from_device)) check_not_recorded(to_cpu ? from_device : to_device);
   const Stream stream = stream_of(to_cpu ? from_device : to_device);
   if (!to_cpu && from_device.type == DeviceType::Cuda && !(from_device == to_device))
     synchronize(stream_of(from_device));

@@ -1,10 +1,13 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstring>
 
+#include "autograd/step_graph.h"
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/models.h"
+#include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tests/op_table.h"
 
@@ -18,41 +21,77 @@ Tensor on(const Tensor& t, Device device) { return t.to(device); }
 struct Trained {
   std::vector<Tensor> states;
   nn::Score score;
+  ScoreTotals totals;
+  StepState state, device_state;
 };
 
-/// Some quantised steps on the digits, everything in strict math.
-Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& options,
-              int steps) {
+/// Some quantised steps on the digits, with a schedule, skipped steps and an evaluation between them.
+Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& options, int steps,
+              Math math = Math::Strict, StepGraph::Use use = StepGraph::Use::Off) {
   const nn::Dataset digits = nn::load_dataset("digits");
-  Run run(device, 3);
+  Run run(device, 3, math);
   const auto net = nn::mlp(64, std::vector<int64_t>{48, 33}, 10, formats);
   net->initialise(run);
   optim::Sgd sgd(run, net->parameters(), options);
   StepState state = run.state();
   state.loss_scale = 4;
   run.set_state(state);
-  const nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
+  nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
+  const optim::Schedule schedule(optim::Schedule::Kind::Cosine, options.lr, steps);
+  nn::Tally tally(run);
+  StepGraph graph(run, use);
   int step = 0;
-  for (int epoch = 0; step < steps; ++epoch)
-    for (const nn::Batch& batch : batches.shuffled(epoch)) {
-      if (step++ == steps) break;
-      Tape tape(run);
-      tape.backward(
-          ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels));
-      sgd.step();
+  for (int epoch = 0; step < steps; ++epoch) {
+    batches.shuffle(epoch);
+    sgd.set_rates(schedule.rates(step, batches.steps()));
+    for (int64_t i = 0; i < batches.steps() && step < steps; ++i, ++step) {
+      if (step % 11 == 7) {  // a skipped step
+        StepState skipped = run.state();
+        skipped.found_inf = 1;
+        run.set_state(skipped);
+      }
+      if (step == 20) nn::evaluate(run, *net, test);
+      graph.run([&] {
+        const nn::Batch batch = batches.next();
+        Tape tape(run);
+        const Var logits = (*net)(tape, tape.constant(batch.images));
+        const Var loss = ops::cross_entropy(tape, logits, batch.labels);
+        tally.add(loss.value, logits.value, batch.labels);
+        tape.backward(loss);
+        sgd.step();
+      });
     }
+  }
+  CHECK((graph.nodes() > 0) == (use == StepGraph::Use::Auto && graph.enabled()));
   Trained result;
   for (const auto& state : sgd.states())
     for (const Tensor& t : {state.parameter->value, state.master, state.momentum})
       if (t.defined()) result.states.push_back(on(t, kCpu));
+  for (const auto& [stream, scaling] : run.scalings()) result.states.push_back(on(scaling, kCpu));
+  result.totals = tally.totals();
+  result.state = run.state();
+  copy_bytes(&result.device_state, kCpu, run.device_state(), device, sizeof(StepState));
   result.score = nn::evaluate(run, *net, test);
   return result;
+}
+
+void check_same(const Trained& a, const Trained& b) {
+  REQUIRE(a.states.size() == b.states.size());
+  for (size_t i = 0; i < a.states.size(); ++i) CHECK(same_bits(a.states[i], b.states[i]));
+  CHECK(a.score.loss == b.score.loss);
+  CHECK(a.score.accuracy == b.score.accuracy);
+  CHECK(std::memcmp(&a.totals, &b.totals, sizeof a.totals) == 0);
+  CHECK(std::memcmp(&a.state, &b.state, sizeof a.state) == 0);
+  CHECK(std::memcmp(&a.state, &a.device_state, sizeof a.state) == 0);
+  CHECK(std::memcmp(&b.state, &b.device_state, sizeof b.state) == 0);
 }
 
 }  // namespace
 
 TEST_SUITE("cuda_training") {
-  TEST_CASE("fifty quantised training steps leave the same bits on the CPU and the GPU") {
+  TEST_CASE(
+      "fifty quantised training steps leave the same bits on the CPU, the GPU and in a CUDA "
+      "graph") {
     struct Setting {
       const char *forward, *backward, *results, *weights, *accumulator, *grads, *momentum;
     };
@@ -87,10 +126,10 @@ TEST_SUITE("cuda_training") {
       o.grad = s.grads;
       o.momentum_format = s.momentum;
       const Trained cpu = train(kCpu, f, o, 50), gpu = train(cuda_device(0), f, o, 50);
-      REQUIRE(cpu.states.size() == gpu.states.size());
-      for (size_t i = 0; i < cpu.states.size(); ++i) CHECK(same_bits(cpu.states[i], gpu.states[i]));
-      CHECK(cpu.score.loss == gpu.score.loss);
-      CHECK(cpu.score.accuracy == gpu.score.accuracy);
+      check_same(cpu, gpu);
+      check_same(gpu, train(cuda_device(0), f, o, 50, Math::Strict, StepGraph::Use::Auto));
+      check_same(train(cuda_device(0), f, o, 50, Math::Fast),
+                 train(cuda_device(0), f, o, 50, Math::Fast, StepGraph::Use::Auto));
     }
   }
 
@@ -138,5 +177,72 @@ TEST_SUITE("cuda_training") {
     CHECK(distance(a.y, b.y) < 1e-6);
     CHECK(distance(a.grads[0], b.grads[0]) < 1e-6);
     CHECK(distance(a.grads[1], b.grads[1]) < 1e-6);
+  }
+
+  TEST_CASE("a step that cannot be recorded says why, and the run goes on") {
+    const Device gpu = cuda_device(0);
+    Run run(gpu);
+    Parameter p{"w", Tensor::from(std::vector<float>{1, 2}, {2}, gpu), {}};
+    optim::Sgd sgd(run, {&p}, {.lr = 0.5});
+    StepGraph graph(run);
+    if (!graph.enabled()) return;  // guard bytes
+    const auto step = [&] {
+      Tape tape(run);
+      const Var loss = ops::mean(tape, ops::square(tape, tape.watch(p)));
+      tape.backward(loss);
+      sgd.step();
+      return loss.value;
+    };
+    const auto reading = [&] { step().item(); };
+    graph.run(reading);  // the first call runs it as it is
+    CHECK_THROWS_WITH_AS(graph.run(reading),
+                         doctest::Contains("neither wait for the device nor exchange data"), Error);
+    const auto drawing = [&] { static_cast<void>(run.key(1)); };
+    graph.run(drawing);
+    restart_step(run);
+    CHECK_THROWS_WITH_AS(graph.run(drawing), doctest::Contains("end with the optimizer's step"),
+                         Error);
+    sgd.zero_grad();
+    CHECK(run.state().optimizer_step == 1);
+    const std::vector<float> before = p.value.to_floats();
+    Tensor loss;
+    for (int i = 0; i < 4; ++i) graph.run([&] { loss = step(); });
+    // Half of x − lr · x each step, the loss as of the last one.
+    CHECK(p.value.to_floats() == std::vector<float>{before[0] / 16, before[1] / 16});
+    CHECK(loss.item() == (before[0] * before[0] + before[1] * before[1]) / 2 / 64);
+    CHECK(run.state().optimizer_step == 5);
+    CHECK(graph.nodes() > 0);
+    graph.reset();
+    CHECK(graph.nodes() == 0);
+    sgd.set_lr(0);
+    for (int i = 0; i < 3; ++i) graph.run([&] { loss = step(); });
+    CHECK(p.value.to_floats() == std::vector<float>{before[0] / 16, before[1] / 16});
+    // A new number of rates moves them in memory: the step is recorded again.
+    sgd.set_rates(std::vector<float>{0.5f, 0});
+    for (int i = 0; i < 4; ++i) graph.run([&] { loss = step(); });
+    CHECK(p.value.to_floats() == std::vector<float>{before[0] / 32, before[1] / 32});
+  }
+
+  TEST_CASE("where random numbers were drawn before the step, it runs eagerly with the same bits") {
+    const Device gpu = cuda_device(0);
+    const auto trained = [&](StepGraph::Use use) {
+      Run run(gpu);
+      Parameter p{"w", random_tensor({64}, -1, 1, 5).to(gpu), {}};
+      optim::Sgd sgd(run, {&p}, {.lr = 0.25});
+      StepGraph graph(run, use);
+      OpFormats f;
+      f.output = "e4m3:sr";
+      for (int i = 0; i < 8; ++i) {
+        Tape other(run, Tape::Recording::Off);
+        if (i % 3 == 2) ops::square(other, other.watch(p), f, RandomSite("square"));
+        graph.run([&] {
+          Tape tape(run);
+          tape.backward(ops::mean(tape, ops::square(tape, tape.watch(p), f, RandomSite("square"))));
+          sgd.step();
+        });
+      }
+      return p.value.to_floats();
+    };
+    CHECK(trained(StepGraph::Use::Auto) == trained(StepGraph::Use::Off));
   }
 }

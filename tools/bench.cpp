@@ -250,6 +250,7 @@ void add_bench(CLI::App& app) {
   bench->require_subcommand(1);
   add_matmul(*bench);
   add_bench_quantize(*bench);
+  add_bench_step(*bench);
 }
 
 }  // namespace ulp::tools

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "kernels/matmul_unit.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
@@ -15,7 +16,7 @@ namespace {
 
 struct EvalOptions {
   std::string dir, device = "cpu";
-  std::optional<std::string> data, threads;
+  std::optional<std::string> data, threads, math;
   FormatOptions formats{FormatOptions::Passes::Forward};
 };
 
@@ -41,19 +42,22 @@ void run_eval(const EvalOptions& o) {
   Experiment& e = saved.experiment;
   if (o.data) e.data = *o.data;
   e.device = parse_device(o.device);
+  e.math = math_value(o.math, e.device);
   e.formats = o.formats.apply(e.formats);
   const nn::Dataset data = nn::load_dataset(e.data);
   check_data(saved, data, file.string());
-  Run run(e.device, e.seed);
+  Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
   load_weights(run, *model, dir / "model.safetensors");
   fmt::print("weights    {} as stored in {}\n", to_string(e.sgd.weight),
              (dir / "model.safetensors").string());
+  fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("formats    input {}  weight {}  output {}  interior {}\n", to_string(e.formats.input),
              to_string(e.formats.weight), to_string(e.formats.output),
              to_string(e.formats.interior));
-  const nn::Score score = test_score(run, *model, data, e.formats);
+  nn::Batches test = test_batches(run, data);
+  const nn::Score score = test_score(run, *model, test, e.formats);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
             data.name, score.loss);
   fmt::print("data       {}, {} test samples\n", data.name, data.test.labels.numel());
@@ -69,6 +73,7 @@ void add_eval(CLI::App& app) {
   add_text(*cmd, "--data", o->data, "another data set than the model was trained on");
   add_text(*cmd, "--threads", o->threads, "CPU threads (default: all cores)");
   cmd->add_option("--device", o->device, "cpu, cuda or cuda:N")->capture_default_str();
+  add_math(*cmd, o->math);
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_eval(*o); });
 }

@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/read_file.h"
 #include "nn/data/safetensors.h"
@@ -29,6 +30,7 @@ using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kEvalBatch = 256;
+constexpr int64_t kLogInterval = 100;  // steps between looks at the loss, which wait for the GPU
 constexpr const char* kScaling =
     "delayed_scaling.";                             // tensors, by the number of their random stream
 constexpr const char* kRandomStep = "random_step";  // metadata of model.safetensors
@@ -46,6 +48,14 @@ int64_t parameter_count(nn::Module& model) {
 std::string storage_text(const char* what, const Quantizer& q) {
   return fmt::format("{} {} ({}, {} byte{})", what, to_string(q), to_string(storage_type(q)),
                      size_of(storage_type(q)), size_of(storage_type(q)) == 1 ? "" : "s");
+}
+
+/// How the steps of a training are made.
+std::string steps_text(const Experiment& e) {
+  if (e.device == kCpu) return "one op after another";
+  if (e.graph == StepGraph::Use::Off) return "one op after another (--no-graph)";
+  return kGuardBytes ? "one op after another (this build has guard bytes)"
+                     : "one CUDA graph a step";
 }
 
 std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {
@@ -197,6 +207,7 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
       {"epochs", e.epochs},
       {"batch_size", e.batch_size},
       {"seed", e.seed},
+      {"math", std::string(to_string(e.math))},
       {"optimizer",
        {{"name", "sgd"},
         {"lr", e.sgd.lr},
@@ -258,6 +269,7 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   line("training",
        fmt::format("{} epochs, batches of {} (a last partial batch is dropped), seed {}, {}",
                    e.epochs, e.batch_size, e.seed, to_string(e.device)));
+  line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
   line("optimizer", fmt::format("sgd, lr {} ({}), momentum {}, weight decay {}, nesterov {}",
                                 e.sgd.lr, e.lr_schedule, e.sgd.momentum, e.sgd.weight_decay,
                                 e.sgd.nesterov ? "on" : "off"));
@@ -285,10 +297,12 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   return text;
 }
 
-nn::Score test_score(Run& run, nn::Module& model, const nn::Dataset& data,
-                     const OpFormats& formats) {
-  return nn::evaluate(run, model, nn::Batches(run, data, data.test, kEvalBatch),
-                      loss_formats(formats));
+nn::Batches test_batches(Run& run, const nn::Dataset& data) {
+  return nn::Batches(run, data, data.test, kEvalBatch);
+}
+
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& formats) {
+  return nn::evaluate(run, model, test, loss_formats(formats));
 }
 
 void make_folder(const fs::path& dir) {
@@ -303,14 +317,14 @@ void make_folder(const fs::path& dir) {
 
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title) {
-  Run run(e.device, e.seed);
+  Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
   optim::Sgd sgd(run, model->parameters(), e.sgd);
   StepState state = run.state();
   state.loss_scale = static_cast<float>(e.loss_scale);
   run.set_state(state);
-  const nn::Batches batches(run, data, data.train, e.batch_size);
+  nn::Batches batches(run, data, data.train, e.batch_size), tests = test_batches(run, data);
   const int64_t steps = batches.steps();
   const optim::Schedule schedule(optim::Schedule::parse(e.lr_schedule), e.sgd.lr, e.epochs * steps);
   const std::string config = config_text(e, data);
@@ -321,34 +335,43 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
   say(fmt::format("--- {}\n{}", title, describe(e, data, *model)));
   nn::write_file_atomically(dir / "config.json", config);
 
+  nn::Tally tally(run);
+  StepGraph graph(run, e.graph);
+  const auto one_step = [&] {
+    const nn::Batch batch = batches.next();
+    Tape tape(run);
+    const Var logits = (*model)(tape, tape.constant(batch.images));
+    const Var loss =
+        ops::cross_entropy(tape, logits, batch.labels, loss_formats(e.formats), RandomSite("loss"));
+    tally.add(loss.value, logits.value, batch.labels);
+    tape.backward(loss);
+    sgd.step();
+  };
+  const int64_t interval = e.device == kCpu ? 1 : kLogInterval;
   Progress progress(e.epochs, steps, batches.size());
   std::string metrics;
   nn::Score test;
   uint32_t test_step = 0;
   for (int64_t epoch = 0; epoch < e.epochs; ++epoch) {
     const auto start = Clock::now();
-    nn::Tally tally;
-    int64_t step = 0;
-    for (const nn::Batch& batch : batches.shuffled(epoch)) {
-      sgd.set_lr(schedule.lr(epoch * steps + step));
-      Tape tape(run);
-      const Var logits = (*model)(tape, tape.constant(batch.images));
-      const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_formats(e.formats),
-                                          RandomSite("loss"));
-      tally.add(run, loss.value, logits.value, batch.labels);
-      ULP_CHECK(std::isfinite(tally.last_loss()),
+    batches.shuffle(epoch);
+    sgd.set_rates(schedule.rates(epoch * steps, steps));
+    tally.reset();
+    for (int64_t step = 0; step < steps; ++step) {
+      graph.run(one_step);
+      if ((step + 1) % interval != 0 && step + 1 < steps) continue;
+      const ScoreTotals so_far = tally.totals();
+      ULP_CHECK(so_far.bad_batch < 0,
                 "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
                 "--loss-scale",
-                tally.last_loss(), epoch + 1, step + 1, steps);
-      tape.backward(loss);
-      sgd.step();
-      progress.step(epoch, step++, tally.score().loss, tally.score().accuracy);
+                so_far.bad_loss, epoch + 1, so_far.bad_batch + 1, steps);
+      progress.step(epoch, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy);
     }
     const nn::Score trained = tally.score();
     const double seconds = seconds_since(start);
     const auto test_start = Clock::now();
     test_step = run.state().random_step;
-    test = test_score(run, *model, data, e.formats);
+    test = test_score(run, *model, tests, e.formats);
     ULP_CHECK(std::isfinite(test.loss),
               "the test loss is {} after epoch {}; try a smaller --lr or wider formats", test.loss,
               epoch + 1);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/step_graph.h"
 #include "core/op_formats.h"
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
@@ -26,6 +27,8 @@ struct Experiment {
   int64_t batch_size = 128;
   uint64_t seed = 1;
   Device device{};
+  Math math = Math::Strict;
+  StepGraph::Use graph = StepGraph::Use::Auto;
   OpFormats formats;
   optim::SgdOptions sgd;  // its lr is the schedule's base
   std::string lr_schedule = "constant";
@@ -52,9 +55,9 @@ std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::
 bool is_model(const std::string& name);
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
-/// The test split's score, in batches of a fixed size, so that block formats see the same blocks in every evaluation.
-nn::Score test_score(Run& run, nn::Module& model, const nn::Dataset& data,
-                     const OpFormats& formats);
+/// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
+nn::Batches test_batches(Run& run, const nn::Dataset& data);
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& formats);
 
 /// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.
 void make_folder(const std::filesystem::path& dir);

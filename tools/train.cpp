@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "kernels/matmul_unit.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
@@ -22,10 +23,10 @@ struct TrainOptions {
   FormatOptions formats{FormatOptions::Passes::Both};
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1", optimizer = "sgd";
   std::string lr = "0.1", momentum_coef = "0.9", weight_decay = "0", loss_scale = "1";
-  std::optional<std::string> grad_scaling, accumulator, threads;
+  std::optional<std::string> grad_scaling, accumulator, threads, math;
   std::string weights = "fp32", grads = "fp32", momentum_format = "fp32";
   std::string out = "runs/train", device = "cpu";
-  bool baseline = false;
+  bool baseline = false, no_graph = false;
 };
 
 std::vector<int64_t> parse_hidden(const std::string& text) {
@@ -90,6 +91,8 @@ Experiment resolve(const TrainOptions& o) {
   e.batch_size = integer_value<int64_t>("--batch-size", o.batch_size, 1, 1000000);
   e.seed = integer_value<uint64_t>("--seed", o.seed, 0, UINT64_MAX);
   e.device = parse_device(o.device);
+  e.math = math_value(o.math, e.device);
+  if (o.no_graph) e.graph = StepGraph::Use::Off;
   if (o.optimizer != "sgd")
     throw UsageError("--optimizer '" + o.optimizer + "': unknown optimizer; there is sgd");
   if (!is_model(e.model))
@@ -154,6 +157,27 @@ Device parse_device(const std::string& text) {
   throw UsageError("--device takes cpu, cuda or cuda:N, got '" + text + "'");
 }
 
+Math math_value(const std::optional<std::string>& text, Device device) {
+  const bool cpu = device.type == DeviceType::Cpu;
+  if (!text) return cpu ? Math::Strict : Math::Fast;
+  Math math{};
+  try {
+    math = parse_math(*text);
+  } catch (const Error&) {
+    throw UsageError("--math takes strict, fast, tf32 or fp8, got '" + *text + "'");
+  }
+  if (cpu && math != Math::Strict)
+    throw UsageError("--math " + *text + " needs --device cuda; the cpu has strict math only");
+  return math;
+}
+
+void add_math(CLI::App& app, std::optional<std::string>& math) {
+  add_text(app, "--math", math,
+           "strict: the same bits on every device; fast: matrix units whose products are exact; "
+           "tf32: for fp32 operands too; fp8: for 8-bit operands, with larger errors in the sums "
+           "(default: fast on cuda; the cpu has strict only)");
+}
+
 void add_train(CLI::App& app) {
   auto o = std::make_shared<TrainOptions>();
   CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
@@ -174,6 +198,9 @@ void add_train(CLI::App& app) {
   cmd->add_option("--device", o->device,
                   "cpu, cuda or cuda:N; strict math gives the same bits on both")
       ->capture_default_str();
+  add_math(*cmd, o->math);
+  cmd->add_flag("--no-graph", o->no_graph,
+                "run the ops of a step one by one instead of as one CUDA graph; the same bits");
   cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
       ->capture_default_str();
   cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");

@@ -1,0 +1,229 @@
+// Milliseconds of one training step of an MLP 784-1024-1024-10, batch 128, SGD with momentum: op by op and as a CUDA graph.
+
+#include <fmt/core.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "autograd/step_graph.h"
+#include "core/error.h"
+#include "nn/evaluate.h"
+#include "nn/models.h"
+#include "optim/sgd.h"
+#include "tools/bench_machine.h"
+#include "tools/commands.h"
+
+namespace ulp::tools {
+namespace {
+
+constexpr int64_t kBatch = 128, kInputs = 784, kClasses = 10;
+constexpr int64_t kSamples = 500 * kBatch;
+
+struct StepOptions {
+  std::string device = "cuda";
+  int repeats = 400;
+  bool json = false, markdown = false, nodes = false;
+};
+
+/// What is trained with.
+struct Setting {
+  const char* name;
+  bool quantised;
+  Math math;
+};
+
+/// Random images and labels: time does not depend on them.
+nn::Dataset make_data() {
+  const RandomSource random({1, RandomSite("bench").stream("data"), 0, nullptr});
+  std::vector<uint8_t> images(static_cast<size_t>(kSamples * kInputs));
+  for (size_t i = 0; i < images.size(); i += 16) {
+    const PhiloxWords words = random.words(i / 16);
+    for (size_t k = 0; k < 16 && i + k < images.size(); ++k)
+      images[i + k] = static_cast<uint8_t>(words.word[k / 4] >> (8 * (k % 4)));
+  }
+  std::vector<int32_t> labels;
+  for (int64_t i = 0; i < kSamples; ++i)
+    labels.push_back(static_cast<int32_t>(images[static_cast<size_t>(i * kInputs)] % kClasses));
+  nn::Dataset data;
+  data.name = "random images";
+  data.train =
+      data.test = {Tensor::from(images, {kSamples, kInputs}), Tensor::from(labels, {kSamples})};
+  data.classes = kClasses;
+  data.scale = 1.0f / 255;
+  return data;
+}
+
+/// Every tensor quantised: e4m3 forward, e5m2 with stochastic rounding backward, e4m3 weights under an e6m9 master.
+OpFormats formats_of(const Setting& s) {
+  if (!s.quantised) return {};
+  OpFormats f = OpFormats::make("e4m3", "e5m2:sr");
+  f.output = "e4m3";
+  f.grad_input = f.grad_weight = "e5m2:sr";
+  return f;
+}
+
+optim::SgdOptions sgd_of(const Setting& s) {
+  optim::SgdOptions o{.lr = 0.01, .momentum = 0.9, .weight_decay = 5e-4};
+  if (!s.quantised) return o;
+  o.weight = "e4m3";
+  o.accumulator = Quantizer("e6m9:sr");
+  o.grad = "e5m2:sr";
+  o.momentum_format = "bf16:sr";
+  return o;
+}
+
+/// One training in progress.
+class Training {
+ public:
+  Training(Device device, const Setting& s, const nn::Dataset& data, StepGraph::Use use)
+      : run_(device, 1, s.math),
+        net_(nn::mlp(kInputs, std::vector<int64_t>{1024, 1024}, kClasses, formats_of(s))),
+        batches_(run_, data, data.train, kBatch),
+        tally_(run_),
+        graph_(run_, use) {
+    net_->initialise(run_);
+    sgd_ = std::make_unique<optim::Sgd>(run_, net_->parameters(), sgd_of(s));
+    restart();
+  }
+
+  /// Back to the epoch's first batch.
+  void restart() { batches_.shuffle(0); }
+  void step() {
+    graph_.run([this] {
+      const nn::Batch batch = batches_.next();
+      Tape tape(run_);
+      const Var logits = (*net_)(tape, tape.constant(batch.images));
+      const Var loss = ops::cross_entropy(tape, logits, batch.labels);
+      tally_.add(loss.value, logits.value, batch.labels);
+      tape.backward(loss);
+      sgd_->step();
+    });
+  }
+  void wait() const { synchronize(run_.stream()); }
+  StepGraph& graph() { return graph_; }
+  std::vector<Tensor> states() const {
+    std::vector<Tensor> all;
+    for (const auto& state : sgd_->states())
+      for (const Tensor& t : {state.parameter->value, state.master, state.momentum})
+        if (t.defined()) all.push_back(t.to(kCpu));
+    return all;
+  }
+
+ private:
+  Run run_;
+  std::unique_ptr<nn::Sequential> net_;
+  nn::Batches batches_;
+  nn::Tally tally_;
+  StepGraph graph_;
+  std::unique_ptr<optim::Sgd> sgd_;
+};
+
+/// The graph's weights and states are those of the ops one by one, to the bit.
+void check_equal(Training& eager, Training& graph, const char* name) {
+  for (int i = 0; i < 20; ++i) {
+    eager.step();
+    graph.step();
+  }
+  const std::vector<Tensor> a = eager.states(), b = graph.states();
+  for (size_t i = 0; i < a.size(); ++i)
+    ULP_CHECK(a[i].to_floats() == b[i].to_floats(),
+              "bench step: {}: the graph's states differ from those of its ops one by one", name);
+}
+
+/// Median over groups of ten steps, the device waited for after each group.
+double milliseconds(Training& training, int repeats) {
+  constexpr int kGroup = 10;
+  std::vector<double> all;
+  training.restart();
+  training.step();
+  training.wait();
+  int64_t left = kSamples / kBatch - 1;
+  for (int done = 0; done < repeats; done += kGroup) {
+    if (left < kGroup) {
+      training.restart();
+      left = kSamples / kBatch;
+    }
+    left -= kGroup;
+    const double begin = seconds_now();
+    for (int i = 0; i < kGroup; ++i) training.step();
+    training.wait();
+    all.push_back((seconds_now() - begin) / kGroup);
+  }
+  return 1e3 * median(all);
+}
+
+struct Row {
+  std::string setting;
+  double eager, graph;
+  int64_t nodes;
+};
+
+void print_nodes(Training& training, const char* name) {
+  fmt::print("{}: microseconds that each node adds to the graph\n", name);
+  double total = 0;
+  for (const GraphNode& node : training.graph().measure([&] { training.restart(); })) {
+    total += node.microseconds;
+    fmt::print("  {:8.2f} {:9.2f}  {}\n", node.microseconds, total, node.name);
+  }
+}
+
+void run_step(const StepOptions& options) {
+  const Device device = parse_device(options.device);
+  if (device == kCpu) throw UsageError("bench step: --device takes cuda or cuda:N");
+  if (options.repeats < 1) throw UsageError("bench step: --repeats must be at least 1");
+  stream_of(device);  // throws if there is none
+  const nn::Dataset data = make_data();
+  const Setting settings[] = {{"fp32, strict math", false, Math::Strict},
+                              {"fp32", false, Math::Fast},
+                              {"fp32, tf32 math", false, Math::Tf32},
+                              {"e4m3 / e5m2:sr, strict math", true, Math::Strict},
+                              {"e4m3 / e5m2:sr", true, Math::Fast}};
+  std::vector<Row> rows;
+  for (const Setting& s : settings) {
+    Training eager(device, s, data, StepGraph::Use::Off),
+        graph(device, s, data, StepGraph::Use::Auto);
+    check_equal(eager, graph, s.name);
+    rows.push_back({s.name, milliseconds(eager, options.repeats),
+                    milliseconds(graph, options.repeats), graph.graph().nodes()});
+    if (options.nodes) print_nodes(graph, s.name);
+  }
+  if (options.json) {
+    nlohmann::ordered_json all = nlohmann::ordered_json::array();
+    for (const Row& r : rows)
+      all.push_back({{"setting", r.setting},
+                     {"eager_ms", r.eager},
+                     {"graph_ms", r.graph},
+                     {"nodes", r.nodes}});
+    fmt::print("{}\n", all.dump(2));
+    return;
+  }
+  const char* line =
+      options.markdown ? "| {} | {:.3f} | {:.3f} | {} |\n" : "{:<30} {:>9.3f} {:>9.3f} {:>6}\n";
+  if (options.markdown)
+    fmt::print(
+        "| ms a step, MLP 784-1024-1024-10, batch 128 | op by op | CUDA graph | nodes |\n"
+        "|---|---|---|---|\n");
+  else
+    fmt::print(
+        "ms a step, MLP 784-1024-1024-10, batch 128; graph and ops give equal states\n"
+        "{:<30} {:>9} {:>9} {:>6}\n",
+        "", "op by op", "graph", "nodes");
+  for (const Row& r : rows) fmt::print(fmt::runtime(line), r.setting, r.eager, r.graph, r.nodes);
+}
+
+}  // namespace
+
+void add_bench_step(CLI::App& bench) {
+  auto options = std::make_shared<StepOptions>();
+  CLI::App* step = bench.add_subcommand(
+      "step", "one training step of an MLP on a GPU, op by op and as a CUDA graph");
+  step->add_option("--device", options->device, "cuda or cuda:N")->capture_default_str();
+  step->add_option("--repeats", options->repeats, "steps; the median over groups of ten counts")
+      ->capture_default_str();
+  step->add_flag("--nodes", options->nodes, "also print what each node of the graph adds");
+  step->add_flag("--json", options->json, "print a JSON array of rows");
+  step->add_flag("--markdown", options->markdown, "print a table for the README");
+  step->callback([options] { run_step(*options); });
+}
+
+}  // namespace ulp::tools
