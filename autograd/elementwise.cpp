@@ -41,7 +41,7 @@ Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
   const RoleUse use{tape, site};
   const int last = std::max(0, x.shape().rank() - 1);
   const Tensor xq = use.narrow(x.value, f.input, "input", last);
-  const Saved saved(op, xq);
+  const Saved saved = tape.save(op, xq);
   return tape.record(
       op, f, {x}, apply(use, forward, {xq}, 0, f.output, "output"),
       [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
@@ -84,7 +84,7 @@ Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
 Var multiply(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
   check_same("multiply", a, b);
   const RoleUse use{tape, site};
-  const Saved sa("multiply", a.value), sb("multiply", b.value);
+  const Saved sa = tape.save("multiply", a.value), sb = tape.save("multiply", b.value);
   return tape.record(
       "multiply", f, {a, b},
       apply(use, kernels::multiply, {a.value, b.value}, 0, f.output, "output"),
@@ -109,7 +109,7 @@ Var scale(Tape& tape, const Var& a, double factor, const OpFormats& f, RandomSit
 
 Var square(Tape& tape, const Var& a, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
-  const Saved saved("square", a.value);
+  const Saved saved = tape.save("square", a.value);
   return tape.record(
       "square", f, {a}, apply(use, kernels::square, {a.value}, 0, f.output, "output"),
       [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
@@ -145,7 +145,7 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
   } else {
     y = use.result(y, q.forward, "forward", last);
   }
-  const Saved saved("quantize", mask);
+  const Saved saved = tape.save("quantize", mask);
   OpFormats f;
   f.output = q.forward;
   f.grad_input = q.backward;

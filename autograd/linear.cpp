@@ -14,8 +14,8 @@ struct SavedOperand {
   bool fits_tf32 = false;
 
   SavedOperand() = default;
-  SavedOperand(const Operand& o)
-      : values{"linear", o.values},
+  SavedOperand(Tape& tape, const Operand& o)
+      : values(tape.save("linear", o.values)),
         factors(o.factors),
         hadamard(o.hadamard),
         fits_tf32(o.fits_tf32) {}
@@ -89,12 +89,13 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
 
   SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
-    x_dw =
-        shares(f.input, f.input_dw) ? xq : use.operand(x2, f.input_dw, "input_dw", 0, Side::Right);
+    x_dw = {tape, shares(f.input, f.input_dw)
+                      ? xq
+                      : use.operand(x2, f.input_dw, "input_dw", 0, Side::Right)};
   if (tape.recording() && x.needs_grad())
-    w_dx = shares(f.weight, f.weight_dx)
-               ? wq
-               : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right);
+    w_dx = {tape, shares(f.weight, f.weight_dx)
+                      ? wq
+                      : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right)};
 
   Shape y_shape = x.shape();
   y_shape[y_shape.rank() - 1] = out_features;

@@ -27,7 +27,8 @@ Var log_softmax(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
   const Tensor in = kernels::contiguous(tape.stream(), x.value);
   const Tensor y = forward(use, in, f.interior);
-  const Saved saved("log_softmax", y);  // unrounded: rounding the result is straight-through
+  const Saved saved =
+      tape.save("log_softmax", y);  // unrounded: rounding the result is straight-through
   return tape.record("log_softmax", f, {x}, use.result(y, f.output, "output", 1),
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
                        Tensor dx = make_like(y);
@@ -61,7 +62,7 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpF
   const double per_sample = 1.0 / static_cast<double>(n);
   Tensor loss = Tensor::empty({}, y.dtype(), y.device());
   kernels::sum(stream, {each, loss, 1, n, 1, per_sample});
-  const Saved saved("cross_entropy", y);
+  const Saved saved = tape.save("cross_entropy", y);
   return tape.record("cross_entropy", f, {logits}, loss,
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
                        Tensor dx = make_like(y);

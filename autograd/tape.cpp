@@ -30,6 +30,12 @@ Var Tape::watch(Parameter& parameter) {
   return var;
 }
 
+Saved Tape::save(const char* op, Tensor tensor) {
+  if (recording_ && tensor.defined() && saved_.insert(tensor.storage()).second)
+    saved_bytes_ += tensor.bytes();
+  return {op, std::move(tensor)};
+}
+
 std::vector<Var> Tape::record(const char* op, const OpFormats& formats, std::span<const Var> inputs,
                               std::vector<Tensor> outputs, Backward backward) {
   bool needed = false;

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "autograd/run.h"
@@ -64,11 +65,13 @@ struct Node {
 class Saved {
  public:
   Saved() = default;
-  Saved(const char* op, Tensor tensor)
-      : op_(op), tensor_(std::move(tensor)), version_(tensor_.version()) {}
   const Tensor& get() const;
 
  private:
+  friend class Tape;
+  Saved(const char* op, Tensor tensor)
+      : op_(op), tensor_(std::move(tensor)), version_(tensor_.version()) {}
+
   const char* op_ = "";
   Tensor tensor_;
   uint32_t version_ = 0;
@@ -95,6 +98,11 @@ class Tape {
   /// A parameter; backward adds to parameter.grad. Watching it again gives the same node.
   Var watch(Parameter& parameter);
 
+  /// Keeps a tensor for the backward pass of an op.
+  Saved save(const char* op, Tensor tensor);
+  /// Bytes of all that was kept so far, each storage counted once; parameters that an op reads as they are, too.
+  int64_t saved_bytes() const { return saved_bytes_; }
+
   /// Adds an op. The outputs are recorded if any input needs a gradient.
   std::vector<Var> record(const char* op, const OpFormats& formats, std::span<const Var> inputs,
                           std::vector<Tensor> outputs, Backward backward);
@@ -120,6 +128,8 @@ class Tape {
   std::vector<Node> nodes_;
   std::vector<std::vector<Tensor>> grads_;  // [node][output]
   std::unordered_map<const Parameter*, Var> watched_;
+  std::unordered_set<const void*> saved_;  // storages
+  int64_t saved_bytes_ = 0;
 };
 
 }  // namespace ulp

@@ -57,6 +57,8 @@ class Tensor {
     check_type(DTypeOf<T>::value);
     return static_cast<T*>(mutable_raw());
   }
+  /// The same for all views of one storage.
+  const void* storage() const { return storage_.get(); }
   uint32_t version() const { return storage_ == nullptr ? 0 : storage_->version(); }
 
   /// Views of the same storage.

@@ -58,6 +58,21 @@ std::string steps_text(const Experiment& e) {
                      : "one CUDA graph a step";
 }
 
+/// The matrix units that this process used for the first time since it had used `before` of them.
+std::string units_text(size_t before) {
+  const std::vector<std::string> all = matrix_units_used();
+  std::string text;
+  for (size_t i = before; i < all.size(); ++i)
+    text += fmt::format("{:<11}{}\n", i == before ? "units" : "", all[i]);
+  return text;
+}
+
+std::string memory_text(Device device, int64_t saved_bytes) {
+  const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+  return fmt::format("memory {:.1f} MiB at most on {}, {:.2f} MiB of it kept for a backward pass\n",
+                     mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
+}
+
 std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {
   return fmt::format(
       "{{\"epoch\":{},\"split\":\"{}\",\"loss\":{:.9g},\"accuracy\":{:.6g},\"seconds\":{:.3g}}}\n",
@@ -337,6 +352,7 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
 
   nn::Tally tally(run);
   StepGraph graph(run, e.graph);
+  int64_t saved_bytes = 0;  // for the backward pass of one step
   const auto one_step = [&] {
     const nn::Batch batch = batches.next();
     Tape tape(run);
@@ -344,9 +360,11 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
     const Var loss =
         ops::cross_entropy(tape, logits, batch.labels, loss_formats(e.formats), RandomSite("loss"));
     tally.add(loss.value, logits.value, batch.labels);
+    saved_bytes = tape.saved_bytes();
     tape.backward(loss);
     sgd.step();
   };
+  const size_t units_before = matrix_units_used().size();
   const int64_t interval = e.device == kCpu ? 1 : kLogInterval;
   Progress progress(e.epochs, steps, batches.size());
   std::string metrics;
@@ -359,6 +377,7 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
     tally.reset();
     for (int64_t step = 0; step < steps; ++step) {
       graph.run(one_step);
+      if (epoch == 0 && step == 0) say(units_text(units_before));
       if ((step + 1) % interval != 0 && step + 1 < steps) continue;
       const ScoreTotals so_far = tally.totals();
       ULP_CHECK(so_far.bad_batch < 0,
@@ -384,6 +403,7 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
         epoch + 1, e.epochs, trained.loss, trained.accuracy, test.loss, test.accuracy, seconds));
   }
 
+  say(memory_text(e.device, saved_bytes));
   std::map<std::string, Tensor> weights;
   for (const Parameter* p : model->parameters()) {
     check_finite("", p->path, p->value,
