@@ -541,7 +541,8 @@ void check_pack() {
                            "e5m2+scale=row"};
   for (const char* format : formats)
     for (const char* rounding : {"rne", "sr"}) {
-      const Quantizer q = Quantizer::parse(std::string(format) + ":" + rounding);
+      Quantizer q = Quantizer::parse(format);
+      if (!q.is_identity()) q = Quantizer::parse(std::string(format) + ":" + rounding);
       for (const Shape& shape : {Shape{40, 384}, Shape{3, 5, 7}, Shape{2, 1030}, Shape{0, 4}})
         for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard})
           for (const int axis : {0, shape.rank() - 1}) {
