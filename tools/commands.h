@@ -20,6 +20,7 @@ void add_formats(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_quantize(CLI::App& app);
 void add_plot(CLI::App& app);
+void add_compare(CLI::App& app);
 
 /// "cpu", "cuda", "cuda:1". Throws UsageError for anything else.
 Device parse_device(const std::string& text);

@@ -151,6 +151,7 @@ int main(int argc, char** argv) {
   ulp::tools::add_explain(app);
   ulp::tools::add_quantize(app);
   ulp::tools::add_plot(app);
+  ulp::tools::add_compare(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

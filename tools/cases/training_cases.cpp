@@ -1,0 +1,99 @@
+#include "nn/models.h"
+#include "optim/sgd.h"
+#include "tools/cases/comparison.h"
+
+namespace ulp::cases {
+namespace {
+
+constexpr int64_t kBatch = 37, kInputs = 64, kClasses = 10;
+
+/// What the optimizer holds after some steps in strict math, by name, on the CPU.
+std::vector<std::pair<std::string, Tensor>> trained(Device device, const TrainingCase& c, int steps,
+                                                    uint64_t seed) {
+  OpFormats formats = OpFormats::make(c.forward, c.backward);
+  formats.output = formats.grad_input = formats.grad_weight = Quantizer::parse(c.results);
+  optim::SgdOptions options;
+  options.lr = 0.05;
+  options.momentum = 0.9;
+  options.nesterov = true;
+  options.weight_decay = 1e-4;
+  options.grad_scaling = 0.25;
+  options.weight = Quantizer::parse(c.weights);
+  if (!c.accumulator.empty()) options.accumulator = Quantizer::parse(c.accumulator);
+  options.grad = Quantizer::parse(c.grads);
+  options.momentum_format = Quantizer::parse(c.momentum);
+
+  Run run(device, seed, Math::Strict);
+  const auto net = nn::mlp(kInputs, std::vector<int64_t>{48, 33}, kClasses, formats);
+  net->initialise(run);
+  optim::Sgd sgd(run, net->parameters(), options);
+  StepState state = run.state();
+  state.loss_scale = 4;
+  run.set_state(state);
+  for (int step = 0; step < steps; ++step) {
+    const uint64_t own = seed * 1000 + static_cast<uint64_t>(step);
+    const Tensor images = values({kBatch, kInputs}, DType::F32, Domain::Modest, own).to(device);
+    Words words(own);
+    std::vector<int32_t> labels;
+    for (int64_t i = 0; i < kBatch; ++i)
+      labels.push_back(static_cast<int32_t>(words.below(kClasses)));
+    Tape tape(run);
+    tape.backward(ops::cross_entropy(tape, (*net)(tape, tape.constant(images)),
+                                     Tensor::from(labels, {kBatch}, device)));
+    sgd.step();
+  }
+  std::vector<std::pair<std::string, Tensor>> result;
+  for (const auto& own : sgd.states()) {
+    result.emplace_back(own.parameter->path, own.parameter->value.to(kCpu));
+    if (own.master.defined())
+      result.emplace_back("master of " + own.parameter->path, own.master.to(kCpu));
+    if (own.momentum.defined())
+      result.emplace_back("momentum of " + own.parameter->path, own.momentum.to(kCpu));
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<TrainingCase> training_cases(const std::vector<std::string>& formats) {
+  if (formats.empty())
+    return {
+        {"fp32", "fp32", "fp32", "fp32", "", "fp32", "fp32"},
+        {"e4m3", "e5m2:sr", "fp32", "e4m3", "e6m9:sr", "fp32", "fp32"},
+        {"e4m3:sr", "e5m2:sr", "e5m2:sr", "bf16:sr", "", "e5m2:sr", "bf16"},
+        {"bfp8-axis0:sr", "bfp8-axis0:sr", "bfp8-axis0:sr", "bfp8-axis0:sr", "", "bfp8-axis0:sr",
+         "bfp8-axis0:sr"},
+        {"mxfp8", "mxfp8-e5m2:sr", "posit16.1", "mxfp6-rceil", "fp32", "fp32", "posit8.1"},
+        {"bfp8-g16:sr", "bfp8-g16:sr", "bfp8", "fixed8.6:sr", "fp32", "fp32", "fp32"},
+        {"nvfp4", "nvfp4:sr", "e4m3+scale=current", "nvfp4-t16x16", "fp32", "fp32", "fp32"},
+        {"mxfp4+rht16", "mxfp4+rht16+q34:sr", "fp32", "e4m3-axis0-scalef32", "fp32", "fp32",
+         "e5m2+scale=row"},
+        {"e4m3+scale=delayed4", "e5m2+scale=delayed4:sr", "fp32", "fp32", "", "fp32", "fp32"},
+        {"e4m3-g16-scalef32", "e4m3-t8x8-scalef32:sr", "nf4-g64-scalef32", "fp32", "", "fp32",
+         "fp32"},
+        {"fixed8.5:rtz", "fixed16.12:sr4c", "e6m9:ru", "e5m2", "fp32", "fp32", "e6m9:odd"},
+    };
+  std::vector<TrainingCase> cases;
+  for (const std::string& format : formats)
+    cases.push_back({format, format, "fp32", "fp32", "", "fp32", "fp32"});
+  return cases;
+}
+
+Outcome compare_training(Comparison& comparison, const TrainingCase& training, int steps) {
+  const std::string name = training.forward == training.backward
+                               ? training.forward
+                               : training.forward + " / " + training.backward;
+  return comparison.outcome_of("training " + name, [&](Comparison& compare) {
+    std::vector<std::pair<std::string, Tensor>> reference, other;
+    compare.on_both([&](Side side) {
+      (side == Side::Reference ? reference : other) =
+          trained(compare.place(side).device, training, steps, compare.options().seed + 1);
+    });
+    ULP_ASSERT(reference.size() == other.size());
+    for (size_t i = 0; i < reference.size(); ++i)
+      compare.same({reference[i].second, other[i].second}, reference[i].first, " after ", steps,
+                   " steps");
+  });
+}
+
+}  // namespace ulp::cases
