@@ -1079,6 +1079,21 @@ TEST_SUITE("tools") {
     CHECK(ulp_command("bench quantize e4m3 e9m9 --log2-size 13 --repeats 1").out.empty());
     CHECK(lines(output("bench quantize e4m3:rne --log2-size 13 --repeats 1")) == 2 + 2);
   }
+
+  TEST_CASE("quantize and bench quantize on a device: what is refused") {
+    const Folder folder;
+    std::ofstream(folder / "in.f32", std::ios::binary) << "abcd";
+    const std::string quantize =
+        "quantize '" + (folder / "in.f32") + "' '" + (folder / "out.f32") + "' --format e4m3";
+    check_refused(quantize + " --device gpu", 2, {"--device", "gpu"});
+    check_refused("bench quantize --device gpu", 2, {"--device", "gpu"});
+    check_refused("bench quantize --device cuda --threads 2", 2, {"--threads", "CPU"});
+    check_refused("bench quantize --markdown", 2, {"--markdown", "cuda"});
+    if (cuda_device_count() > 0) return;
+    check_refused(quantize + " --device cuda", 1, {"cuda:0"});
+    check_refused("bench quantize --device cuda:1", 1, {"cuda:1"});
+    CHECK(!std::filesystem::exists(folder / "out.f32"));
+  }
 }
 
 #endif

@@ -1,6 +1,8 @@
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -41,6 +43,8 @@ QuantiseArgs arguments(const Quantizer& q, const Tensor& in, DType out) {
   args.quantizer = q;
   args.group_axis = 1;
   args.key = {1, 3, 0, nullptr};
+  if (q.has_factor() && out != DType::F32)  // what a product reads
+    args.factors = Tensor::empty({factor_count(q, in.shape(), 1)}, DType::F32, in.device());
   return args;
 }
 
@@ -82,20 +86,41 @@ Row measure(const CudaTimer& timer, Quantizer q, Rounding rounding, const Tensor
   const Stream stream = timer.stream();
   const QuantiseArgs args = arguments(q, in, out);
   QuantiseArgs counted = args;
-  counted.stats = stats_of(in.device());
-  const Tensor copy = Tensor::empty(in.shape(), DType::F32, in.device());
+  if (!args.factors.defined()) counted.stats = stats_of(in.device());
+  Tensor copy = Tensor::empty(in.shape(), DType::F32, in.device());
   const std::vector<double> seconds = timer.medians(
       {[&] { kernels::quantise(stream, args); }, [&] { kernels::quantise(stream, counted); },
        [&] {
          kernels::copy(stream, {in, copy});
+       },
+       [&] {
+         copy_bytes(copy.mutable_raw(), in.device(), in.raw(), in.device(),
+                    static_cast<size_t>(in.bytes()));
        }},
       repeats);
   row.elements = in.numel();
   row.bytes = (reads_twice(q) ? 8 : 4) + static_cast<int64_t>(size_of(out));
   row.seconds = seconds[0];
   row.stats_seconds = seconds[1];
-  row.copy = 2.0 * static_cast<double>(in.bytes()) / seconds[2];
+  row.copy = 2.0 * static_cast<double>(in.bytes()) / std::min(seconds[2], seconds[3]);
   return row;
+}
+
+/// The types that values go to: fp32, the narrowest, and what a product reads.
+std::vector<DType> outputs(const Quantizer& q) {
+  std::vector<DType> all = {DType::F32};
+  for (const DType dtype : {storage_type(q), gemm_type(q)})
+    if (std::find(all.begin(), all.end(), dtype) == all.end()) all.push_back(dtype);
+  return all;
+}
+
+/// "2026-11-27, `ulp bench quantize --device cuda:0 …`".
+std::string origin(const CudaQuantizeOptions& o) {
+  const std::time_t now = std::time(nullptr);
+  char date[16];
+  std::strftime(date, sizeof date, "%F", std::gmtime(&now));
+  return fmt::format("{}, `ulp bench quantize --device {} --log2-size {} --repeats {} --markdown`",
+                     date, to_string(o.device), o.log2_size, o.repeats);
 }
 
 nlohmann::ordered_json json_of(const Row& r) {
@@ -126,6 +151,7 @@ void bench_quantize_cuda(const CudaQuantizeOptions& o) {
         "with each;\nevery format checked against the CPU; bytes: the fewest an element must move "
         "(12: read twice)\n",
         timer.description(), o.log2_size, kColumns, o.repeats);
+    if (o.markdown) fmt::print("{}\n", origin(o));
     if (o.markdown)
       fmt::print(
           "\n| format | rounding | out | bytes | GB/s | copy | ratio | × with statistics |\n"
@@ -136,10 +162,7 @@ void bench_quantize_cuda(const CudaQuantizeOptions& o) {
   }
   for (const Quantizer& format : o.formats)
     for (const Rounding rounding : {Rounding::NearestEven, Rounding::Stochastic}) {
-      std::vector<DType> outs = {DType::F32};
-      if (!format.has_factor() && storage_type(format) != DType::F32)
-        outs.push_back(storage_type(format));
-      for (const DType out : outs) {
+      for (const DType out : outputs(format)) {
         const Row r = measure(timer, format, rounding, in, out, o.repeats);
         if (o.json) {
           json.push_back(json_of(r));

@@ -22,7 +22,7 @@ namespace ulp::tools {
 namespace {
 
 struct QuantizeOptions {
-  std::string in, out;
+  std::string in, out, device = "cpu";
   std::optional<std::string> format, seed, threads, axis;
   bool stats = false, packed = false;
 };
@@ -121,7 +121,7 @@ void print_stats(const Quantizer& q, const QuantiseStats& s) {
 }
 
 // ---- packed files ---------------------------------------------------------------------------------------------------
-/// `whole`: what `use` makes of x.
+/// `x` and `whole`, what `use` makes of it, are on the device that computes.
 PackedTensor packed_of(const QuantizeOptions& o, const Tensor& x, const Tensor& whole,
                        const QuantiseUse& use) {
   const Quantizer& q = use.quantizer;
@@ -129,20 +129,24 @@ PackedTensor packed_of(const QuantizeOptions& o, const Tensor& x, const Tensor& 
   if (q.has_factor()) {
     QuantiseArgs apart;
     apart.in = x;
-    apart.out = args.values = Tensor::empty(x.shape(), DType::F32, kCpu);
+    apart.out = args.values = Tensor::empty(x.shape(), DType::F32, x.device());
     apart.quantizer = q;
     apart.group_axis = use.axis;
     apart.key = use.key;
-    apart.factors = Tensor::empty({factor_count(q, x.shape(), use.axis)}, DType::F32, kCpu);
-    kernels::quantise(stream_of(kCpu), apart);
+    apart.factors = Tensor::empty({factor_count(q, x.shape(), use.axis)}, DType::F32, x.device());
+    kernels::quantise(stream_of(x.device()), apart);
   }
-  return pack(args);
+  PackedTensor packed = pack(args);
+  packed.codes = packed.codes.to(kCpu);
+  if (packed.scales.defined()) packed.scales = packed.scales.to(kCpu);
+  return packed;
 }
 
 void run_unpack(const QuantizeOptions& o) {
-  if (o.seed || o.axis || o.stats)
+  if (o.seed || o.axis || o.stats || o.device != "cpu")
     throw UsageError("quantize: " + o.in +
-                     " is packed and only unpacked here; leave --seed, --axis and --stats out");
+                     " is packed and only unpacked here; leave --seed, --axis, --stats and "
+                     "--device out");
   if (is_packed(o.out))
     throw UsageError("quantize: " + o.in + " is packed already; OUT must end in .npy or .f32");
   const FileKind kind = kind_of(o.out);
@@ -177,30 +181,33 @@ int axis_of(const QuantizeOptions& o, const Tensor& in) {
 
 void run_quantize(const QuantizeOptions& o) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
+  const Device device = parse_device(o.device);
   if (is_packed(o.in)) return run_unpack(o);
   QuantiseUse use;
   use.quantizer = read_format(o);
   const FileKind kind = float_kind(o);
   const auto seed = o.seed ? integer_value<uint64_t>("--seed", *o.seed, 0, UINT64_MAX) : 0;
   if (o.packed) check_packable(use.quantizer, o.in.c_str());
-  const Tensor in = kind.load(o.in);
-  use.axis = axis_of(o, in);
+  const Tensor loaded = kind.load(o.in);
+  use.axis = axis_of(o, loaded);
   use.key = {seed, RandomSite("quantize").stream("values"), 0, nullptr};
-  if (o.stats) use.stats = Tensor::zeros({sizeof(QuantiseStats)}, DType::U8, kCpu);
-  const Tensor out = quantised(stream_of(kCpu), in, use);
+  if (o.stats) use.stats = Tensor::zeros({sizeof(QuantiseStats)}, DType::U8, device);
+  const Stream stream = stream_of(device);
+  const Tensor in = loaded.to(device), quantised_in = quantised(stream, in, use),
+               out = quantised_in.to(kCpu);
   std::string size;
   if (o.packed) {
-    const PackedTensor packed = packed_of(o, in, out, use);
+    const PackedTensor packed = packed_of(o, in, quantised_in, use);
     save_packed(o.out, packed);
     size = "; " + size_text(packed);
   } else {
     kind.save(o.out, out);
   }
   fmt::print("{} {} {}: {}{}\n", o.out, to_string(in.shape()), to_string(use.quantizer),
-             change_text(in, out), size);
+             change_text(loaded, out), size);
   if (!o.stats) return;
   QuantiseStats stats;
-  std::memcpy(&stats, use.stats.raw(), sizeof stats);
+  copy_bytes(&stats, kCpu, use.stats.raw(), device, sizeof stats);
   print_stats(use.quantizer, stats);
 }
 
@@ -218,6 +225,8 @@ void add_quantize(CLI::App& app) {
       ->required();
   add_text(*cmd, "--format", o->format, "a number format: e4m3, e5m2:sr, nvfp4, ...");
   add_text(*cmd, "--seed", o->seed, "of stochastic rounding and of +rht (default: 0)");
+  cmd->add_option("--device", o->device, "cpu, cuda or cuda:N; the same bytes on both")
+      ->capture_default_str();
   add_text(*cmd, "--threads", o->threads,
            "CPU threads; results do not depend on it (default: all cores)");
   add_text(*cmd, "--axis", o->axis,
