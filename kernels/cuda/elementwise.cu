@@ -1,4 +1,4 @@
-#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/quads.cuh"
 #include "kernels/functors.h"
 #include "kernels/kernels.h"
 
@@ -23,24 +23,24 @@ __device__ __forceinline__ float call(float a, float b, float alpha) {
 }
 
 __device__ __forceinline__ void load_input(const Source& in, bool single, int64_t i, int count,
-                                           float (&values)[kPack]) {
-  if (!single) return load_pack(in, i, count, values);
+                                           float (&values)[kQuad]) {
+  if (!single) return load_quad(in, i, count, values);
   const float value = load_one(in.data, in.dtype, 0);
 #pragma unroll
-  for (int k = 0; k < kPack; ++k) values[k] = value;
+  for (int k = 0; k < kQuad; ++k) values[k] = value;
 }
 
 template <class Functor, int kInputs>
-__global__ void __launch_bounds__(kThreads) elementwise_kernel(Work w) {
+__global__ void __launch_bounds__(kThreads) elementwise_kernel(const __grid_constant__ Work w) {
   const RandomSource random = w.rounder.random();
-  for_packs(w.n, [&](int64_t i, int count) {
-    float a[kPack], b[kPack] = {};
+  for_quads(w.n, [&](int64_t i, int count) {
+    float a[kQuad], b[kQuad] = {};
     load_input(w.in[0], w.single[0], i, count, a);
     if constexpr (kInputs == 2) load_input(w.in[1], w.single[1], i, count, b);
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) a[k] = call<Functor, kInputs>(a[k], b[k], w.alpha);
-    round_pack(w.rounder, random, i, a);
-    store_pack(w.out, i, count, a);
+    for (int k = 0; k < kQuad; ++k) a[k] = call<Functor, kInputs>(a[k], b[k], w.alpha);
+    round_quad(w.rounder, random, i, a);
+    store_quad(w.out, i, count, a);
   });
 }
 
@@ -61,7 +61,7 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
     w.in[k] = source_of(in);
   }
   w.out = sink_of(args.out);
-  launch(name, stream, pack_blocks(w.n), kThreads, elementwise_kernel<Functor, kInputs>, w);
+  launch(name, stream, quad_blocks(w.n), kThreads, elementwise_kernel<Functor, kInputs>, w);
 }
 
 }  // namespace

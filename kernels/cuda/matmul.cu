@@ -1,7 +1,7 @@
 // out = quantise(fma(a · b, factors) + bias): the sums come from matmul_strict.cu or matmul_fast.cu, the rest is one pass.
 
 #include "kernels/cuda/matmul.cuh"
-#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/quads.cuh"
 
 namespace ulp::cuda {
 namespace {
@@ -10,35 +10,43 @@ namespace {
 struct Finish {
   Source sums;
   const float *a_factor, *b_factor;  // null: 1
-  const void* bias;                  // null: none
-  DType bias_type;
+  Source bias;                       // data is null: none
   Sink out;
   Rounder rounder;
   int64_t n, count;  // count = M·N
 };
 
-__global__ void __launch_bounds__(kThreads) finish_kernel(Finish w) {
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Finish w) {
   const RandomSource random = w.rounder.random();
   const bool scales = w.a_factor != nullptr || w.b_factor != nullptr;
   const float factor =
       (w.a_factor != nullptr ? *w.a_factor : 1.0f) * (w.b_factor != nullptr ? *w.b_factor : 1.0f);
-  for_packs(w.count, [&](int64_t i, int count) {
-    float total[kPack];
-    load_pack(w.sums, i, count, total);
+  for_quads(w.count, [&](int64_t i, int count) {
+    float total[kQuad];
+    load_quad(w.sums, i, count, total);
     if (scales) {
 #pragma unroll
-      for (int k = 0; k < kPack; ++k) total[k] = fmaf(total[k], factor, 0.0f);
+      for (int k = 0; k < kQuad; ++k) total[k] = fmaf(total[k], factor, 0.0f);
     }
-    if (w.bias != nullptr) {
-      int64_t column = i % w.n;
+    if (w.bias.data != nullptr) {
+      // Divisions of 32 bits are several times faster.
+      int64_t column =
+          (i | w.n) <= UINT32_MAX ? static_cast<uint32_t>(i) % static_cast<uint32_t>(w.n) : i % w.n;
+      float bias[kQuad];
+      if (w.n % kQuad == 0) {
+        load_quad(w.bias, column, kQuad, bias);
+      } else {
 #pragma unroll
-      for (int k = 0; k < kPack; ++k) {
-        if (k < count) total[k] += load_one(w.bias, w.bias_type, column);
-        if (++column == w.n) column = 0;
+        for (int k = 0; k < kQuad; ++k) {
+          bias[k] = load_one(w.bias.data, w.bias.dtype, column);
+          if (++column == w.n) column = 0;
+        }
       }
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) total[k] += bias[k];
     }
-    round_pack(w.rounder, random, i, total);
-    store_pack(w.out, i, count, total);
+    round_quad(w.rounder, random, i, total);
+    store_quad(w.out, i, count, total);
   });
 }
 
@@ -107,11 +115,8 @@ void matmul(Stream stream, const MatmulArgs& call) {
   finish.b_factor = data_or_null(args.b_factor);
   finish.n = n;
   finish.count = m * n;
-  if (args.bias.defined()) {
-    finish.bias = args.bias.raw();
-    finish.bias_type = args.bias.dtype();
-  }
-  launch("matmul", stream, pack_blocks(finish.count), kThreads, finish_kernel, finish);
+  if (args.bias.defined()) finish.bias = source_of(args.bias);
+  launch("matmul", stream, quad_blocks(finish.count), kThreads, finish_kernel, finish);
 }
 
 }  // namespace ulp::cuda

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-/// Rows of `width` elements, four elements a thread where `by_four`.
+/// Rows of `width` elements, four at a time where `by_four`.
 struct Gather {
   const void* in;
   DType dtype;
@@ -114,33 +114,36 @@ struct Gather {
 /// Blocks of the gather that is running that have read the state. Kernels of a device's one stream take turns.
 __device__ unsigned int gather_blocks_done = 0;
 
-__global__ void __launch_bounds__(kThreads) gather_rows_kernel(Gather w) {
-  const int64_t pack = w.by_four ? 4 : 1;
+/// One row a block at a time.
+__global__ void __launch_bounds__(kThreads) gather_rows_kernel(const __grid_constant__ Gather w) {
   const int64_t begin = w.state == nullptr ? w.begin : w.state->batch_offset;
-  const auto row_of = [&](int64_t n) {
-    return w.indices == nullptr ? begin + n : w.indices[begin + n];
-  };
-  for_elements(w.rows * w.width / pack, [&](int64_t item) {
-    const int64_t i = item * pack, row = i / w.width, column = i % w.width;
-    const int64_t from = row_of(row) * w.width + column;
-    if (!w.by_four) {
-      w.out[i] = canonical(load_one(w.in, w.dtype, from) * w.scale);
-      return;
-    }
-    float4 values;
-    if (w.dtype == DType::U8) {
-      const uchar4 bytes =
-          *reinterpret_cast<const uchar4*>(static_cast<const uint8_t*>(w.in) + from);
-      values = make_float4(bytes.x, bytes.y, bytes.z, bytes.w);
+  for (int64_t row = blockIdx.x; row < w.rows; row += gridDim.x) {
+    const int64_t from = w.indices == nullptr ? begin + row : w.indices[begin + row];
+    float* const out = w.out + row * w.width;
+    if (w.by_four && w.dtype == DType::U8) {
+      const auto* in =
+          reinterpret_cast<const uchar4*>(static_cast<const uint8_t*>(w.in) + from * w.width);
+      for (int64_t j = threadIdx.x; j < w.width / 4; j += kThreads) {
+        const uchar4 x = in[j];
+        reinterpret_cast<float4*>(out)[j] =
+            make_float4(static_cast<float>(x.x) * w.scale, static_cast<float>(x.y) * w.scale,
+                        static_cast<float>(x.z) * w.scale, static_cast<float>(x.w) * w.scale);
+      }
+    } else if (w.by_four) {
+      const auto* in =
+          reinterpret_cast<const float4*>(static_cast<const float*>(w.in) + from * w.width);
+      for (int64_t j = threadIdx.x; j < w.width / 4; j += kThreads) {
+        const float4 x = in[j];
+        reinterpret_cast<float4*>(out)[j] =
+            make_float4(canonical(x.x * w.scale), canonical(x.y * w.scale),
+                        canonical(x.z * w.scale), canonical(x.w * w.scale));
+      }
     } else {
-      values = *reinterpret_cast<const float4*>(static_cast<const float*>(w.in) + from);
+      for (int64_t j = threadIdx.x; j < w.width; j += kThreads)
+        out[j] = canonical(load_one(w.in, w.dtype, from * w.width + j) * w.scale);
     }
-    *reinterpret_cast<float4*>(w.out + i) =
-        make_float4(canonical(values.x * w.scale), canonical(values.y * w.scale),
-                    canonical(values.z * w.scale), canonical(values.w * w.scale));
-  });
-  if (w.labels != nullptr)
-    for_elements(w.rows, [&](int64_t n) { w.out_labels[n] = w.labels[row_of(n)]; });
+    if (w.labels != nullptr && threadIdx.x == 0) w.out_labels[row] = w.labels[from];
+  }
   if (w.state == nullptr) return;
   __syncthreads();  // this block has read the offset
   if (threadIdx.x == 0 && atomicInc(&gather_blocks_done, gridDim.x - 1) == gridDim.x - 1)
@@ -219,8 +222,7 @@ void gather_rows(Stream stream, const GatherRowsArgs& args) {
   }
   w.begin = args.begin;
   w.state = args.state;
-  const int64_t items = std::max(w.rows * w.width / (w.by_four ? 4 : 1), w.rows);
-  launch("gather_rows", stream, blocks_for(items, kThreads), kThreads, gather_rows_kernel, w);
+  launch("gather_rows", stream, blocks_for(w.rows, 1), kThreads, gather_rows_kernel, w);
 }
 
 void advance_step(Stream stream, const AdvanceStepArgs& args) {

@@ -1,6 +1,6 @@
 #include "core/block_map.h"
+#include "kernels/cuda/quads.cuh"
 #include "kernels/cuda/quantise_stats.cuh"
-#include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/cuda/table_tree.cuh"
 #include "kernels/kernels.h"
@@ -142,6 +142,17 @@ __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
             return round_fast<kHow>(value, w.rounder, 0, word);
         });
     });
+  });
+}
+
+/// The same for tensors so small that segments would leave most of the GPU idle.
+__global__ void __launch_bounds__(kThreads) quantise_small_kernel(const __grid_constant__ Work w) {
+  const RandomSource random = w.rounder.random();
+  for_quads(w.n, [&](int64_t i, int count) {
+    float x[kQuad];
+    load_quad(w.in, i, count, x);
+    round_quad(w.rounder, random, i, x);
+    store_quad(w.out, i, count, x);
   });
 }
 
@@ -934,8 +945,11 @@ void quantise(Stream stream, const QuantiseArgs& args) {
     auto* kernel = is_lattice(w.rounder.how)
                        ? (tell ? quantise_kernel<true> : quantise_kernel<false>)
                        : (tell ? quantise_others_kernel<true> : quantise_others_kernel<false>);
+    constexpr int64_t kSmall = int64_t{1} << 21;
     if (w.rounder.grid.kind == GridKind::Table && q.bits == RandomBits{})
       quantise_table(stream, args, w);
+    else if (w.n < kSmall && !tell && is_lattice(w.rounder.how))
+      launch("quantise", stream, quad_blocks(w.n), kThreads, quantise_small_kernel, w);
     else
       launch("quantise", stream, segment_blocks(w.n), kThreads, kernel, w);
   }

@@ -1,7 +1,7 @@
 #include <vector>
 
 #include "core/step_state.h"
-#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/quads.cuh"
 #include "kernels/functors.h"
 #include "kernels/kernels.h"
 
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ W
   while (which + 1 < w.count && w.parameters[which + 1].first_block <= block) ++which;
   const Parameter& p = w.parameters[which];
   const int32_t end = which + 1 < w.count ? w.parameters[which + 1].first_block : w.blocks;
-  const int64_t step = static_cast<int64_t>(end - p.first_block) * kThreads * kPack;
+  const int64_t step = static_cast<int64_t>(end - p.first_block) * kThreads * kQuad;
 
   const bool has_master = p.master.data != nullptr, has_momentum = p.momentum.data != nullptr;
   const functors::SgdScalars s{functors::sgd_rate(w.rates, w.rate_count, *w.updates),
@@ -55,31 +55,31 @@ __global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ W
                      weight_random = random_of(w.weight_format, p.weight_stream),
                      master_random = random_of(w.master_format, p.master_stream),
                      momentum_random = random_of(w.momentum_format, p.momentum_stream);
-  for (int64_t i = (static_cast<int64_t>(block - p.first_block) * kThreads + threadIdx.x) * kPack;
+  for (int64_t i = (static_cast<int64_t>(block - p.first_block) * kThreads + threadIdx.x) * kQuad;
        i < p.n; i += step) {
-    const int count = p.n - i < kPack ? static_cast<int>(p.n - i) : kPack;
-    float g[kPack], x[kPack], m[kPack] = {};
-    load_pack(p.grad, i, count, g);
-    load_pack(has_master ? p.master.source() : p.weight.source(), i, count, x);
-    if (has_momentum) load_pack(p.momentum.source(), i, count, m);
+    const int count = quad_count(i, p.n);
+    float g[kQuad], x[kQuad], m[kQuad] = {};
+    load_quad(p.grad, i, count, g);
+    load_quad(has_master ? p.master.source() : p.weight.source(), i, count, x);
+    if (has_momentum) load_quad(p.momentum.source(), i, count, m);
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) g[k] = g[k] * s.grad_scaling;
-    round_pack(w.grad_format, grad_random, i, g);
+    for (int k = 0; k < kQuad; ++k) g[k] = g[k] * s.grad_scaling;
+    round_quad(w.grad_format, grad_random, i, g);
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) {
+    for (int k = 0; k < kQuad; ++k) {
       const float d = functors::sgd_direction(s, x[k], g[k]);
       m[k] = has_momentum ? functors::sgd_momentum(s, m[k], d) : d;
       x[k] = functors::sgd_parameter(s, x[k], d, m[k]);
     }
     if (has_master) {
-      round_pack(w.master_format, master_random, i, x);
-      store_pack(p.master, i, count, x);
+      round_quad(w.master_format, master_random, i, x);
+      store_quad(p.master, i, count, x);
     }
-    round_pack(w.weight_format, weight_random, i, x);
-    store_pack(p.weight, i, count, x);
+    round_quad(w.weight_format, weight_random, i, x);
+    store_quad(p.weight, i, count, x);
     if (has_momentum) {
-      round_pack(w.momentum_format, momentum_random, i, m);
-      store_pack(p.momentum, i, count, m);
+      round_quad(w.momentum_format, momentum_random, i, m);
+      store_quad(p.momentum, i, count, m);
     }
   }
 }
@@ -141,7 +141,7 @@ void sgd(Stream stream, const SgdArgs& args) {
     if (p.n == 0) continue;
     p.first_block = w.blocks;
     w.parameters[w.count++] = p;
-    w.blocks += static_cast<int32_t>(pack_blocks(p.n));
+    w.blocks += static_cast<int32_t>(quad_blocks(p.n));
     if (w.count == kMost) flush();
   }
   flush();

@@ -1,0 +1,76 @@
+#pragma once
+
+// Four consecutive elements a thread: enough threads wait for memory at once even where a tensor is small, and one call of
+// Philox serves a quad. The rounding is one branch for all threads; what has no short form goes out of line.
+
+#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/segment.cuh"
+
+namespace ulp::cuda {
+
+/// Calls body(i, count) for the quads of [0, n) that are this thread's: element i is its first.
+template <class Body>
+__device__ __forceinline__ void for_quads(int64_t n, const Body& body) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kQuad;
+  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kQuad; i < n;
+       i += step)
+    body(i, quad_count(i, n));
+}
+
+inline int64_t quad_blocks(int64_t n) { return blocks_for(n, int64_t{kThreads} * kQuad); }
+
+/// x[k] = element i + k for k < count, 0 beyond. i is a multiple of four.
+__device__ __forceinline__ void load_quad(const Source& s, int64_t i, int count,
+                                          float (&x)[kQuad]) {
+  if (s.aligned && count == kQuad) {
+    if (is_float_up_to_32(s.dtype)) return load_quad(s, i, x);
+    if (s.dtype == DType::U8) {
+      const auto words = reinterpret_cast<const QuadWords<1>*>(s.data)[i / kQuad];
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) x[k] = static_cast<float>(words[k]);
+      return;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) x[k] = k < count ? load_one(s.data, s.dtype, i + k) : 0.0f;
+}
+
+/// Element i + k = y[k] for k < count; y: canonical. i is a multiple of four.
+__device__ __forceinline__ void store_quad(const Sink& s, int64_t i, int count,
+                                           const float (&y)[kQuad]) {
+  if (s.aligned && count == kQuad) return store_quad(s, i, y);
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k)
+    if (k < count) store_one(s.data, s.dtype, i + k, y[k]);
+}
+
+/// Rounds elements i … i + 3.
+__device__ __forceinline__ void round_quad(const Rounder& rounder, const RandomSource& random,
+                                           int64_t i, float (&x)[kQuad]) {
+  using How = Rounder::How;
+  const auto round = [&]<How kHow>() {
+    PhiloxWords words{};
+    if constexpr (Rounder::draws(kHow)) words = random.words(static_cast<uint64_t>(i) / kQuad);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[k] = round_fast<kHow>(x[k], rounder, 0, words.word[k]).value;
+  };
+  switch (rounder.how) {
+    case How::Copy:
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) x[k] = canonical(x[k]);
+      return;
+    case How::Nearest: return round.template operator()<How::Nearest>();
+    case How::Stochastic: return round.template operator()<How::Stochastic>();
+    case How::StochasticBounded: return round.template operator()<How::StochasticBounded>();
+    case How::NearestCut: return round.template operator()<How::NearestCut>();
+    case How::StochasticCut: return round.template operator()<How::StochasticCut>();
+    default: break;
+  }
+  PhiloxWords words{};
+  if (rounder.grid.rounding == Rounding::Stochastic)
+    words = random.words(static_cast<uint64_t>(i) / kQuad);
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) x[k] = round_any(x[k], rounder.grid, words.word[k]).value;
+}
+
+}  // namespace ulp::cuda
