@@ -50,6 +50,35 @@ Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
       });
 }
 
+/// y = f(x + b) with dx = backward(x, b, g).
+Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
+                      const ElementwiseKernel& backward, const Var& x, const Var& b,
+                      const OpFormats& f, RandomSite site) {
+  ULP_CHECK(x.value.defined() && x.shape().rank() >= 2, "{}: x must be (…, C), got {}", op,
+            x.value);
+  const int last = x.shape().rank() - 1;
+  const int64_t columns = x.shape()[last];
+  ULP_CHECK(b.value.defined() && b.shape() == Shape{columns}, "{}: b must be ({}) for x {}, got {}",
+            op, columns, x.value, b.value);
+  const RoleUse use{tape, site};
+  const Tensor xq = use.narrow(x.value, f.input, "input", last);
+  const Saved saved_x = tape.save(op, xq), saved_b = tape.save(op, b.value);
+  return tape.record(
+      op, f, {x, b}, apply(use, forward, {xq, b.value}, 0, f.output, "output"),
+      [=, &backward](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+        const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
+        const Quantizer none;
+        Tensor dx = apply(use, backward, {saved_x.get(), saved_b.get(), g}, 0,
+                          needs[1] ? none : f.grad_input, "grad_input");
+        if (!needs[1]) return {dx, {}};
+        Tensor db = Tensor::empty({columns}, dx.dtype(), dx.device());
+        kernels::sum(use.tape.stream(),
+                     {dx, db, 1, columns == 0 ? 0 : dx.numel() / columns, columns});
+        if (needs[0]) dx = use.result(dx, f.grad_input, "grad_input", last);
+        return {dx, db};
+      });
+}
+
 }  // namespace
 
 Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
@@ -127,6 +156,20 @@ Var gelu(Tape& tape, const Var& x, Gelu form, const OpFormats& f, RandomSite sit
     return activation(tape, "gelu_tanh", kernels::gelu_tanh, kernels::gelu_tanh_backward, x, f,
                       site);
   return activation(tape, "gelu", kernels::gelu, kernels::gelu_backward, x, f, site);
+}
+
+Var bias_relu(Tape& tape, const Var& x, const Var& b, const OpFormats& f, RandomSite site) {
+  return biased_activation(tape, "bias_relu", kernels::bias_relu, kernels::bias_relu_backward, x, b,
+                           f, site);
+}
+
+Var bias_gelu(Tape& tape, const Var& x, const Var& b, Gelu form, const OpFormats& f,
+              RandomSite site) {
+  if (form == Gelu::Tanh)
+    return biased_activation(tape, "bias_gelu_tanh", kernels::bias_gelu_tanh,
+                             kernels::bias_gelu_tanh_backward, x, b, f, site);
+  return biased_activation(tape, "bias_gelu", kernels::bias_gelu, kernels::bias_gelu_backward, x, b,
+                           f, site);
 }
 
 Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site) {

@@ -40,6 +40,14 @@ enum class Gelu : uint8_t { Erf, Tanh };
 Var gelu(Tape& tape, const Var& x, Gelu form = Gelu::Erf, const OpFormats& formats = {},
          RandomSite site = {});
 
+/// y = f(x + b), f an activation: one pass over x.  x: (…, C)  b: (C).  Formats: those of the activations, input rounds x only.
+/// Backward: dx = f'(x + b)·g, rounded by grad_input; db = Σ dx over the rows, of the unrounded dx, in the order of core/sum.h.
+/// Throws ulp::Error if the shapes do not fit.
+Var bias_relu(Tape& tape, const Var& x, const Var& b, const OpFormats& formats = {},
+              RandomSite site = {});
+Var bias_gelu(Tape& tape, const Var& x, const Var& b, Gelu form = Gelu::Erf,
+              const OpFormats& formats = {}, RandomSite site = {});
+
 /// y = forward(x); the gradient is rounded by `backward`, then zeroed where clamp_mask is on and the rounded value of a
 /// finite x lay beyond the format's bounds (WAGE). Groups run along the last axis.
 struct QuantizeFormats {

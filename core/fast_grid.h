@@ -32,6 +32,11 @@ struct FastGrid {
 /// Of an element-wise quantizer's grid, or of a block's grid at shift 0.
 FastGrid make_fast_grid(const Grid& grid);
 
+/// Finite values never become NaN.
+inline bool stays_a_number(const FastGrid& g) {
+  return g.overflow <= kInfinityBits && (g.overflow ^ g.overflow_flip) <= kInfinityBits;
+}
+
 /// The grid of a power-of-two block is that of shift 0 times 2^shift: what set_block makes of amax, for all rules in one form.
 struct BlockShift {
   float multiplier = 1;                     // of amax; not 1 where the quotient amax / max decides
@@ -97,22 +102,45 @@ ULP_HD uint32_t spacing_field(uint32_t a, const FastGrid& g, uint32_t up) {
   return above < high ? above : high;
 }
 
+/// A power of two with this exponent field, times 2^(by >> 23): exact. GPUs multiply at twice the rate at which they add integers.
+ULP_HD float raised(uint32_t field, uint32_t by) {
+#if defined(__CUDA_ARCH__)
+  return float_of(field) * float_of(by + (127u << 23));
+#else
+  return float_of(field + by);
+#endif
+}
+
 template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float nearest_spaced(float x, const FastGrid& g, int32_t shift, bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
   // Adding 2^(23 + quantum) leaves the sum no bits below the quantum, and the addition rounds to nearest even.
-  const float magic = float_of(spacing_field(a, g, up) + (g.spread << 23));
+  const float magic = raised(spacing_field(a, g, up), g.spread << 23);
   const float y = (float_of(a) + magic) - magic;
   return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
 
 /// A share of 2^32 as the number of words below it. Beyond the bounds a share is negative, huge or NaN, and the result does
-/// not matter; but it must convert. Patterns are bounded as integers, in one instruction each.
+/// not matter; but it must convert. Patterns are bounded as integers, in one instruction each; a GPU's conversion saturates.
 ULP_HD uint32_t draw_threshold(float part) {
+#if defined(__CUDA_ARCH__)
+  return __float2uint_rz(part);
+#else
   constexpr int32_t kMost = 0x4F7FFFFF;  // the float before 2^32
   const int32_t pattern = min_of(max_of(static_cast<int32_t>(bits_of(part)), 0), kMost);
   return static_cast<uint32_t>(float_of(static_cast<uint32_t>(pattern)));
+#endif
+}
+
+/// ⌊a / quantum⌋ · quantum for magic = 2^23 · quantum > a ≥ 0; something beyond 2^23 quanta for larger a.
+ULP_HD float floor_to(float a, float magic, [[maybe_unused]] float quantum) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rz(a, magic) - magic;
+#else
+  const float near = (a + magic) - magic;
+  return near > a ? near - quantum : near;
+#endif
 }
 
 template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
@@ -120,12 +148,13 @@ ULP_HD float stochastic_spaced(float x, const FastGrid& g, int32_t shift, uint32
                                bool& clamped) {
   const uint32_t up = static_cast<uint32_t>(shift) << 23;
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
-  const uint32_t place = spacing_field(a, g, up) + (g.spread << 23);  // of 2^(23 + quantum)
-  const float magic = float_of(place), quantum = float_of(place - (23u << 23));
-  const float near = (float_of(a) + magic) - magic;
-  const float whole = near > float_of(a) ? near - quantum : near;
+  const uint32_t field = spacing_field(a, g, up);
+  const float magic = raised(field, g.spread << 23);  // 2^(23 + quantum)
+  const float quantum = raised(field, (g.spread - 23u) << 23);
+  const float whole = floor_to(float_of(a), magic, quantum);
   // ⌊(|x| − whole) / quantum · 2^32⌋
-  const float part = (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u) << 23) - place);
+  const float part =
+      (float_of(a) - whole) * float_of(((2u * 127u + 23u + 32u - g.spread) << 23) - field);
   const float y = random < draw_threshold(part) ? whole + quantum : whole;
   return settle<kBounds, kSpecials>(bits, a, bits_of(y), g, up, clamped);
 }
@@ -141,8 +170,9 @@ ULP_HD float nearest_cut(float x, const FastGrid& g, bool& clamped) {
 template <FastGrid::Bounds kBounds, Specials kSpecials = Specials::Possible>
 ULP_HD float stochastic_cut(float x, const FastGrid& g, uint32_t random, bool& clamped) {
   const uint32_t bits = bits_of(x), a = bits & ~kSignBit;
-  const bool rises = random < a << (32 - g.spread);
-  const uint32_t y = (a & (~0u << g.spread)) + (rises ? 1u << g.spread : 0u);
+  // What is cut off, r, rises where random < r·2^(32−spread): where r and the complement of the word's first bits carry.
+  const uint32_t complement = ~(~0u << g.spread) - (random >> (32 - g.spread));
+  const uint32_t y = (a + complement) & (~0u << g.spread);
   return settle<kBounds, kSpecials>(bits, a, y, g, 0, clamped);
 }
 

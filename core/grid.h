@@ -311,7 +311,8 @@ ULP_HD float quantise_posit(float x, const Grid& grid, Rounding mode, uint32_t r
     case Rounding::Stochastic: {
       uint32_t t = rest << ((32 - cut.shift) & 31);
       if (uneven != nullptr) {
-        *uneven = cut.shift > 23;
+        *uneven = (static_cast<int>(cut.shift > 23) & static_cast<int>(cut.k < n - 2) &
+                   static_cast<int>(cut.k >= 2 - n)) != 0;
       } else if (cut.shift > 23) {
         const uint32_t low = cut.pattern - rest;
         t = fraction_between(float_of(a), float_of(low - 0x00800000u),

@@ -95,6 +95,29 @@ struct GeluTanhBackward {
   }
 };
 
+/// f(x + b), and its gradient toward x + b: f'(x + b)·g.
+template <class Activation>
+struct AfterBias {
+  template <class T>
+  ULP_HD T operator()(T x, T b, T alpha) const {
+    return Activation{}(x + b, alpha);
+  }
+};
+template <class Backward>
+struct AfterBiasBackward {
+  template <class T>
+  ULP_HD T operator()(T x, T b, T g, T alpha) const {
+    return Backward{}(x + b, g, alpha);
+  }
+};
+
+using BiasRelu = AfterBias<Relu>;
+using BiasReluBackward = AfterBiasBackward<ReluBackward>;
+using BiasGelu = AfterBias<Gelu>;
+using BiasGeluBackward = AfterBiasBackward<GeluBackward>;
+using BiasGeluTanh = AfterBias<GeluTanh>;
+using BiasGeluTanhBackward = AfterBiasBackward<GeluTanhBackward>;
+
 /// mask (1 where clamped), g: 0 where clamped.
 struct MaskGradient {
   template <class T>

@@ -4,6 +4,19 @@
 
 namespace ulp {
 
+kernels::Reach kernels::reach_of(const char* kernel, Stream stream, const Tensor& in,
+                                 const Tensor& out) {
+  const Shape& shape = out.shape();
+  Reach reach = Reach::All;
+  if (in.numel() == 1)
+    reach = Reach::One;
+  else if (in.shape() != shape && in.rank() == 1 && shape.rank() > 1 &&
+           in.numel() == shape[shape.rank() - 1])
+    reach = Reach::Row;
+  check_kernel_tensor(kernel, stream, in, reach == Reach::All ? shape : in.shape());
+  return reach;
+}
+
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,
                          const Shape& shape) {
   ULP_CHECK(tensor.defined(), "{}: a tensor of shape {} is missing", kernel, shape);

@@ -117,7 +117,7 @@ struct ScaledAddArgs {
 };
 
 /// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha), then `output` (element-wise only) rounds it. in: any float, as many
-/// as f takes. A one-element input serves every i.
+/// as f takes. A one-element input serves every i, one of shape (C) every row of an out (…, C) of another shape.
 struct ElementwiseArgs {
   std::array<Tensor, 3> in;
   Tensor out;
@@ -275,6 +275,12 @@ struct Kernel {
   X(gelu_backward, GeluBackward, 2)                     \
   X(gelu_tanh, GeluTanh, 1)                             \
   X(gelu_tanh_backward, GeluTanhBackward, 2)            \
+  X(bias_relu, BiasRelu, 2)                               \
+  X(bias_relu_backward, BiasReluBackward, 3)              \
+  X(bias_gelu, BiasGelu, 2)                               \
+  X(bias_gelu_backward, BiasGeluBackward, 3)              \
+  X(bias_gelu_tanh, BiasGeluTanh, 2)                      \
+  X(bias_gelu_tanh_backward, BiasGeluTanhBackward, 3)     \
   X(mask_gradient, MaskGradient, 2)
 // clang-format on
 
@@ -304,6 +310,12 @@ namespace kernels {
 #define ULP_KERNEL_NAME(name, ...) #name,
 inline constexpr const char* kAllNames[] = {ULP_KERNELS(ULP_KERNEL_NAME)
                                                 ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)};
+
+/// Which elements of an input meet element i of an element-wise kernel's output: its only one, its own i, or that of i's
+/// column.
+enum class Reach : uint8_t { One, All, Row };
+/// Throws unless `in` is contiguous, on the stream's device and of a shape that ElementwiseArgs allows.
+Reach reach_of(const char* kernel, Stream stream, const Tensor& in, const Tensor& out);
 
 /// The tensor itself if it is contiguous, else a contiguous copy.
 inline Tensor contiguous(Stream stream, const Tensor& tensor) {

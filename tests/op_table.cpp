@@ -17,6 +17,10 @@ std::vector<std::vector<Shape>> binary_shapes() {
   return all;
 }
 
+std::vector<std::vector<Shape>> biased_shapes() {
+  return {{{1, 1}, {1}}, {{0, 3}, {3}}, {{3, 5}, {5}}, {{2, 3, 8}, {8}}, {{17, 33}, {33}}};
+}
+
 Tensor labels_for(int64_t n, int64_t classes, Device device) {
   std::vector<int32_t> labels;
   for (int64_t i = 0; i < n; ++i) labels.push_back(static_cast<int32_t>((i * 7 + 3) % classes));
@@ -108,6 +112,33 @@ const std::vector<OpRow>& op_table() {
        activation,
        -5,
        5},
+      {"bias_relu",
+       {"bias_relu", "bias_relu_backward", "sum"},
+       biased_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::bias_relu(t, in[0], in[1], f, site);
+       },
+       activation,
+       0.1,
+       2},
+      {"bias_gelu",
+       {"bias_gelu", "bias_gelu_backward", "sum"},
+       biased_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::bias_gelu(t, in[0], in[1], ops::Gelu::Erf, f, site);
+       },
+       activation,
+       -3,
+       3},
+      {"bias_gelu_tanh",
+       {"bias_gelu_tanh", "bias_gelu_tanh_backward", "sum"},
+       biased_shapes(),
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::bias_gelu(t, in[0], in[1], ops::Gelu::Tanh, f, site);
+       },
+       activation,
+       -3,
+       3},
       {"quantize",
        {"quantise", "mask_gradient"},
        unary_shapes(),

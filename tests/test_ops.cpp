@@ -261,16 +261,25 @@ TEST_SUITE("ops") {
         OpFormats f;
         f.input = f.grad_output_dx = Quantizer::parse(a);
         f.output = f.grad_input = Quantizer::parse("e5m2:sr");
-        const std::vector<Tensor> in = {random_tensor({17, 33}, -3, 3, 8)};
+        std::vector<Tensor> in = {random_tensor({17, 33}, -3, 3, 8)};
+        const bool biased = row.shapes[0].size() == 2;  // the bias and its gradient are not rounded
+        if (biased) in.push_back(random_tensor({33}, -1, 1, 9));
         const Pass pass = run_row(row, run, in, f);
         // The plain op at the quantised input, with the quantised cotangent.
         Tape tape(run);
         const Var x = tape.leaf(by_role(run, in[0], f.input, "input", 1));
-        const Var y = row.build(tape, std::vector<Var>{x}, {});
+        std::vector<Var> vars = {x};
+        if (biased) vars.push_back(tape.leaf(in[1]));
+        const Var y = row.build(tape, vars, {});
         tape.backward(y, by_role(run, random_tensor({17, 33}, -1, 1, 99), f.grad_output_dx,
                                  "grad_output_dx", 1));
         CHECK(same_bits(pass.y, by_role(run, y.value, f.output, "output", 1)));
         CHECK(same_bits(pass.grads[0], by_role(run, tape.grad(x), f.grad_input, "grad_input", 1)));
+        if (biased) CHECK(same_bits(pass.grads[1], tape.grad(vars[1])));
+        if (!biased || std::string(row.name) != "bias_relu") continue;
+        Tensor sums = Tensor::empty({33}, DType::F32, kCpu);
+        kernels::sum(run.stream(), {tape.grad(x), sums, 1, 17, 33});
+        CHECK(same_bits(pass.grads[1], sums));
       }
     }
   }

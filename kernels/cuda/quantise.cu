@@ -90,6 +90,22 @@ __device__ __forceinline__ void round_fast_segment(const RandomSource& random, i
   }
 }
 
+/// x[e / kQuad][e % kQuad] = round_one(x, its index) for the bits e of `which`: for the few that a short form leaves alone.
+template <class RoundOne>
+__device__ __forceinline__ void round_rest(uint32_t which, int64_t begin, Segment& x,
+                                           const RoundOne& round_one) {
+  if (which == 0) return;
+  float values[kRows * kQuad];
+#pragma unroll
+  for (int e = 0; e < kRows * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
+  for (; which != 0; which &= which - 1) {
+    const int e = __ffs(static_cast<int>(which)) - 1;
+    values[e] = round_one(values[e], quad_at(begin, e / kQuad) + e % kQuad);
+  }
+#pragma unroll
+  for (int e = 0; e < kRows * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
+}
+
 /// Loads, rounds by `round(begin, x, clamped)` and stores the segments that are this warp's. kTell: there are a mask, or
 /// statistics, or both.
 template <bool kTell, class Round>
@@ -126,21 +142,40 @@ __device__ __forceinline__ void quantise_segments(const Work& w, const Round& ro
   if (kTell && w.stats.total != nullptr) counts.finish(w.stats.total);
 }
 
+/// Neither Inf nor NaN among them. Sums of products with zero need no comparison for each.
+__device__ __forceinline__ bool all_finite(const Segment& x) {
+  float zero = 0;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j)
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) zero = fmaf(x[j][k], 0.0f, zero);
+  return zero == 0;
+}
+
 /// Lattices in short form; nothing here calls a function with the segment in registers.
 template <bool kTell>
 __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
     quantise_kernel(const __grid_constant__ Work w) {
   using How = Rounder::How;
+  using fast::Specials;
   const RandomSource random = w.rounder.random();
   quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    const auto round = [&]<How kHow, Specials kSpecials>() {
+      round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
+        if constexpr (kHow == How::Copy)
+          return Rounded{canonical(value), false};
+        else
+          return round_fast<kHow, kSpecials>(value, w.rounder, 0, word);
+      });
+    };
+    const bool numbers = w.rounder.stays_a_number && __all_sync(kFullWarp, all_finite(x));
     for_how(w.rounder.how, [&]<How kHow>() {
-      if constexpr (is_lattice(kHow))
-        round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
-          if constexpr (kHow == How::Copy)
-            return Rounded{canonical(value), false};
-          else
-            return round_fast<kHow>(value, w.rounder, 0, word);
-        });
+      if constexpr (is_lattice(kHow)) {
+        if (kHow != How::Copy && numbers)
+          round.template operator()<kHow, Specials::Absent>();
+        else
+          round.template operator()<kHow, Specials::Possible>();
+      }
     });
   });
 }
@@ -163,36 +198,45 @@ __global__ void __launch_bounds__(kThreads, 2)
   using How = Rounder::How;
   const RandomSource random = w.rounder.random();
   quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
-    const auto round = [&]<How kHow>() {
-      round_fast_segment<kHow>(random, begin, x, clamped, [&](int, float value, uint32_t word) {
-        return round_fast<kHow>(value, w.rounder, 0, word);
+    if (w.rounder.how == How::NearestPosit) {
+      round_fast_segment<How::NearestPosit>(
+          random, begin, x, clamped, [&](int, float value, uint32_t word) {
+            return round_fast<How::NearestPosit>(value, w.rounder, 0, word);
+          });
+    } else if (w.rounder.how == How::StochasticPosit) {
+      uint32_t rest = 0, bit = 1;
+      round_fast_segment<How::StochasticPosit>(
+          random, begin, x, clamped, [&](int, float value, uint32_t word) {
+            Rounded r;
+            bool uneven = false;
+            r.value = quantise_posit(value, w.rounder.grid, Rounding::Stochastic, word, &r.clamped,
+                                     &uneven);
+            rest |= uneven ? bit : 0u;
+            bit <<= 1;
+            r.value = uneven ? value : r.value;
+            return r;
+          });
+      round_rest(rest, begin, x, [&](float value, int64_t i) {
+        return round_any(value, w.rounder.grid, random.word(static_cast<uint64_t>(i))).value;
       });
-    };
-    if (w.rounder.how == How::NearestPosit)
-      round.template operator()<How::NearestPosit>();
-    else if (w.rounder.how == How::StochasticPosit)
-      round.template operator()<How::StochasticPosit>();
-    else
+    } else {
       round_slowly(w.rounder, random, begin, x, clamped, [&](int, float value, uint32_t word) {
         return round_any(value, w.rounder.grid, word);
       });
+    }
   });
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
-__device__ __noinline__ bool draws_up(uint32_t word, float x, float low, float high) {
-  return word < fraction_between(x, low, high);
-}
-
-/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, unless the word lies so close to it
-/// that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the word's own.
-__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word) {
+/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, and is not `sure` where the word lies
+/// so close to it that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the
+/// word's own.
+__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word,
+                                               bool& sure) {
   const float gap = high - low, drawn = static_cast<float>(word);
   const float fraction = __fdividef(x - low, gap) * 0x1p32f;
-  bool up = drawn < fraction;
-  const bool sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
-  if (!sure) up = draws_up(word, x, low, high);
-  return up ? high : low;
+  sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
+  return drawn < fraction ? high : low;
 }
 
 template <bool kStochastic, bool kTell>
@@ -202,6 +246,7 @@ __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
   const RandomSource random = w.rounder.random();
   const float lowest = tree.numbers[0], highest = tree.numbers[tree.size - 1];
   quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    uint32_t rest = 0;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       int32_t found[kQuad];
@@ -214,14 +259,22 @@ __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
         const float value = x[j][k];
         const int32_t at = kStochastic ? min(found[k], tree.size - 2) : found[k];
         float y = tree.numbers[at];
-        if (kStochastic) y = drawn_between(value, y, tree.numbers[at + 1], words.word[k]);
-        y = value <= lowest ? lowest : value >= highest ? highest : y;
+        bool sure = true;
+        if (kStochastic) y = drawn_between(value, y, tree.numbers[at + 1], words.word[k], sure);
+        const bool below = value <= lowest, above = value >= highest;
+        y = below ? lowest : above ? highest : y;
         const bool finite = (bits_of(value) & ~kSignBit) < kInfinityBits;
         const bool beyond = finite && (value < lowest || value > highest);
-        x[j][k] = finite ? y : float_of(kNanBits);
+        sure = sure || below || above || !finite;
+        x[j][k] = !sure ? value : finite ? y : float_of(kNanBits);
+        if (kStochastic) rest |= sure ? 0u : 1u << (kQuad * j + k);
         clamped[j] |= static_cast<uint32_t>(beyond) << k;
       }
     }
+    if (kStochastic)
+      round_rest(rest, begin, x, [&](float value, int64_t i) {
+        return round_any(value, w.rounder.grid, random.word(static_cast<uint64_t>(i))).value;
+      });
   });
 }
 
@@ -341,6 +394,11 @@ __device__ __forceinline__ bool is_fast(const FastGrid& fast, uint32_t amax, int
   return amax < kInfinityBits && shift >= fast.least_shift && shift <= fast.most_shift;
 }
 
+/// No element of a block with this largest magnitude becomes Inf or NaN on its way to its grid, or NaN behind it.
+__device__ __forceinline__ bool stays_finite(uint32_t amax, const BlockScale& scale, float last) {
+  return float_of(amax) * scale.before < 0x1p126f && fmaf(scale.after, 0.0f, last * 0.0f) == 0.0f;
+}
+
 /// One value on the grid of its block, from the definition.
 __device__ __noinline__ Rounded round_in_block(float x, const Grid& element, const BlockRule& rule,
                                                uint32_t amax, uint32_t random) {
@@ -426,6 +484,7 @@ __global__ void __launch_bounds__(kThreads, kScaled || kTell ? 2 : 3)
           scales.before[j] = scale.before;
           scales.after[j] = scale.after;
           scales.last[j] = scaling.last(scale);
+          fast = fast && stays_finite(amax[j], scale, scales.last[j]);
           const int64_t i = quad_at(begin, j);
           if (factors != nullptr && i < w.n && i % blocks.run == 0)
             factors[i / blocks.run] = scale.factor;
@@ -448,11 +507,12 @@ __global__ void __launch_bounds__(kThreads, kScaled || kTell ? 2 : 3)
         });
       } else if constexpr (is_lattice(kHow) && kHow != How::Copy) {
         round_fast_segment<kHow>(random, begin, x, clamped, [&](int j, float value, uint32_t word) {
+          using fast::Specials;
           if constexpr (!kScaled)
-            return round_fast<kHow, fast::Specials::Absent>(value, w.rounder, scales.shift[j],
-                                                            word);
-          Rounded r = round_fast<kHow>(value * scales.before[j], w.rounder, scales.shift[j], word);
-          r.value = canonical(r.value * scales.after[j] * scales.last[j]);
+            return round_fast<kHow, Specials::Absent>(value, w.rounder, scales.shift[j], word);
+          Rounded r = round_fast<kHow, Specials::Absent>(value * scales.before[j], w.rounder,
+                                                         scales.shift[j], word);
+          r.value = r.value * scales.after[j] * scales.last[j];
           return r;
         });
       }

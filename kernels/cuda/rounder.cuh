@@ -23,7 +23,8 @@ struct Rounder {
   };
   How how = How::Copy;
   Grid grid{};
-  FastGrid fast{};  // of blocks: at shift 0
+  FastGrid fast{};              // of blocks: at shift 0
+  bool stays_a_number = false;  // the short form makes no NaN of finite values
   RandomKey key{};
 
   /// Draws plainly: one word an element, all of it.
@@ -51,6 +52,7 @@ inline Rounder make_rounder(Device device, const Quantizer& quantizer, const Ran
   if (rounder.grid.kind == GridKind::Table)
     rounder.grid.table = table_on(device, quantizer.format.table);
   rounder.fast = make_fast_grid(fast_of);
+  rounder.stays_a_number = stays_a_number(rounder.fast);
   const bool stochastic = quantizer.rounding == Rounding::Stochastic;
   const bool plain = rounder.fast.bounds == FastGrid::Bounds::Plain;
   if (rounder.fast.form == FastGrid::Form::Spaced)
@@ -118,7 +120,7 @@ __device__ __forceinline__ Rounded round_fast(float x, const Rounder& rounder, i
   } else {
     bool uneven = false;
     r.value = quantise_posit(x, rounder.grid, Rounding::Stochastic, random, &r.clamped, &uneven);
-    if (uneven && x != 0) r = round_any(x, rounder.grid, random);
+    if (uneven) r = round_any(x, rounder.grid, random);
   }
   return r;
 }

@@ -52,9 +52,6 @@ struct QuadWords<4> {
   __device__ uint32_t operator[](int k) const {
     return k == 0 ? words.x : k == 1 ? words.y : k == 2 ? words.z : words.w;
   }
-  __device__ static QuadWords of(const uint32_t (&w)[kQuad]) {
-    return {make_uint4(w[0], w[1], w[2], w[3])};
-  }
 };
 template <>
 struct QuadWords<2> {
@@ -62,18 +59,60 @@ struct QuadWords<2> {
   __device__ uint32_t operator[](int k) const {
     return (k < 2 ? words.x : words.y) >> (16 * (k % 2)) & 0xFFFFu;
   }
-  __device__ static QuadWords of(const uint32_t (&w)[kQuad]) {
-    return {make_uint2(w[0] | w[1] << 16, w[2] | w[3] << 16)};
-  }
 };
 template <>
 struct QuadWords<1> {
   uint32_t words;
   __device__ uint32_t operator[](int k) const { return words >> (8 * k) & 0xFFu; }
-  __device__ static QuadWords of(const uint32_t (&w)[kQuad]) {
-    return {w[0] | w[1] << 8 | w[2] << 16 | w[3] << 24};
-  }
 };
+
+/// Two values that fp16 holds, `low` in the lower half.
+__device__ __forceinline__ uint32_t half_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+/// Takes `less` from the lanes of w that are all ones below their sign. kTop: the signs, kShift above kOnes.
+template <uint32_t kTop, uint32_t kOnes, int kShift>
+__device__ __forceinline__ uint32_t replace_nan(uint32_t w, uint32_t less) {
+  const uint32_t is_nan = ((w & ~kTop) + kOnes) & kTop;  // all ones below the sign carry into it
+  return w - (is_nan >> kShift) * less;
+}
+
+/// The bytes of four values that the type holds exactly; y: canonical. The conversions of the hardware are exact then, and have
+/// their own NaN, which has all ones below the sign.
+template <DType kType>
+__device__ __forceinline__ QuadWords<size_of(kType)> encode_quad(const float (&y)[kQuad]) {
+  if constexpr (kType == DType::F32) {
+    return {make_uint4(bits_of(y[0]), bits_of(y[1]), bits_of(y[2]), bits_of(y[3]))};
+  } else if constexpr (kType == DType::BF16) {
+    return {make_uint2(__byte_perm(bits_of(y[0]), bits_of(y[1]), 0x7632),
+                       __byte_perm(bits_of(y[2]), bits_of(y[3]), 0x7632))};
+  } else if constexpr (kType == DType::F16) {
+    const auto halves = [](float low, float high) {  // 0x7FFF → 0x7E00
+      return replace_nan<0x80008000u, 0x00010001u, 15>(half_pair(low, high), 0x1FFu);
+    };
+    return {make_uint2(halves(y[0], y[1]), halves(y[2], y[3]))};
+  } else if constexpr (kType == DType::F8E5M2) {
+    // e5m2 is the upper half of fp16. 0x7F → 0x7E
+    const uint32_t bytes = __byte_perm(half_pair(y[0], y[1]), half_pair(y[2], y[3]), 0x7531);
+    return {replace_nan<0x80808080u, 0x01010101u, 7>(bytes, 1u)};
+  } else {
+    static_assert(kType == DType::F8E4M3);
+#if __CUDA_ARCH__ >= 890
+    uint16_t low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(y[1]), "f"(y[0]));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(y[3]), "f"(y[2]));
+    return {static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16};
+#else
+    uint32_t words[kQuad];
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) words[k] = float_to_e4m3(y[k]);
+    return {words[0] | words[1] << 8 | words[2] << 16 | words[3] << 24};
+#endif
+  }
+}
 
 /// Four neighbours of an aligned array; i is a multiple of four.
 __device__ __forceinline__ void load_quad(const Source& s, int64_t i, float (&x)[kQuad]) {
@@ -86,12 +125,7 @@ __device__ __forceinline__ void load_quad(const Source& s, int64_t i, float (&x)
 }
 __device__ __forceinline__ void store_quad(const Sink& s, int64_t i, const float (&y)[kQuad]) {
   for_type(s.dtype, [&]<DType kType>() {
-    using Words = QuadWords<size_of(kType)>;
-    uint32_t words[kQuad];
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k)
-      words[k] = kType == DType::F32 ? bits_of(y[k]) : encode(y[k], kType);
-    reinterpret_cast<Words*>(s.data)[i / kQuad] = Words::of(words);
+    reinterpret_cast<QuadWords<size_of(kType)>*>(s.data)[i / kQuad] = encode_quad<kType>(y);
   });
 }
 
@@ -148,16 +182,10 @@ __device__ __forceinline__ void store_segment(const Sink& s, int64_t begin, int6
   }
   for_type(s.dtype, [&]<DType kType>() {
     constexpr int kBytes = size_of(kType);
-    using Words = QuadWords<kBytes>;
     char* at = static_cast<char*>(s.data) + quad_at(begin, 0) * kBytes;
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      uint32_t words[kQuad];
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k)
-        words[k] = kType == DType::F32 ? bits_of(y[j][k]) : encode(y[j][k], kType);
-      *reinterpret_cast<Words*>(at + j * kRow * kBytes) = Words::of(words);
-    }
+    for (int j = 0; j < kRows; ++j)
+      *reinterpret_cast<QuadWords<kBytes>*>(at + j * kRow * kBytes) = encode_quad<kType>(y[j]);
   });
 }
 

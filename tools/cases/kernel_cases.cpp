@@ -1039,11 +1039,12 @@ void check_sgd(Comparison& compare) {
 
 void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kernel, size_t inputs) {
   const Pair state = step_state(compare, some_step());
+  // The first input once more is the third, where there is one.
   const auto once = [&](const std::array<Pair, 2>& in, const Pair& out, const char* format,
                         double alpha) {
     compare.run(kernel, [&](Side d) {
       ElementwiseArgs args;
-      for (size_t k = 0; k < inputs; ++k) args.in[k] = in[k].on(d);
+      for (size_t k = 0; k < inputs; ++k) args.in[k] = in[k % 2].on(d);
       args.out = out.on(d);
       args.alpha = alpha;
       args.output = Quantizer::parse(format);
@@ -1077,6 +1078,17 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
         const Pair one = compare.input({1}, b, Domain::Modest, 125);  // serves every element
         once({x, one}, compare.output({1003}, store), format, 1.5);
         once({one, y}, compare.output({1003}, store), format, 1.5);
+      }
+  for (const Shape& shape : {Shape{33, 65}, Shape{3, 5, 12}, Shape{7, 1024}})
+    for (const DType b : {DType::F32, DType::BF16, DType::F8E4M3})
+      for (const char* format : {"fp32", "e5m2:sr"}) {
+        if (inputs < 2 || !compare.takes(shape.numel())) continue;
+        const Pair row = compare.input({shape[shape.rank() - 1] + 1}, b, Domain::Modest, 128),
+                   all = compare.input(shape, DType::F32, Domain::Hard, 129);
+        const DType store = storage_type(Quantizer::parse(format));
+        once({all, compare.input({shape[shape.rank() - 1]}, b, Domain::Modest, 130)},
+             compare.output(shape, store), format, 1.5);
+        once({all, unaligned(row)}, compare.output(shape, store), format, 1.5);
       }
   // In place.
   const Pair x = compare.input({2051}, DType::F32, Domain::Hard, 126);
