@@ -31,7 +31,11 @@ inline constexpr float kMaxFloat = 3.40282346638528859811704183484516925e+38f;
 
 /// condition ? a : b without a branch, so that loops around it vectorise.
 ULP_HD uint32_t select_bits(bool condition, uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return condition ? a : b;  // one instruction there
+#else
   return b ^ ((a ^ b) & (0u - static_cast<uint32_t>(condition)));
+#endif
 }
 
 ULP_HD int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }

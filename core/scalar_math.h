@@ -30,7 +30,8 @@ ULP_HD float exp_of(float x) {
   const float bounded = choose(x < -104.0f, -104.0f, choose(x > 89.0f, 89.0f, x));
   const float safe = choose(x == x, bounded, 0.0f);
   const float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
-  const float n = (safe * 0x1.715476p+0f + magic) - magic;
+  const float near = safe * 0x1.715476p+0f + magic;
+  const float n = near - magic;
   const float r = fma_of(n, -1.42860682030941723e-6f, fma_of(n, -0x1.62e4p-1f, safe));
   float p = 0x1.6db4e4p-10f;
   p = fma_of(p, r, 0x1.123be0p-7f);
@@ -38,9 +39,11 @@ ULP_HD float exp_of(float x) {
   p = fma_of(p, r, 0x1.55548ep-3f);
   p = fma_of(p, r, 0.5f);
   const float e = fma_of(p * r, r, r) + 1.0f;
-  const int32_t exponent = static_cast<int32_t>(n);
-  const int32_t half = exponent >> 1;
-  const float y = (e * pow2(half)) * pow2(exponent - half);
+  const int32_t exponent = static_cast<int32_t>(bits_of(near) - bits_of(magic));  // n
+  const int32_t half = exponent >> 1;  // both halves are exponents of normal numbers
+  const float low = float_of(static_cast<uint32_t>(half + 127) << 23),
+              high = float_of(static_cast<uint32_t>(exponent - half + 127) << 23);
+  const float y = (e * low) * high;
   return choose(x == x, y, float_of(kNanBits));
 }
 ULP_HD double exp_of(double x) { return ::exp(x); }

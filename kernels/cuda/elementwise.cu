@@ -28,34 +28,43 @@ __device__ __forceinline__ float call(float a, float b, float c, float alpha) {
     return Functor{}(a, b, c, alpha);
 }
 
-/// Element i + k of rows that are all the same; loaded out of line unless quads lie in rows.
-__device__ __forceinline__ void load_row(const Source& row, int64_t columns, int64_t i, int count,
-                                         float (&values)[kQuad]) {
-  const int64_t at = i <= UINT32_MAX && columns <= UINT32_MAX
-                         ? static_cast<uint32_t>(i) % static_cast<uint32_t>(columns)
-                         : i % columns;
-  if (columns % kQuad == 0) return load_quad(row, at, count, values);
-#pragma unroll
-  for (int k = 0; k < kQuad; ++k)
-    values[k] = k < count ? load_one(row.data, row.dtype, (at + k) % columns) : 0.0f;
-}
+/// Where a thread's next quad lies in rows that are all the same. One division, then additions.
+struct Column {
+  int64_t at, step, columns;
 
-__device__ __forceinline__ void load_input(const Source& in, Reach reach, int64_t columns,
+  __device__ Column(int64_t row_length)
+      : at(0), step(static_cast<int64_t>(gridDim.x) * kThreads * kQuad), columns(row_length) {
+    if (columns == 0) return;
+    at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kQuad % columns;
+    step %= columns;
+  }
+  __device__ __forceinline__ void next() {
+    at += step;
+    if (at >= columns) at -= columns;
+  }
+};
+
+__device__ __forceinline__ void load_input(const Source& in, Reach reach, const Column& column,
                                            int64_t i, int count, float (&values)[kQuad]) {
   if (reach == Reach::All) return load_quad(in, i, count, values);
-  if (reach == Reach::Row) return load_row(in, columns, i, count, values);
-  const float value = load_one(in.data, in.dtype, 0);
+  if (reach == Reach::Row && column.columns % kQuad == 0)
+    return load_quad(in, column.at, count, values);
 #pragma unroll
-  for (int k = 0; k < kQuad; ++k) values[k] = value;
+  for (int k = 0; k < kQuad; ++k)
+    values[k] = reach == Reach::One ? load_one(in.data, in.dtype, 0)
+                : k < count         ? load_one(in.data, in.dtype, (column.at + k) % column.columns)
+                                    : 0.0f;
 }
 
 template <class Functor, int kInputs>
 __global__ void __launch_bounds__(kThreads) elementwise_kernel(const __grid_constant__ Work w) {
   const RandomSource random = w.rounder.random();
+  Column column(w.columns);
   for_quads(w.n, [&](int64_t i, int count) {
     float x[kMostInputs][kQuad] = {};
 #pragma unroll
-    for (int k = 0; k < kInputs; ++k) load_input(w.in[k], w.reach[k], w.columns, i, count, x[k]);
+    for (int k = 0; k < kInputs; ++k) load_input(w.in[k], w.reach[k], column, i, count, x[k]);
+    column.next();
 #pragma unroll
     for (int k = 0; k < kQuad; ++k)
       x[0][k] = call<Functor, kInputs>(x[0][k], x[1][k], x[2][k], w.alpha);

@@ -39,10 +39,10 @@ struct Coding {
 
   // Short forms. A float's magnitude below `limit` is finite; `drop` bits of fp32's fraction are none of its own.
   bool is_short;
-  uint32_t limit, least_normal;
+  uint32_t limit;
   int32_t drop;
-  float unit;          // Float: turns fp32's exponents into the format's
-  float inverse_unit;  // Integer: 2^−quantum
+  float unit,
+      inverse_unit;  // turn fp32's exponents into the format's, integers into numbers, and back
 };
 
 struct ScaleOf {
@@ -127,134 +127,141 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- short forms ----------------------------------------------------------------------------------------------------
-/// The code of an element; `is_exact` becomes false if there is none, or the definition has to tell.
-__device__ __forceinline__ uint32_t short_float_code(const Coding& c, float x, bool& is_exact) {
-  const uint32_t a = bits_of(x) & ~kSignBit;
-  // Below the least normal number, adding it turns the code into the fraction of a number with its exponent.
-  const float least = float_of(c.least_normal);
-  const bool subnormal = a < c.least_normal;
-  const float moved = float_of(a) + least;
-  const uint32_t pattern = subnormal ? bits_of(moved) : a + (1u << 23);
-  const uint32_t magnitude = (pattern - c.least_normal) >> c.drop;
-  const bool kept = !subnormal || moved - least == float_of(a);
-  is_exact = is_exact && kept && (pattern & ((1u << c.drop) - 1u)) == 0 && magnitude < c.limit;
-  return magnitude | (bits_of(x) >> 31) * c.rule.sign;
+/// The scale of a quad's block, and what divides by it.
+struct QuadScale {
+  float scale, inverse;
+};
+
+/// The code of x: scaled so that fp32's fields are the format's, then rounded, because 1 / scale may be rounded. `is_exact`
+/// becomes false if it does not mean x, or only the definition can tell.
+__device__ __forceinline__ uint32_t short_float_code(const Coding& c, const QuadScale& s, float x,
+                                                     bool& is_exact) {
+  const uint32_t pattern = bits_of(fabsf(x) * s.inverse * c.inverse_unit);
+  const uint32_t magnitude = (pattern + (1u << c.drop >> 1)) >> c.drop;
+  const float back = float_of(magnitude << c.drop) * c.unit * s.scale;
+  is_exact &= back == fabsf(x) && magnitude < c.limit;
+  return magnitude | (bits_of(x) >> (32 - c.rule.bits) & c.rule.sign);
 }
 
-__device__ __forceinline__ uint32_t short_integer_code(const Coding& c, float x, bool& is_exact) {
-  const float scaled = x * c.inverse_unit;
-  const int32_t k = __float2int_rn(scaled);
-  const auto most = static_cast<int32_t>(low_bits(c.rule.bits - (c.rule.sign != 0 ? 1 : 0)));
-  const int32_t least = -static_cast<int32_t>(c.rule.sign);
-  is_exact = is_exact && static_cast<float>(k) == scaled && k >= least && k <= most &&
-             bits_of(scaled) != kSignBit;
+__device__ __forceinline__ uint32_t short_integer_code(const Coding& c, const QuadScale& s, float x,
+                                                       bool& is_exact) {
+  constexpr float kMagic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
+  const float near = x * s.inverse * c.inverse_unit + kMagic;
+  const auto k = static_cast<int32_t>(bits_of(near) - bits_of(kMagic));
+  const float back = (near - kMagic) * c.unit * s.scale + 0.0f;  // +0 only
+  const auto sign = static_cast<int32_t>(c.rule.sign);
+  const uint32_t above = static_cast<uint32_t>(k + sign);  // the least number is 0
+  is_exact &= bits_of(back) == bits_of(x) && above <= low_bits(c.rule.bits);
   return static_cast<uint32_t>(k) & low_bits(c.rule.bits);
 }
 
-/// Four codes of `bits` bits each in one piece of the stream; 6 bits: in bits 0 … 23.
-__device__ __forceinline__ uint64_t piece_of(const uint32_t (&code)[kQuad], int32_t bits) {
-  if (bits == 16) return (code[0] | code[1] << 16) | uint64_t{code[2] | code[3] << 16} << 32;
-  return code[0] | code[1] << bits | code[2] << (2 * bits) | code[3] << (3 * bits);
+/// Four codes of kBits bits each in one piece of the stream; 6 bits: in bits 0 … 23.
+template <int kBits>
+__device__ __forceinline__ uint64_t piece_of(const uint32_t (&code)[kQuad]) {
+  if constexpr (kBits == 16)
+    return (code[0] | code[1] << 16) | uint64_t{code[2] | code[3] << 16} << 32;
+  else
+    return code[0] | code[1] << kBits | code[2] << (2 * kBits) | code[3] << (3 * kBits);
 }
 
 /// The pieces of a warp's row of 128 elements; `at`: the row's first byte.
-__device__ __forceinline__ void store_pieces(uint8_t* at, int32_t bits, uint64_t piece) {
+template <int kBits>
+__device__ __forceinline__ void store_pieces(uint8_t* at, uint64_t piece) {
   const uint32_t lane = threadIdx.x % kWarp, low = static_cast<uint32_t>(piece);
-  switch (bits) {
-    case 4: reinterpret_cast<uint16_t*>(at)[lane] = static_cast<uint16_t>(low); break;
-    case 6: {  // four threads have three words
-      const uint32_t next = __shfl_down_sync(kFullWarp, low, 1), part = lane % 4;
-      if (part < 3)
-        reinterpret_cast<uint32_t*>(at)[lane / 4 * 3 + part] =
-            low >> (8 * part) | next << (24 - 8 * part);
-      break;
-    }
-    case 8: reinterpret_cast<uint32_t*>(at)[lane] = low; break;
-    default:
-      reinterpret_cast<uint2*>(at)[lane] = make_uint2(low, static_cast<uint32_t>(piece >> 32));
+  if constexpr (kBits == 4) {
+    reinterpret_cast<uint16_t*>(at)[lane] = static_cast<uint16_t>(low);
+  } else if constexpr (kBits == 6) {  // four threads have three words
+    const uint32_t next = __shfl_down_sync(kFullWarp, low, 1), part = lane % 4;
+    if (part < 3)
+      reinterpret_cast<uint32_t*>(at)[lane / 4 * 3 + part] =
+          low >> (8 * part) | next << (24 - 8 * part);
+  } else if constexpr (kBits == 8) {
+    reinterpret_cast<uint32_t*>(at)[lane] = low;
+  } else {
+    reinterpret_cast<uint2*>(at)[lane] = make_uint2(low, static_cast<uint32_t>(piece >> 32));
   }
 }
 
-__device__ __forceinline__ uint64_t load_piece(const uint8_t* at, int32_t bits) {
+/// 6 bits: of four threads the first three have a word each, which part_of turns into pieces.
+template <int kBits>
+__device__ __forceinline__ uint64_t load_piece(const uint8_t* at) {
   const uint32_t lane = threadIdx.x % kWarp;
-  switch (bits) {
-    case 4: return reinterpret_cast<const uint16_t*>(at)[lane];
-    case 6: {
-      const uint32_t part = lane % 4;
-      const uint32_t own =
-          part < 3 ? reinterpret_cast<const uint32_t*>(at)[lane / 4 * 3 + part] : 0u;
-      const uint32_t first = lane - part + (part == 0 ? 0u : part - 1);
-      const uint32_t low = __shfl_sync(kFullWarp, own, first);
-      const uint32_t high = __shfl_sync(kFullWarp, own, first + 1);
-      return __funnelshift_r(low, high, 24 * part % 32) & 0xFFFFFFu;
-    }
-    case 8: return reinterpret_cast<const uint32_t*>(at)[lane];
-    default: {
-      const uint2 both = reinterpret_cast<const uint2*>(at)[lane];
-      return both.x | uint64_t{both.y} << 32;
-    }
+  if constexpr (kBits == 4) {
+    return reinterpret_cast<const uint16_t*>(at)[lane];
+  } else if constexpr (kBits == 6) {
+    const uint32_t part = lane % 4;
+    return part < 3 ? reinterpret_cast<const uint32_t*>(at)[lane / 4 * 3 + part] : 0u;
+  } else if constexpr (kBits == 8) {
+    return reinterpret_cast<const uint32_t*>(at)[lane];
+  } else {
+    const uint2 both = reinterpret_cast<const uint2*>(at)[lane];
+    return both.x | uint64_t{both.y} << 32;
   }
 }
 
-__device__ __forceinline__ void codes_of(uint64_t piece, int32_t bits, uint32_t (&code)[kQuad]) {
+template <int kBits>
+__device__ __forceinline__ void codes_of(uint64_t piece, uint32_t (&code)[kQuad]) {
+  auto own = static_cast<uint32_t>(piece);
+  if constexpr (kBits == 6) {
+    const uint32_t part = threadIdx.x % 4, before = __shfl_up_sync(kFullWarp, own, 1);
+    own = part == 0 ? own : __funnelshift_r(before, own, 32 - 8 * part);
+  }
 #pragma unroll
   for (int k = 0; k < kQuad; ++k)
-    code[k] = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
+    code[k] = kBits == 16 ? static_cast<uint32_t>(piece >> (16 * k)) & 0xFFFFu
+                          : own >> (k * kBits % 32) & low_bits(kBits);
 }
 
 /// Segments [0, segments).
-template <CodeRule::Kind kKind>
+template <CodeRule::Kind kKind, int kBits>
 __global__ void __launch_bounds__(kThreads, 3)
     pack_segments_kernel(Source values, const __grid_constant__ Coding c, int64_t segments,
                          uint8_t* codes, unsigned long long* no_code) {
   const float* numbers = shared_numbers(c);
-  const int32_t bits = c.rule.bits;
   for_segments(segments * kSegment, [&](int64_t begin) {
     Segment x;
     load_segment(values, begin, segments * kSegment, x);
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const int64_t i = quad_at(begin, j);
-      const float scale = scale_of(c, numbers, c.places.block(i)).scale;
-      const float inverse = 1.0f / scale;
-      // A power of two divides exactly by its inverse, unless something is lost below; then the product shows it.
-      bool is_exact = scale > 0.0f && inverse > 0.0f;
+      QuadScale s{1.0f, 1.0f};
+      if (c.kind != PackedScale::None) {
+        s.scale = scale_of(c, numbers, c.places.block(i)).scale;
+        s.inverse = 1.0f / s.scale;
+      }
+      bool is_exact = true;
       uint32_t code[kQuad];
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) {
-        const float element = c.kind == PackedScale::E4M3 ? x[j][k] / scale : x[j][k] * inverse;
-        is_exact = is_exact && element * scale == x[j][k];
-        code[k] = kKind == CodeRule::Kind::Float ? short_float_code(c, element, is_exact)
-                                                 : short_integer_code(c, element, is_exact);
-      }
+      for (int k = 0; k < kQuad; ++k)
+        code[k] = kKind == CodeRule::Kind::Float ? short_float_code(c, s, x[j][k], is_exact)
+                                                 : short_integer_code(c, s, x[j][k], is_exact);
       if (!is_exact) {
 #pragma unroll
         for (int k = 0; k < kQuad; ++k)
-          code[k] = told_code(code_of(c.rule, x[j][k], scale), i + k, no_code);
+          code[k] = told_code(code_of(c.rule, x[j][k], s.scale), i + k, no_code);
       }
-      store_pieces(codes + (begin + j * kRow) / kOctet * bits, bits, piece_of(code, bits));
+      store_pieces<kBits>(codes + (begin + j * kRow) / kOctet * kBits, piece_of<kBits>(code));
     }
   });
 }
 
-template <CodeRule::Kind kKind>
+template <CodeRule::Kind kKind, int kBits>
 __global__ void __launch_bounds__(kThreads, 3)
     unpack_segments_kernel(const uint8_t* codes, const __grid_constant__ Coding c, int64_t segments,
                            Sink values) {
   const float* numbers = shared_numbers(c);
-  const int32_t bits = c.rule.bits;
   for_segments(segments * kSegment, [&](int64_t begin) {
     uint64_t piece[kRows];
     ScaleOf scale[kRows];
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      piece[j] = load_piece(codes + (begin + j * kRow) / kOctet * bits, bits);
+      piece[j] = load_piece<kBits>(codes + (begin + j * kRow) / kOctet * kBits);
       scale[j] = scale_of(c, numbers, c.places.block(quad_at(begin, j)));
     }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       uint32_t code[kQuad];
-      codes_of(piece[j], bits, code);
+      codes_of<kBits>(piece[j], code);
       float y[kQuad];
       bool is_short = true;
 #pragma unroll
@@ -262,9 +269,9 @@ __global__ void __launch_bounds__(kThreads, 3)
         float number;
         if (kKind == CodeRule::Kind::Float) {
           const uint32_t magnitude = code[k] & (c.rule.sign - 1);
-          is_short = is_short && magnitude < c.limit;
+          is_short &= magnitude < c.limit;
           number = float_of(magnitude << c.drop) * c.unit;
-          number = float_of(bits_of(number) | code[k] << (32 - bits) >> 31 << 31);
+          number = float_of(bits_of(number) | code[k] << (32 - kBits) >> 31 << 31);
         } else {
           number = decode_integer(c.rule, code[k]);
         }
@@ -278,6 +285,22 @@ __global__ void __launch_bounds__(kThreads, 3)
       store_quad(values, quad_at(begin, j), y);
     }
   });
+}
+
+/// Calls call.operator()<kind, bits>() for a coding with a short form.
+template <class Call>
+void for_coding(const CodeRule& rule, const Call& call) {
+  using Kind = CodeRule::Kind;
+  const auto with_bits = [&]<Kind kKind>() {
+    switch (rule.bits) {
+      case 4: return call.template operator()<kKind, 4>();
+      case 6: return call.template operator()<kKind, 6>();
+      case 8: return call.template operator()<kKind, 8>();
+      default: return call.template operator()<kKind, 16>();
+    }
+  };
+  if (rule.kind == Kind::Float) return with_bits.template operator()<Kind::Float>();
+  with_bits.template operator()<Kind::Integer>();
 }
 
 // ---- scales ---------------------------------------------------------------------------------------------------------
@@ -388,6 +411,7 @@ Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, co
   if (!has_width || !c.places.keeps_quads) return c;
   if (r.kind == CodeRule::Kind::Integer && r.quantum >= -126 && r.quantum <= 126) {
     c.is_short = true;
+    c.unit = pow2(r.quantum);
     c.inverse_unit = pow2(-r.quantum);
   }
   const int32_t least = r.quantum + r.significand_bits;  // exponent of the least normal number
@@ -395,9 +419,9 @@ Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, co
       least <= 1) {
     c.is_short = true;
     c.limit = std::min({r.first_infinity, r.first_nan, r.sign});
-    c.least_normal = bits_of(pow2(least));
     c.drop = 23 - r.significand_bits;
     c.unit = pow2(126 + least);
+    c.inverse_unit = pow2(-126 - least);
   }
   return c;
 }
@@ -429,7 +453,6 @@ void pack_scales(Stream stream, const PackScalesArgs& args) {
 }
 
 void pack_codes(Stream stream, const PackCodesArgs& args) {
-  using Kind = CodeRule::Kind;
   const int64_t n = args.values.numel();
   const Coding c =
       make_coding(stream.device, args.how, args.scales, args.values.shape(), args.group_axis);
@@ -442,17 +465,16 @@ void pack_codes(Stream stream, const PackCodesArgs& args) {
   int64_t done = 0;
   if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
-    launch("pack_codes", stream, segment_blocks(done), kThreads,
-           c.rule.kind == Kind::Float ? pack_segments_kernel<Kind::Float>
-                                      : pack_segments_kernel<Kind::Integer>,
-           values, c, n / kSegment, codes, no_code);
+    for_coding(c.rule, [&]<CodeRule::Kind kKind, int kBits>() {
+      launch("pack_codes", stream, segment_blocks(done), kThreads,
+             pack_segments_kernel<kKind, kBits>, values, c, n / kSegment, codes, no_code);
+    });
   }
   launch("pack_codes", stream, blocks_for(n - done, kThreads * kOctet), kThreads, pack_any_kernel,
          values, c, done, n, codes, no_code);
 }
 
 void unpack_codes(Stream stream, const UnpackCodesArgs& args) {
-  using Kind = CodeRule::Kind;
   const int64_t n = args.values.numel();
   Coding c =
       make_coding(stream.device, args.how, args.scales, args.values.shape(), args.group_axis);
@@ -462,10 +484,10 @@ void unpack_codes(Stream stream, const UnpackCodesArgs& args) {
   int64_t done = 0;
   if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
-    launch("unpack_codes", stream, segment_blocks(done), kThreads,
-           c.rule.kind == Kind::Float ? unpack_segments_kernel<Kind::Float>
-                                      : unpack_segments_kernel<Kind::Integer>,
-           codes, c, n / kSegment, values);
+    for_coding(c.rule, [&]<CodeRule::Kind kKind, int kBits>() {
+      launch("unpack_codes", stream, segment_blocks(done), kThreads,
+             unpack_segments_kernel<kKind, kBits>, codes, c, n / kSegment, values);
+    });
   }
   launch("unpack_codes", stream, blocks_for(n - done, kThreads), kThreads, unpack_any_kernel, codes,
          c, done, n, static_cast<float*>(values.data));

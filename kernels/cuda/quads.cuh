@@ -48,11 +48,20 @@ __device__ __forceinline__ void store_quad(const Sink& s, int64_t i, int count,
 __device__ __forceinline__ void round_quad(const Rounder& rounder, const RandomSource& random,
                                            int64_t i, float (&x)[kQuad]) {
   using How = Rounder::How;
+  using fast::Specials;
+  const bool numbers = rounder.stays_a_number && all_finite(x);
   const auto round = [&]<How kHow>() {
     PhiloxWords words{};
     if constexpr (Rounder::draws(kHow)) words = random.words(static_cast<uint64_t>(i) / kQuad);
+    const auto each = [&]<Specials kSpecials>() {
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) x[k] = round_fast<kHow>(x[k], rounder, 0, words.word[k]).value;
+      for (int k = 0; k < kQuad; ++k)
+        x[k] = round_fast<kHow, kSpecials>(x[k], rounder, 0, words.word[k]).value;
+    };
+    if (numbers)
+      each.template operator()<Specials::Absent>();
+    else
+      each.template operator()<Specials::Possible>();
   };
   switch (rounder.how) {
     case How::Copy:

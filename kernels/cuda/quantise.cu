@@ -142,16 +142,6 @@ __device__ __forceinline__ void quantise_segments(const Work& w, const Round& ro
   if (kTell && w.stats.total != nullptr) counts.finish(w.stats.total);
 }
 
-/// Neither Inf nor NaN among them. Sums of products with zero need no comparison for each.
-__device__ __forceinline__ bool all_finite(const Segment& x) {
-  float zero = 0;
-#pragma unroll
-  for (int j = 0; j < kRows; ++j)
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) zero = fmaf(x[j][k], 0.0f, zero);
-  return zero == 0;
-}
-
 /// Lattices in short form; nothing here calls a function with the segment in registers.
 template <bool kTell>
 __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
@@ -228,47 +218,57 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
-/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, and is not `sure` where the word lies
-/// so close to it that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the
-/// word's own.
-__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word,
-                                               bool& sure) {
-  const float gap = high - low, drawn = static_cast<float>(word);
-  const float fraction = __fdividef(x - low, gap) * 0x1p32f;
-  sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
-  return drawn < fraction ? high : low;
+/// Rounding that draws: x lies in the interval from number i to the next. A share of it in fp32 decides, unless the word lies
+/// so close that its errors matter: less than 2^12 of 2^32, for three roundings of 2^−24 and the word's own. Those elements
+/// stay as they are, with their bits in the result.
+__device__ __forceinline__ uint32_t draw_quad(const TableTree& tree, const PhiloxWords& words,
+                                              float (&x)[kQuad]) {
+  int32_t found[kQuad];
+  uint32_t rest = 0;
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) x[k] = fminf(fmaxf(x[k], tree.lowest), tree.highest);
+  tree.find(x, found);
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    const float low = tree.numbers[found[k]], high = tree.numbers[found[k] + 1];
+    const float drawn = static_cast<float>(words.word[k]);
+    const float share = (x[k] - low) * tree.inverses[found[k]];
+    const bool sure = fabsf(drawn - share) > 0x1p12f;  // false for NaN
+    const float y = drawn < share ? high : low;
+    x[k] = sure ? y : x[k];
+    rest |= sure ? 0u : 1u << k;
+  }
+  return rest;
 }
 
 template <bool kStochastic, bool kTell>
 __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
     quantise_table_kernel(const __grid_constant__ Work w, const __grid_constant__ TableTree table) {
-  const TableTree tree = table.shared();
+  const TableTree tree = table.shared(kStochastic);
   const RandomSource random = w.rounder.random();
-  const float lowest = tree.numbers[0], highest = tree.numbers[tree.size - 1];
   quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
+    if (!all_finite(x)) {  // then of this thread alone
+      round_slowly(w.rounder, random, begin, x, clamped, [&](int, float value, uint32_t word) {
+        return round_any(value, w.rounder.grid, word);
+      });
+      return;
+    }
     uint32_t rest = 0;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      int32_t found[kQuad];
-      tree.find(x[j], found);
-      PhiloxWords words{};
-      if (kStochastic) words = random.words(static_cast<uint64_t>(quad_at(begin, j)) / kQuad);
       clamped[j] = 0;
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) {
-        const float value = x[j][k];
-        const int32_t at = kStochastic ? min(found[k], tree.size - 2) : found[k];
-        float y = tree.numbers[at];
-        bool sure = true;
-        if (kStochastic) y = drawn_between(value, y, tree.numbers[at + 1], words.word[k], sure);
-        const bool below = value <= lowest, above = value >= highest;
-        y = below ? lowest : above ? highest : y;
-        const bool finite = (bits_of(value) & ~kSignBit) < kInfinityBits;
-        const bool beyond = finite && (value < lowest || value > highest);
-        sure = sure || below || above || !finite;
-        x[j][k] = !sure ? value : finite ? y : float_of(kNanBits);
-        if (kStochastic) rest |= sure ? 0u : 1u << (kQuad * j + k);
-        clamped[j] |= static_cast<uint32_t>(beyond) << k;
+      for (int k = 0; k < kQuad; ++k)
+        if (kTell)
+          clamped[j] |= static_cast<uint32_t>(x[j][k] < tree.lowest || x[j][k] > tree.highest) << k;
+      if constexpr (kStochastic) {
+        const PhiloxWords words = random.words(static_cast<uint64_t>(quad_at(begin, j)) / kQuad);
+        rest |= draw_quad(tree, words, x[j]) << (kQuad * j);
+      } else {
+        int32_t found[kQuad];
+        tree.find(x[j], found);
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) x[j][k] = tree.numbers[found[k]];
       }
     }
     if (kStochastic)
@@ -462,6 +462,88 @@ struct QuadBlocks {
   }
 };
 
+/// The scales of a thread's quads, and whether the short form serves the blocks that this thread looked at.
+template <bool kScaled>
+struct ScaleFinder {
+  const Rounder& rounder;
+  const QuadBlocks& blocks;
+  const Scaling& scaling;
+  float* factors;
+  int64_t n;
+  float tensor;
+
+  /// `row`: of the segment; `lane`: the first of the block's threads there.
+  __device__ __forceinline__ bool one(uint32_t amax, int64_t begin, int row, int lane,
+                                      int32_t& shift, float& before, float& after,
+                                      float& last) const {
+    shift = scaling.shift(amax);
+    const bool fast = is_fast(rounder.fast, amax, shift);
+    if constexpr (!kScaled) return fast;
+    const BlockScale scale = scaling.block(amax, tensor);
+    before = scale.before;
+    after = scale.after;
+    last = scaling.last(scale);
+    const int64_t i = begin + row * kRow + lane * kQuad;
+    if (factors != nullptr && i < n && i % blocks.run == 0) factors[i / blocks.run] = scale.factor;
+    return fast && stays_finite(amax, scale, last);
+  }
+
+  /// Each quad's own block.
+  __device__ __forceinline__ bool each(int64_t begin, const uint32_t (&amax)[kRows],
+                                       SegmentScales<kScaled>& scales) const {
+    bool fast = true;
+    float none = 0;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j)
+      fast &= one(amax[j], begin, j, static_cast<int>(threadIdx.x) % kWarp, scales.shift[j],
+                  kScaled ? scales.before[j] : none, kScaled ? scales.after[j] : none,
+                  kScaled ? scales.last[j] : none);
+    return fast;
+  }
+
+  /// Where the threads of a block are kShare or more in every row: each works out the scales of 8 / kShare rows, and they tell
+  /// each other.
+  template <int kShare>
+  __device__ __forceinline__ bool shared(int64_t begin, const uint32_t (&amax)[kRows],
+                                         SegmentScales<kScaled>& scales) const {
+    constexpr int kOwn = kRows / kShare;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t in_row = blocks.run < kRow ? blocks.run : kRow;
+    const int first = lane & ~(static_cast<int>(in_row) / kQuad - 1);
+    const int mine = (lane - first) % kShare * kOwn;
+    bool fast = true;
+    int32_t shift[kOwn];
+    float before[kOwn], after[kOwn], last[kOwn];
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+      uint32_t most = amax[t];
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) most = j == mine + t ? amax[j] : most;
+      fast &= one(most, begin, mine + t, first, shift[t], before[t], after[t], last[t]);
+    }
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int from = first + j / kOwn, t = j % kOwn;
+      scales.shift[j] = __shfl_sync(kFullWarp, shift[t], from);
+      scales.before[j] = __shfl_sync(kFullWarp, before[t], from);
+      scales.after[j] = __shfl_sync(kFullWarp, after[t], from);
+      scales.last[j] = __shfl_sync(kFullWarp, last[t], from);
+    }
+    return fast;
+  }
+
+  __device__ __forceinline__ bool find(int64_t begin, const Segment& x,
+                                       SegmentScales<kScaled>& scales) const {
+    uint32_t amax[kRows];
+    blocks.find(begin, n, x, amax);
+    if constexpr (kScaled) {
+      if (blocks.amax == nullptr && blocks.run >= 8 * kQuad) return shared<8>(begin, amax, scales);
+      if (blocks.amax == nullptr && blocks.run == 4 * kQuad) return shared<4>(begin, amax, scales);
+    }
+    return each(begin, amax, scales);
+  }
+};
+
 template <bool kScaled, bool kTell>
 __global__ void __launch_bounds__(kThreads, kScaled || kTell ? 2 : 3)
     quantise_quads_kernel(const __grid_constant__ Work w, const __grid_constant__ QuadBlocks blocks,
@@ -469,28 +551,10 @@ __global__ void __launch_bounds__(kThreads, kScaled || kTell ? 2 : 3)
   using How = Rounder::How;
   const RandomSource random = w.rounder.random();
   const float tensor = kScaled ? scaling.tensor() : 1.0f;
+  const ScaleFinder<kScaled> finder{w.rounder, blocks, scaling, factors, w.n, tensor};
   quantise_segments<kTell>(w, [&](int64_t begin, Segment& x, uint32_t(&clamped)[kRows]) {
     SegmentScales<kScaled> scales;
-    bool fast = is_lattice(w.rounder.how);
-    {
-      uint32_t amax[kRows];
-      blocks.find(begin, w.n, x, amax);
-#pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        scales.shift[j] = scaling.shift(amax[j]);
-        fast = fast && is_fast(w.rounder.fast, amax[j], scales.shift[j]);
-        if constexpr (kScaled) {
-          const BlockScale scale = scaling.block(amax[j], tensor);
-          scales.before[j] = scale.before;
-          scales.after[j] = scale.after;
-          scales.last[j] = scaling.last(scale);
-          fast = fast && stays_finite(amax[j], scale, scales.last[j]);
-          const int64_t i = quad_at(begin, j);
-          if (factors != nullptr && i < w.n && i % blocks.run == 0)
-            factors[i / blocks.run] = scale.factor;
-        }
-      }
-    }
+    bool fast = finder.find(begin, x, scales) && is_lattice(w.rounder.how);
     fast = __all_sync(kFullWarp, fast);
     for_how(fast ? w.rounder.how : How::Any, [&]<How kHow>() {
       if constexpr (kHow == How::Any) {

@@ -16,6 +16,20 @@ __device__ __forceinline__ int64_t quad_at(int64_t begin, int j) {
   return begin + j * kRow + threadIdx.x % kWarp * kQuad;
 }
 
+/// 0 if neither Inf nor NaN is among the values, else NaN. Sums of products with zero need no comparison for each.
+__device__ __forceinline__ float zero_of(const float (&x)[kQuad], float zero = 0.0f) {
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) zero = fmaf(x[k], 0.0f, zero);
+  return zero;
+}
+__device__ __forceinline__ bool all_finite(const float (&x)[kQuad]) { return zero_of(x) == 0; }
+__device__ __forceinline__ bool all_finite(const Segment& x) {
+  float zero = 0;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) zero = zero_of(x[j], zero);
+  return zero == 0;
+}
+
 /// How many of the quad's elements there are.
 __device__ __forceinline__ int quad_count(int64_t i, int64_t n) {
   return i >= n ? 0 : n - i < kQuad ? static_cast<int>(n - i) : kQuad;

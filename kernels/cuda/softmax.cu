@@ -111,54 +111,66 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// Calls body(j, at, there) for this thread's elements of a row of at most 32·kHeld: at = j·32 + lane.
+template <int kHeld, class Body>
+__device__ __forceinline__ void for_held(int columns, const Body& body) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int j = 0; j < kHeld; ++j) body(j, j * kWarp + lane, j * kWarp + lane < columns);
+}
+
+/// The larger one; NaN if one of them is.
+__device__ __forceinline__ float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+/// Of +0 and −0 either may come: where a row holds both, its sum of exps is at least 2 and no result a zero.
+__device__ __forceinline__ float largest_of_warp(float own) {
+#pragma unroll
+  for (int lanes = 1; lanes < kWarp; lanes *= 2)
+    own = larger(own, __shfl_xor_sync(kFullWarp, own, lanes));
+  return own;
+}
+
 /// Rows of at most 32·kHeld elements: each is read once and kept, element j·32 + t by thread t, which is the order of
-/// warp_sum_chunk too.
-template <int kHeld>
-__global__ void __launch_bounds__(kThreads)
+/// warp_sum_chunk too. kRound: there is an interior format.
+template <int kHeld, bool kRound>
+__global__ void __launch_bounds__(kThreads, kRound ? 1 : 3)
     log_softmax_held_kernel(const __grid_constant__ LogSoftmax w) {
-  const RandomSource random[4] = {w.interior[0].random(), w.interior[1].random(),
-                                  w.interior[2].random(), w.interior[3].random()};
-  const int lane = static_cast<int>(threadIdx.x) % kWarp,
-            columns = static_cast<int>(w.shape.columns);
+  RandomSource random[4];
+  if (kRound)
+    for (int k = 0; k < 4; ++k) random[k] = w.interior[k].random();
+  const auto round = [&](int which, int64_t i, float value) {
+    return kRound ? round_interior(w.interior[which], random[which], i, value) : value;
+  };
+  const int columns = static_cast<int>(w.shape.columns);
   for_rows(w.shape, [&](int64_t row) {
-    const int64_t begin = row * columns;
+    const int64_t own = row * columns + threadIdx.x % kWarp;
+    const float* in = w.in + own;
+    float* out = w.out + own;
     const int label = w.labels == nullptr ? -1 : w.labels[row];
-    float x[kHeld];
+    float x[kHeld], most = -float_of(kInfinityBits);
+    for_held<kHeld>(columns, [&](int j, int, bool there) {
+      x[j] = there ? in[j * kWarp] : -float_of(kInfinityBits);
+    });
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int at = j * kWarp + lane;
-      x[j] = at < columns ? w.in[begin + at] : 0.0f;
-    }
-    float value = x[0];
-    uint32_t index = static_cast<uint32_t>(lane);
-    bool nan = value != value;
-#pragma unroll
-    for (int j = 1; j < kHeld; ++j) {
-      const int at = j * kWarp + lane;
-      nan = nan || x[j] != x[j];
-      if (at < columns && x[j] > value) value = x[j], index = static_cast<uint32_t>(at);
-    }
-    const Largest largest = largest_of(value, index, nan, lane < columns);
-    const float most = largest.nan ? float_of(kNanBits) : largest.value;
+    for (int j = 0; j < kHeld; ++j) most = larger(most, x[j]);
+    most = canonical(largest_of_warp(most));
     float sums[2] = {};  // of lanes t and t + 32
-#pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int at = j * kWarp + lane;
-      if (at >= columns) continue;
-      x[j] = round_interior(w.interior[0], random[0], begin + at, x[j] - most);
-      sums[j % 2] += round_interior(w.interior[1], random[1], begin + at, exp_of(x[j]));
-    }
-    const float sum =
-        round_interior(w.interior[2], random[2], row, warp_sum_lanes(sums[0], sums[1]));
-    const float log = round_interior(w.interior[3], random[3], row, log_of(sum));
-#pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int at = j * kWarp + lane;
-      if (at >= columns) continue;
+    for_held<kHeld>(columns, [&](int j, int, bool there) {
+      const int64_t i = own + j * kWarp;
+      x[j] = there ? round(0, i, x[j] - most) : 0.0f;
+      if (there) sums[j % 2] += round(1, i, exp_of(x[j]));
+    });
+    const float sum = round(2, row, warp_sum_lanes(sums[0], sums[1]));
+    const float log = round(3, row, log_of(sum));
+    for_held<kHeld>(columns, [&](int j, int at, bool there) {
       const float y = canonical(x[j] - log);
-      w.out[begin + at] = y;
+      if (there) out[j * kWarp] = y;
       if (at == label) w.losses[row] = canonical(-y);
-    }
+    });
   });
 }
 
@@ -172,15 +184,48 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// The same for rows of at most 32·kHeld elements, read once.
+template <int kHeld>
+__global__ void __launch_bounds__(kThreads, 2)
+    log_softmax_backward_held_kernel(const float* grad, const float* y, float* out, Rows shape) {
+  const int columns = static_cast<int>(shape.columns);
+  for_rows(shape, [&](int64_t row) {
+    const int64_t own = row * columns + threadIdx.x % kWarp;
+    float g[kHeld], p[kHeld], sums[2] = {};
+    for_held<kHeld>(columns,
+                    [&](int j, int, bool there) { g[j] = there ? (grad + own)[j * kWarp] : 0.0f; });
+    for_held<kHeld>(columns,
+                    [&](int j, int, bool there) { p[j] = there ? (y + own)[j * kWarp] : 0.0f; });
+    for_held<kHeld>(columns, [&](int j, int, bool there) {
+      if (there) sums[j % 2] += g[j];
+    });
+    const float sum = warp_sum_lanes(sums[0], sums[1]);
+    for_held<kHeld>(columns, [&](int j, int, bool there) {
+      if (there) (out + own)[j * kWarp] = canonical(g[j] - exp_of(p[j]) * sum);
+    });
+  });
+}
+
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_backward_kernel(const float* log_probs, const int32_t* labels, const float* grad,
                                   float alpha, float* out, Rows shape) {
+  constexpr int kAtOnce = 8;  // loads that wait together
   const float factor = grad[0] * alpha;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for_rows(shape, [&](int64_t row) {
     const int64_t begin = row * shape.columns, label = labels[row];
-    for (int64_t j = threadIdx.x % kWarp; j < shape.columns; j += kWarp)
-      out[begin + j] =
-          canonical((exp_of(log_probs[begin + j]) - (j == label ? 1.0f : 0.0f)) * factor);
+    for (int64_t first = lane; first < shape.columns; first += kAtOnce * kWarp) {
+      float y[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        if (first + j * kWarp < shape.columns) y[j] = log_probs[begin + first + j * kWarp];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int64_t at = first + j * kWarp;
+        if (at >= shape.columns) break;
+        out[begin + at] = canonical((exp_of(y[j]) - (at == label ? 1.0f : 0.0f)) * factor);
+      }
+    }
   });
 }
 
@@ -239,10 +284,14 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
     rounder = make_elementwise_rounder("log_softmax", stream.device, args.interior, key);
     ++key.ordinal;
   }
-  auto* kernel = w.shape.columns <= kWarp        ? log_softmax_held_kernel<1>
-                 : w.shape.columns <= 4 * kWarp  ? log_softmax_held_kernel<4>
-                 : w.shape.columns <= 32 * kWarp ? log_softmax_held_kernel<32>
-                                                 : log_softmax_kernel;
+  const bool rounds = !args.interior.is_identity();
+  auto* kernel = log_softmax_kernel;
+  if (w.shape.columns <= kWarp)
+    kernel = rounds ? log_softmax_held_kernel<1, true> : log_softmax_held_kernel<1, false>;
+  else if (w.shape.columns <= 4 * kWarp)
+    kernel = rounds ? log_softmax_held_kernel<4, true> : log_softmax_held_kernel<4, false>;
+  else if (w.shape.columns <= 32 * kWarp && !rounds)
+    kernel = log_softmax_held_kernel<32, false>;
   launch("log_softmax", stream, row_blocks(w.shape), kThreads, kernel, w);
 }
 
@@ -251,7 +300,10 @@ void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
   check_like("log_softmax_backward", stream, args.grad, args.y.shape());
   check_like("log_softmax_backward", stream, args.out, args.y.shape());
   check_row_length("log_softmax_backward", shape);
-  launch("log_softmax_backward", stream, row_blocks(shape), kThreads, log_softmax_backward_kernel,
+  auto* kernel = shape.columns <= kWarp        ? log_softmax_backward_held_kernel<1>
+                 : shape.columns <= 32 * kWarp ? log_softmax_backward_held_kernel<32>
+                                               : log_softmax_backward_kernel;
+  launch("log_softmax_backward", stream, row_blocks(shape), kThreads, kernel,
          args.grad.data<float>(), args.y.data<float>(), static_cast<float*>(written(args.out)),
          shape);
 }

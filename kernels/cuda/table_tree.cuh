@@ -11,32 +11,43 @@ namespace ulp::cuda {
 inline constexpr int32_t kMostNumbers = 256;
 
 /// Rounding that draws nothing is a staircase: from step i on, x becomes number i. Where it draws, the steps are the numbers
-/// themselves, and x lies between number i and the next.
+/// themselves but for the last, and x lies between number i and the next.
 struct TableTree {
-  const float* steps =
-      nullptr;  // 2^levels: node j has the children 2j and 2j + 1; the root is node 1
+  // 2^levels: node j has the children 2j and 2j + 1; the root is node 1.
+  const float* steps = nullptr;
   const float* numbers = nullptr;  // `size`, ascending
+  const float* inverses =
+      nullptr;  // where it draws: 2^32 over the way to the next number; NaN where that is no fp32 matter
   int32_t levels = 0, size = 0;
+  float lowest = 0, highest = 0;
 
   /// The same in shared memory. Called by all threads of a block.
-  __device__ __forceinline__ TableTree shared() const {
-    __shared__ float own_steps[kMostNumbers], own_numbers[kMostNumbers];
+  __device__ __forceinline__ TableTree shared(bool draws) const {
+    __shared__ float own_steps[kMostNumbers], own_numbers[kMostNumbers], own_inverses[kMostNumbers];
     for (int i = threadIdx.x; i < 1 << levels; i += blockDim.x) own_steps[i] = steps[i];
     for (int i = threadIdx.x; i < size; i += blockDim.x) own_numbers[i] = numbers[i];
+    for (int i = threadIdx.x; draws && i < size; i += blockDim.x) own_inverses[i] = inverses[i];
     __syncthreads();
-    return {own_steps, own_numbers, levels, size};
+    return {own_steps, own_numbers, own_inverses, levels, size, lowest, highest};
   }
 
   /// The number of the last step that is not beyond each x; 0 if all are.
   template <int kCount>
   __device__ __forceinline__ void find(const float (&x)[kCount], int32_t (&found)[kCount]) const {
+    // Nodes by their bytes.
+    const char* const tree = reinterpret_cast<const char*>(steps);
+    constexpr int32_t kBytes = sizeof(float);
+    int32_t at[kCount];
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) found[k] = 1;
+    for (int k = 0; k < kCount; ++k) at[k] = kBytes;
     for (int32_t level = 0; level < levels; ++level)
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) found[k] = 2 * found[k] + (x[k] >= steps[found[k]] ? 1 : 0);
+      for (int k = 0; k < kCount; ++k) {
+        const float step = *reinterpret_cast<const float*>(tree + at[k]);
+        at[k] = 2 * at[k] + (x[k] >= step ? kBytes : 0);
+      }
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) found[k] -= 1 << levels;
+    for (int k = 0; k < kCount; ++k) found[k] = at[k] / kBytes - (1 << levels);
   }
 };
 

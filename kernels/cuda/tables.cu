@@ -37,22 +37,34 @@ const float* table_on(Device device, int table) {
 
 TableTree tree_on(Device device, const Quantizer& q) {
   const std::vector<float>& numbers = codebook(q.format.table).values;
+  const bool stochastic = q.rounding == Rounding::Stochastic;
   TableTree tree;
   tree.size = static_cast<int32_t>(numbers.size());
   while (1 << tree.levels < tree.size) ++tree.levels;
+  tree.lowest = numbers.front();
+  tree.highest = numbers.back();
   static std::mutex mutex;
   // Never freed: see table_on.
   static auto& copies = *new std::map<std::tuple<int, int, Rounding>, Tensor>;
   const std::lock_guard lock(mutex);
   Tensor& copy = copies[{device.index, q.format.table, q.rounding}];
+  const size_t nodes = size_t{1} << tree.levels;
   if (!copy.defined()) {
-    const bool stochastic = q.rounding == Rounding::Stochastic;
-    std::vector<float> all(size_t{1} << tree.levels);
+    std::vector<float> steps = numbers, all(nodes);
+    if (stochastic)
+      steps.pop_back();
+    else
+      steps = staircase(make_grid(q));
     size_t next = 1;
-    plant(all, 1, stochastic ? numbers : staircase(make_grid(q)), next);
+    plant(all, 1, steps, next);
+    for (size_t i = 0; stochastic && i < numbers.size(); ++i) {
+      const float gap = i + 1 < numbers.size() ? numbers[i + 1] - numbers[i] : 0.0f;
+      all.push_back(gap > 0x1p-90f && gap < 0x1p100f ? 0x1p32f / gap : float_of(kNanBits));
+    }
     copy = Tensor::from(all, {static_cast<int64_t>(all.size())}, device);
   }
   tree.steps = copy.data<float>();
+  tree.inverses = tree.steps + nodes;
   tree.numbers = table_on(device, q.format.table);
   return tree;
 }
