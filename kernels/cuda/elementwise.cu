@@ -32,10 +32,9 @@ __device__ __forceinline__ float call(float a, float b, float c, float alpha) {
 struct Column {
   int64_t at, step, columns;
 
-  __device__ Column(int64_t row_length)
-      : at(0), step(static_cast<int64_t>(gridDim.x) * kThreads * kQuad), columns(row_length) {
+  __device__ Column(int64_t row_length) : at(0), step(quad_step()), columns(row_length) {
     if (columns == 0) return;
-    at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kQuad % columns;
+    at = first_quad() % columns;
     step %= columns;
   }
   __device__ __forceinline__ void next() {
@@ -60,11 +59,22 @@ template <class Functor, int kInputs>
 __global__ void __launch_bounds__(kThreads) elementwise_kernel(const __grid_constant__ Work w) {
   const RandomSource random = w.rounder.random();
   Column column(w.columns);
+  float next[kInputs][kQuad];
+  const auto load = [&](int64_t i) {
+    const int count = quad_count(i, w.n);
+    if (count == 0) return;
+#pragma unroll
+    for (int k = 0; k < kInputs; ++k) load_input(w.in[k], w.reach[k], column, i, count, next[k]);
+    column.next();
+  };
+  load(first_quad());
   for_quads(w.n, [&](int64_t i, int count) {
     float x[kMostInputs][kQuad] = {};
 #pragma unroll
-    for (int k = 0; k < kInputs; ++k) load_input(w.in[k], w.reach[k], column, i, count, x[k]);
-    column.next();
+    for (int k = 0; k < kInputs; ++k)
+#pragma unroll
+      for (int e = 0; e < kQuad; ++e) x[k][e] = next[k][e];
+    load(i + quad_step());  // while this one is worked on
 #pragma unroll
     for (int k = 0; k < kQuad; ++k)
       x[0][k] = call<Functor, kInputs>(x[0][k], x[1][k], x[2][k], w.alpha);

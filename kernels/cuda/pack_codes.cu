@@ -132,6 +132,13 @@ struct QuadScale {
   float scale, inverse;
 };
 
+/// 1 / scale within a few units in the last place, exact for powers of two. What it makes is checked.
+__device__ __forceinline__ float inverse_of(float scale) {
+  float inverse;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(scale));
+  return inverse;
+}
+
 /// The code of x: scaled so that fp32's fields are the format's, then rounded, because 1 / scale may be rounded. `is_exact`
 /// becomes false if it does not mean x, or only the definition can tell.
 __device__ __forceinline__ uint32_t short_float_code(const Coding& c, const QuadScale& s, float x,
@@ -221,14 +228,18 @@ __global__ void __launch_bounds__(kThreads, 3)
   for_segments(segments * kSegment, [&](int64_t begin) {
     Segment x;
     load_segment(values, begin, segments * kSegment, x);
+    QuadScale scales[kRows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      scales[j] = {1.0f, 1.0f};
+      if (c.kind == PackedScale::None) continue;
+      scales[j].scale = scale_of(c, numbers, c.places.block(quad_at(begin, j))).scale;
+      scales[j].inverse = inverse_of(scales[j].scale);
+    }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const int64_t i = quad_at(begin, j);
-      QuadScale s{1.0f, 1.0f};
-      if (c.kind != PackedScale::None) {
-        s.scale = scale_of(c, numbers, c.places.block(i)).scale;
-        s.inverse = 1.0f / s.scale;
-      }
+      const QuadScale& s = scales[j];
       bool is_exact = true;
       uint32_t code[kQuad];
 #pragma unroll

@@ -8,13 +8,19 @@
 
 namespace ulp::cuda {
 
+/// This thread's first element, and how far it is from one quad to its next.
+__device__ __forceinline__ int64_t first_quad() {
+  return (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kQuad;
+}
+__device__ __forceinline__ int64_t quad_step() {
+  return static_cast<int64_t>(gridDim.x) * kThreads * kQuad;
+}
+
 /// Calls body(i, count) for the quads of [0, n) that are this thread's: element i is its first.
 template <class Body>
 __device__ __forceinline__ void for_quads(int64_t n, const Body& body) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kQuad;
-  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kQuad; i < n;
-       i += step)
-    body(i, quad_count(i, n));
+  const int64_t step = quad_step();
+  for (int64_t i = first_quad(); i < n; i += step) body(i, quad_count(i, n));
 }
 
 inline int64_t quad_blocks(int64_t n) { return blocks_for(n, int64_t{kThreads} * kQuad); }

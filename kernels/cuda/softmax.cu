@@ -162,7 +162,8 @@ __global__ void __launch_bounds__(kThreads, kRound ? 1 : 3)
     for_held<kHeld>(columns, [&](int j, int, bool there) {
       const int64_t i = own + j * kWarp;
       x[j] = there ? round(0, i, x[j] - most) : 0.0f;
-      if (there) sums[j % 2] += round(1, i, exp_of(x[j]));
+      const float e = exp_of(x[j]);
+      if (there) sums[j % 2] += round(1, i, e);
     });
     const float sum = round(2, row, warp_sum_lanes(sums[0], sums[1]));
     const float log = round(3, row, log_of(sum));
@@ -201,7 +202,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     });
     const float sum = warp_sum_lanes(sums[0], sums[1]);
     for_held<kHeld>(columns, [&](int j, int, bool there) {
-      if (there) (out + own)[j * kWarp] = canonical(g[j] - exp_of(p[j]) * sum);
+      const float dx = canonical(g[j] - exp_of(p[j]) * sum);
+      if (there) (out + own)[j * kWarp] = dx;
     });
   });
 }
