@@ -187,24 +187,32 @@ __global__ void __launch_bounds__(kThreads)
 
 /// The same for rows of at most 32·kHeld elements, read once.
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 4)
     log_softmax_backward_held_kernel(const float* grad, const float* y, float* out, Rows shape) {
   const int columns = static_cast<int>(shape.columns);
   for_rows(shape, [&](int64_t row) {
     const int64_t own = row * columns + threadIdx.x % kWarp;
-    float g[kHeld], p[kHeld], sums[2] = {};
+    float g[kHeld], sums[2] = {};
     for_held<kHeld>(columns,
                     [&](int j, int, bool there) { g[j] = there ? (grad + own)[j * kWarp] : 0.0f; });
-    for_held<kHeld>(columns,
-                    [&](int j, int, bool there) { p[j] = there ? (y + own)[j * kWarp] : 0.0f; });
     for_held<kHeld>(columns, [&](int j, int, bool there) {
       if (there) sums[j % 2] += g[j];
     });
     const float sum = warp_sum_lanes(sums[0], sums[1]);
-    for_held<kHeld>(columns, [&](int j, int, bool there) {
-      const float dx = canonical(g[j] - exp_of(p[j]) * sum);
-      if (there) (out + own)[j * kWarp] = dx;
-    });
+    constexpr int kAtOnce = kHeld < 8 ? kHeld : 8;  // loads that wait together
+#pragma unroll
+    for (int first = 0; first < kHeld; first += kAtOnce) {
+      const int left = columns - static_cast<int>(threadIdx.x) % kWarp - first * kWarp;
+      float p[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        p[j] = j * kWarp < left ? (y + own)[(first + j) * kWarp] : 0.0f;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float dx = canonical(g[first + j] - exp_of(p[j]) * sum);
+        if (j * kWarp < left) (out + own)[(first + j) * kWarp] = dx;
+      }
+    }
   });
 }
 

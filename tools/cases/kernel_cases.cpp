@@ -1079,6 +1079,15 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
         once({x, one}, compare.output({1003}, store), format, 1.5);
         once({one, y}, compare.output({1003}, store), format, 1.5);
       }
+  // Large enough for tiles, whose ends and rows lie askew.
+  for (const char* format : {"e5m2:sr", "posit8.1"}) {
+    const Shape shape{2049, 1031};
+    if (!compare.takes(shape.numel())) continue;
+    const Shape second = inputs == 1 ? shape : Shape{shape[1]};
+    once({compare.input(shape, DType::BF16, Domain::Modest, 131),
+          compare.input(second, DType::F32, Domain::Hard, 132)},
+         compare.output(shape, storage_type(Quantizer::parse(format))), format, 1.5);
+  }
   for (const Shape& shape : {Shape{33, 65}, Shape{3, 5, 12}, Shape{7, 1024}})
     for (const DType b : {DType::F32, DType::BF16, DType::F8E4M3})
       for (const char* format : {"fp32", "e5m2:sr"}) {
