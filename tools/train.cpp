@@ -14,6 +14,7 @@
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/progress.h"
+#include "tools/training.h"
 
 namespace ulp::tools {
 namespace {
