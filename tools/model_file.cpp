@@ -1,22 +1,19 @@
 #include "tools/model_file.h"
 
-#include <fmt/core.h>
-
 #include <charconv>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <optional>
 #include <system_error>
 
 #include "core/error.h"
+#include "nn/data/checkpoint.h"
 #include "nn/data/safetensors.h"
 
 namespace ulp::tools {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kScaling =
-    "delayed_scaling.";                             // tensors, by the number of their random stream
 constexpr const char* kRandomStep = "random_step";  // metadata
 
 uint32_t parse_random_step(const std::string& text, const fs::path& file) {
@@ -33,18 +30,10 @@ uint32_t parse_random_step(const std::string& text, const fs::path& file) {
 size_t load_scalings(Run& run, const nn::SafetensorsFile& saved, const fs::path& file) {
   size_t count = 0;
   for (const auto& [name, tensor] : saved.tensors) {
-    if (!name.starts_with(kScaling)) continue;
-    const std::string_view digits = std::string_view(name).substr(std::strlen(kScaling));
-    uint32_t stream = 0;
-    const auto [end, error] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), stream, 16);
-    ULP_CHECK(error == std::errc() && end == digits.data() + digits.size() &&
-                  tensor.dtype() == DType::F32 && tensor.rank() == 1 && tensor.numel() >= 2,
-              "{}: {} is not the state of a delayed scale (F32, a scale and magnitudes)",
-              file.string(), name);
-    for (const float x : tensor.to_floats())
-      ULP_CHECK(std::isfinite(x) && x >= 0, "{}: {} holds {}", file.string(), name, x);
-    run.set_scaling(stream, tensor.to(run.device()));
+    const std::optional<uint32_t> stream = nn::scaling_stream(name);
+    if (!stream) continue;
+    nn::check_scaling(file.string(), name, tensor);
+    run.set_scaling(*stream, tensor.to(run.device()));
     ++count;
   }
   return count;
@@ -65,8 +54,7 @@ void save_model(const Run& run, nn::Module& model, const fs::path& file, uint32_
                 const std::string& weights) {
   std::map<std::string, Tensor> tensors;
   for (const Parameter* p : model.parameters()) tensors[p->path] = p->value;
-  for (const auto& [stream, state] : run.scalings())
-    tensors[fmt::format("{}{:08x}", kScaling, stream)] = state;
+  for (const auto& [stream, state] : run.scalings()) tensors[nn::scaling_name(stream)] = state;
   nn::save_safetensors(
       file, tensors,
       {{"format", "ulp"}, {"weights", weights}, {kRandomStep, std::to_string(random_step)}});
