@@ -4,10 +4,11 @@
 
 #include <doctest/doctest.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tests/op_table.h"
+#include "tests/with_checksum.h"
 
 namespace ulp::tests {
 
@@ -40,6 +42,11 @@ class Folder {
  private:
   std::filesystem::path path_;
 };
+
+inline std::string slurp(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
 
 struct CheckpointCase {
   const char *forward, *backward, *results, *weights, *accumulator, *momentum;
@@ -164,19 +171,6 @@ inline void check_same_runs(const SmallRun& a, const SmallRun& b) {
   REQUIRE(x.scalings.size() == y.scalings.size());
   for (const auto& [stream, state] : x.scalings)
     CHECK(state.to_floats() == y.scalings.at(stream).to_floats());
-}
-
-/// A safetensors file with the checksum that its bytes should have, if it has a place for one.
-inline std::string with_checksum(std::string bytes) {
-  const std::string place = "\"ulp_checksum\":\"";
-  const size_t at = bytes.find(place);
-  if (at == std::string::npos || at + place.size() + 8 > bytes.size()) return bytes;
-  bytes.replace(at + place.size(), 8, 8, '0');
-  const uLong sum = crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
-  char digits[9];
-  std::snprintf(digits, sizeof digits, "%08lx", sum);
-  bytes.replace(at + place.size(), 8, digits);
-  return bytes;
 }
 
 }  // namespace ulp::tests

@@ -1,11 +1,8 @@
 #include <doctest/doctest.h>
 #include <omp.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include "checkpoint_case.h"
@@ -35,11 +32,6 @@ bool contains(const std::string& message, const std::string& words) {
   const bool found = message.find(words) != std::string::npos;
   if (!found) MESSAGE(message);
   return found;
-}
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 nn::Checkpoint parse(const std::string& bytes) {
