@@ -51,7 +51,8 @@ int64_t bytes_of(const std::map<std::string, Tensor>& tensors) {
 /// A run with two tensors, of which one has a format.
 struct Live {
   Run run{kCpu, 5};
-  Tensor weight = Tensor::zeros({2, 2}, DType::F32), moment = Tensor::zeros({4}, DType::U8);
+  Tensor weight = Tensor::zeros({2, 2}, DType::F32, kCpu),
+         moment = Tensor::zeros({4}, DType::U8, kCpu);
   nn::Checkpoint states() {
     nn::Checkpoint c;
     c.seed = run.seed();
@@ -91,11 +92,11 @@ void write_seeds(const std::filesystem::path& folder) {
   std::map<std::string, Tensor> tensors;
   for (const DType dtype : {DType::F32, DType::F64, DType::BF16, DType::F16, DType::F8E4M3,
                             DType::F8E5M2, DType::I32, DType::I8, DType::U8})
-    tensors[std::string("t.") + std::string(to_string(dtype))] = Tensor::zeros({1, 2}, dtype);
-  tensors["empty"] = Tensor::zeros({0, 3}, DType::F32);
-  tensors["one"] = Tensor::zeros({}, DType::F32);
+    tensors[std::string("t.") + std::string(to_string(dtype))] = Tensor::zeros({1, 2}, dtype, kCpu);
+  tensors["empty"] = Tensor::zeros({0, 3}, DType::F32, kCpu);
+  tensors["one"] = Tensor::zeros({}, DType::F32, kCpu);
   nn::save_safetensors(folder / "types", tensors, {{"a", "ü\n\""}});
-  nn::save_safetensors(folder / "checked", {{"w", Tensor::zeros({3}, DType::F32)}}, {},
+  nn::save_safetensors(folder / "checked", {{"w", Tensor::zeros({3}, DType::F32, kCpu)}}, {},
                        nn::Checksum::Yes);
   nn::save_safetensors(folder / "nothing", {}, {});
 }

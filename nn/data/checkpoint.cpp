@@ -146,6 +146,11 @@ class Parser {
   bool has_seed_ = false;
 };
 
+std::string format_of(const Checkpoint& checkpoint, const std::string& tensor) {
+  const auto at = checkpoint.formats.find(tensor);
+  return at == checkpoint.formats.end() ? "none" : at->second;
+}
+
 void check_same(const Checkpoint& saved, const std::string& name, const Run& run,
                 const Checkpoint& live) {
   ULP_CHECK(saved.seed == run.seed(), "{}: its seed is {} and the run's {}", name,
@@ -158,11 +163,9 @@ void check_same(const Checkpoint& saved, const std::string& name, const Run& run
               at->second.dtype(), at->second.shape());
     ULP_CHECK(tensor.is_contiguous(), "{}: {} of the run has gaps; it cannot be restored", name,
               key);
-    const auto format = [&key](const Checkpoint& c) {
-      return c.formats.contains(key) ? c.formats.at(key) : std::string("none");
-    };
-    ULP_CHECK(format(saved) == format(live), "{}: the format of {} is {} and the run's {}", name,
-              key, format(saved), format(live));
+    const std::string wanted = format_of(live, key), found = format_of(saved, key);
+    ULP_CHECK(found == wanted, "{}: the format of {} is {} and the run's {}", name, key, found,
+              wanted);
   }
   for (const auto& [key, tensor] : saved.tensors)
     ULP_CHECK(live.tensors.contains(key), "{}: it holds {}, which the run has not", name, key);
