@@ -35,7 +35,9 @@ GatherRowsArgs Batches::gather_into(const Batch& batch) const {
   return args;
 }
 
-void Batches::shuffle(int64_t epoch) {
+void Batches::shuffle(int64_t epoch, int64_t batch_offset) {
+  ULP_CHECK(batch_offset >= 0 && batch_offset <= samples(),
+            "batches: an epoch of {} samples has no batch at {}", samples(), batch_offset);
   // Fisher–Yates with word i of the epoch's draw for position i.
   std::vector<int32_t> order(static_cast<size_t>(samples()));
   std::iota(order.begin(), order.end(), 0);
@@ -51,7 +53,7 @@ void Batches::shuffle(int64_t epoch) {
   copy_bytes(order_.mutable_raw(), run_.device(), order.data(), kCpu,
              static_cast<size_t>(order_.bytes()));
   StepState start = run_.state();
-  start.batch_offset = 0;
+  start.batch_offset = batch_offset;
   run_.set_state(start);
 }
 

@@ -26,8 +26,8 @@ class Batches {
   int64_t steps() const { return samples() / size_; }
 
   /// Begins an epoch: makes its order, which depends on the run's seed and the epoch only, and sets the step state's
-  /// batch_offset to its start. Not within a recorded step (StepGraph).
-  void shuffle(int64_t epoch);
+  /// batch_offset to its start, or, to go on with an epoch, to another place in it. Not within a recorded step (StepGraph).
+  void shuffle(int64_t epoch, int64_t batch_offset = 0);
   /// The whole batch at batch_offset, which it moves on. Throws after the last one of the epoch. Only one Batches of a run
   /// is walked through at a time.
   Batch next();

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "nn/batches.h"
 #include "nn/module.h"
 
@@ -23,6 +26,8 @@ class Tally {
   void add(const Tensor& loss, const Tensor& logits, const Tensor& labels);
   ScoreTotals totals() const;
   Score score() const;
+  /// For checkpoints: the memory itself.
+  std::map<std::string, Tensor> tensors() const { return {{"tally.totals", totals_}}; }
 
  private:
   Run& run_;

@@ -191,6 +191,26 @@ void Sgd::step() {
   run_.mirror([this] { ++updates_; });
 }
 
+std::map<std::string, Tensor> Sgd::tensors() const {
+  std::map<std::string, Tensor> all;
+  for (const State& state : states_) {
+    if (state.master.defined()) all[state.parameter->path + ".master"] = state.master;
+    if (state.momentum.defined()) all[state.parameter->path + ".momentum"] = state.momentum;
+  }
+  return all;
+}
+
+std::map<std::string, std::string> Sgd::formats() const {
+  std::map<std::string, std::string> all;
+  for (const State& state : states_) {
+    if (state.master.defined())
+      all[state.parameter->path + ".master"] = to_string(*options_.accumulator);
+    if (state.momentum.defined())
+      all[state.parameter->path + ".momentum"] = to_string(options_.momentum_format);
+  }
+  return all;
+}
+
 void Sgd::zero_grad() {
   for (State& state : states_) state.parameter->grad = {};
 }

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "autograd/tape.h"
@@ -53,6 +55,10 @@ class Sgd {
     Tensor master, momentum;
   };
   const std::vector<State>& states() const { return states_; }
+  /// What a resumed run needs beside the weights, `fc1.weight.master`, `fc1.weight.momentum`: handles to the memory itself;
+  /// and the name of the format of each. The rates are the caller's to set again.
+  std::map<std::string, Tensor> tensors() const;
+  std::map<std::string, std::string> formats() const;
 
  private:
   RandomKey key(const Parameter& parameter, const char* role) const;

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -12,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <ostream>
 #include <string>
@@ -618,9 +620,11 @@ TEST_SUITE("data") {
 
     for (const char* text : {"", "x", " {}", "[]", "\"w\"", "null"})
       CHECK(message(safetensors(text, "")) == Contains("does not start with {"));
-    for (const char* text : {"{", "{}}", "{\"w\"}", "{\"w\":1,}", "{\"\xff\":1}", "{\"w\":01}"})
+    for (const char* text : {"{", "{}}", "{\"w\"}", "{\"__metadata__\":{},}", "{\"\xff\":1}",
+                             "{\"w\":{\"shape\":[01]}}", "{\"__metadata__\":{}} {}"})
       CHECK(message(safetensors(text, "")) == Contains("not valid JSON"));
-    CHECK(message(safetensors(R"({"w":{"a":1e999}})", "")) == Contains("a number is too large"));
+    CHECK(message(safetensors(R"({"w":{"shape":[1e999]}})", "")) ==
+          Contains("a number is too large"));
     CHECK(message(safetensors('{' + std::string(5000, '['), "")) == Contains("not valid JSON"));
     for (const std::string& text :
          {std::string(R"({"w":)").append(100'000, '['), std::string(R"({"w":{"shape":[[1]]}})"),
@@ -726,5 +730,142 @@ TEST_SUITE("data") {
         const bool refused = file.tensors.empty() && message.starts_with(path.native() + ": ");
         CHECK_MESSAGE((read || refused), message);
       }
+  }
+
+  TEST_CASE("safetensors: a file that Python's package wrote") {
+    // tests/data/make_safetensors.py
+    const SafetensorsFile file =
+        load_safetensors(std::string(ULP_TEST_DATA) + "/python.safetensors");
+    CHECK(!file.has_checksum);
+    CHECK(file.metadata ==
+          std::map<std::string, std::string>{{"made by", "safetensors ü"}, {"empty", ""}});
+    REQUIRE(file.tensors.size() == 9);
+    const auto is = [&](const char* name, DType dtype, const Shape& shape,
+                        std::vector<double> values) {
+      INFO(std::string(name));
+      const Tensor& t = file.tensors.at(name);
+      CHECK(t.dtype() == dtype);
+      CHECK(t.shape() == shape);
+      CHECK(t.to_doubles() == values);
+    };
+    const double inf = std::numeric_limits<double>::infinity();
+    is("f32", DType::F32, {2, 3}, {1.5, -0.0, inf, 0x1p-149, double{3.4028235e38f}, double{0.1f}});
+    is("f64", DType::F64, {2}, {3.141592653589793, -1e300});
+    is("f16", DType::F16, {3}, {1, 65504, 0x1p-24});
+    CHECK(file.tensors.at("i32").shape() == Shape{2, 1});
+    CHECK(file.tensors.at("i32").data<int32_t>()[0] == INT32_MIN);
+    CHECK(file.tensors.at("i32").data<int32_t>()[1] == INT32_MAX);
+    is("i8", DType::I8, {3}, {-128, 127, 0});
+    is("u8", DType::U8, {7}, {0, 1, 2, 3, 4, 5, 6});
+    is("nothing", DType::F32, {0, 4}, {});
+    is("scalar", DType::I32, {}, {42});
+    is("name \" ü \\", DType::U8, {1}, {7});
+  }
+
+  TEST_CASE("safetensors: a checksum") {
+    const TemporaryFolder folder;
+    const std::map<std::string, Tensor> tensors{{"w", Tensor::from(std::vector<float>{1, 2}, {2})}};
+    save_safetensors(folder / "f", tensors, {{"a", "\"ulp_checksum\":\""}}, Checksum::Yes);
+    const SafetensorsFile file = load_safetensors(folder / "f");
+    CHECK(file.has_checksum);
+    CHECK(file.metadata == std::map<std::string, std::string>{{"a", "\"ulp_checksum\":\""}});
+    const std::string good = get(folder / "f");
+    const std::string place = "\"ulp_checksum\":\"";
+    const size_t at = good.find(place) + place.size();
+    std::string zeros = good;
+    zeros.replace(at, 8, "00000000");
+    const uLong sum = crc32_z(0, reinterpret_cast<const Bytef*>(zeros.data()), zeros.size());
+    CHECK(std::stoul(good.substr(at, 8), nullptr, 16) == sum);
+    for (const char* bad :
+         {"0000000", "000000000", "0000000g", "+0000000", "        ", "ABCDEF01"}) {
+      std::string text = good;
+      text.replace(at, 8, bad);
+      put(folder / "f", safetensors(text.substr(8, text.find("}}") - 6), std::string(8, '\0')));
+      CHECK(message_of([&] { load_safetensors(folder / "f"); }) == Contains("damaged"));
+    }
+    CHECK(message_of([&] {
+            save_safetensors(folder / "g", tensors, {{"ulp_checksum", ""}});
+          }) == Contains("cannot be named ulp_checksum"));
+    // Longer than one piece of the checksum, and not a multiple of it.
+    save_safetensors(folder / "h", {{"w", Tensor::zeros({3'000'001}, DType::U8, kCpu)}}, {},
+                     Checksum::Yes);
+    CHECK(load_safetensors(folder / "h").has_checksum);
+    std::string bytes = get(folder / "h");
+    bytes[bytes.size() - 2'000'000] = 1;
+    put(folder / "h", bytes);
+    CHECK(message_of([&] { load_safetensors(folder / "h"); }) ==
+          Contains("damaged: its checksum is"));
+  }
+
+  TEST_CASE("safetensors: memory for a malformed file is about the file's size") {
+    const TemporaryFolder folder;
+    const std::string entry = R"(:{"dtype":"U8","shape":[0],"data_offsets":[0,0]})";
+    const auto list = [](int64_t count, const std::string& before, auto item,
+                         const std::string& after) {
+      std::string text = before;
+      for (int64_t i = 0; i < count; ++i) text.append(i == 0 ? "" : ",").append(item(i));
+      return text + after;
+    };
+    const auto number = [](int64_t i) { return '"' + std::to_string(i) + '"'; };
+    const auto named = [&](int64_t i) { return number(i) + entry; };
+    struct Bad {
+      std::string header, words;
+    };
+    const std::vector<Bad> all = {
+        {list(1'000'000, "{", named, "}"), "more than 100000 tensors"},
+        {list(100'000, "{", named, ",\"0\"" + entry + "}"), "more than 100000 tensors"},
+        {list(99'999, "{", named, ",\"0\"" + entry + "}"), "\"0\" occurs twice"},
+        {list(
+             1'000'000, R"({"__metadata__":{)", [&](int64_t i) { return number(i) + ":\"\""; },
+             "}}"),
+         "more than 100000 texts"},
+        {list(
+             2'000'000, R"({"w":{"shape":[)", [](int64_t) { return "0"; }, "]}}"),
+         "more than 8 numbers"},
+        {R"({"w":)" + std::string(20'000'000, '['), "not of the form"},
+        {R"({"w":)" + list(
+                          1'000'000, "", [](int64_t) { return "{\"a\":"; }, ""),
+         "must have dtype"},
+        {R"({")" + std::string(20'000'000, 'x') + R"(":1})", "must have dtype"},
+        {R"({"w":{"dtype":")" + std::string(20'000'000, 'x') + R"("}})", "unknown dtype"},
+        {R"({"w":{"dtype":)" + std::string(20'000'000, '1') + R"(}})", "too large"},
+    };
+    for (const Bad& bad : all) {
+      CAPTURE(bad.words);
+      put(folder / "f", safetensors(bad.header, ""));
+      const auto size = static_cast<int64_t>(fs::file_size(folder / "f"));
+      const fs::path out = folder / "out";
+      // In a process of its own, whose peak is that of the file.
+      const pid_t child = ::fork();
+      if (child == 0) {
+        rusage before{}, after{};
+        ::getrusage(RUSAGE_SELF, &before);
+        std::string message = "nothing was thrown";
+        try {
+          load_safetensors(folder / "f");
+        } catch (const Error& error) {
+          message = error.what();
+        }
+        ::getrusage(RUSAGE_SELF, &after);
+        std::ofstream(out) << (after.ru_maxrss - before.ru_maxrss) * 1024 << ' ' << message;
+        ::_exit(0);
+      }
+      REQUIRE(child > 0);
+      int status = 0;
+      REQUIRE(::waitpid(child, &status, 0) == child);
+      CHECK(status == 0);
+      std::ifstream in(out);
+      int64_t peak = 0;
+      std::string message;
+      in >> peak;
+      std::getline(in, message);
+      CHECK(message == Contains(bad.words));
+      CHECK(message.size() < 400);
+#if defined(__SANITIZE_ADDRESS__)
+      MESSAGE("SKIPPED: peak memory under AddressSanitizer");
+#else
+      CHECK(peak <= 8 * size + (int64_t{16} << 20));
+#endif
+    }
   }
 }

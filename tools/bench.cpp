@@ -252,6 +252,7 @@ void add_bench(CLI::App& app) {
   add_bench_quantize(*bench);
   add_bench_step(*bench);
   add_bench_ops(*bench);
+  add_bench_checkpoint(*bench);
 }
 
 }  // namespace ulp::tools

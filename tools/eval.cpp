@@ -10,6 +10,7 @@
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
+#include "tools/model_file.h"
 
 namespace ulp::tools {
 namespace {
@@ -57,7 +58,7 @@ void run_eval(const EvalOptions& o) {
              to_string(e.formats.weight), to_string(e.formats.output),
              to_string(e.formats.interior));
   nn::Batches test = test_batches(run, data);
-  const nn::Score score = test_score(run, *model, test, e.formats);
+  const nn::Score score = test_score(run, *model, test, e);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
             data.name, score.loss);
   fmt::print("data       {}, {} test samples\n", data.name, data.test.labels.numel());

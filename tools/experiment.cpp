@@ -5,39 +5,22 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <charconv>
-#include <chrono>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <map>
 #include <system_error>
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
-#include "nn/data/atomic_file.h"
 #include "nn/data/read_file.h"
-#include "nn/data/safetensors.h"
 #include "nn/models.h"
 #include "tools/format_options.h"
-#include "tools/progress.h"
 
 namespace ulp::tools {
 namespace fs = std::filesystem;
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kEvalBatch = 256;
-constexpr int64_t kLogInterval = 100;  // steps between looks at the loss, which wait for the GPU
-constexpr const char* kScaling =
-    "delayed_scaling.";                             // tensors, by the number of their random stream
-constexpr const char* kRandomStep = "random_step";  // metadata of model.safetensors
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 int64_t parameter_count(nn::Module& model) {
   int64_t count = 0;
@@ -56,77 +39,6 @@ std::string steps_text(const Experiment& e) {
   if (e.graph == StepGraph::Use::Off) return "one op after another (--no-graph)";
   return kGuardBytes ? "one op after another (this build has guard bytes)"
                      : "one CUDA graph a step";
-}
-
-/// The matrix units that this process used for the first time since it had used `before` of them.
-std::string units_text(size_t before) {
-  const std::vector<std::string> all = matrix_units_used();
-  std::string text;
-  for (size_t i = before; i < all.size(); ++i)
-    text += fmt::format("{:<11}{}\n", i == before ? "units" : "", all[i]);
-  return text;
-}
-
-std::string memory_text(Device device, int64_t saved_bytes) {
-  const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-  return fmt::format("memory {:.1f} MiB at most on {}, {:.2f} MiB of it kept for a backward pass\n",
-                     mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
-}
-
-std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {
-  return fmt::format(
-      "{{\"epoch\":{},\"split\":\"{}\",\"loss\":{:.9g},\"accuracy\":{:.6g},\"seconds\":{:.3g}}}\n",
-      epoch, split, s.loss, s.accuracy, seconds);
-}
-
-/// Removes what earlier runs left in the folder of a run, and in the folder of its baseline.
-void clear_folder(const fs::path& dir) {
-  const fs::path baseline = dir / "baseline";
-  for (const fs::path& folder : {dir, baseline}) {
-    std::error_code error;
-    if (!fs::is_directory(folder, error)) continue;
-    for (const char* name : {"config.json", "metrics.jsonl", "model.safetensors"}) {
-      fs::remove(folder / name, error);
-      ULP_CHECK(!error, "--out {}: {} of an earlier run cannot be removed ({})", folder.string(),
-                name, error.message());
-    }
-    nn::remove_temporary_files(folder);
-  }
-  ::rmdir(baseline.c_str());  // stays if somebody keeps something there
-}
-
-/// Throws unless all elements are finite. `before` and `after` go around the message.
-void check_finite(const std::string& before, const std::string& path, const Tensor& tensor,
-                  const std::string& after) {
-  int64_t index = 0;
-  for (const float v : tensor.to_floats()) {
-    ULP_CHECK(std::isfinite(v), "{}{} holds {} at element {}{}", before, path, v, index, after);
-    ++index;
-  }
-}
-
-std::string config_text(const Experiment& e, const nn::Dataset& data) {
-  try {
-    return to_json(e, data).dump(2) + "\n";
-  } catch (const Json::exception&) {
-    throw_error("--data {}: its name is not UTF-8", e.data);
-  }
-}
-
-uint32_t random_step(const std::string& text, const fs::path& file) {
-  uint32_t step = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, step);
-  ULP_CHECK(error == std::errc() && stop == end && step >= 1,
-            "{}: the metadata \"{}\" must be a whole number from 1 to {}, got '{}'", file.string(),
-            kRandomStep, UINT32_MAX, text);
-  return step;
-}
-
-OpFormats loss_formats(const OpFormats& formats) {
-  OpFormats f;
-  f.interior = formats.interior;
-  return f;
 }
 
 /// An object inside config.json. Errors name the file and the key with its path.
@@ -208,6 +120,12 @@ Experiment Experiment::baseline() const {
   plain.sgd.weight = plain.sgd.grad = plain.sgd.momentum_format = Quantizer{};
   plain.sgd.accumulator.reset();
   return plain;
+}
+
+OpFormats loss_formats(const Experiment& e) {
+  OpFormats f;
+  f.interior = e.formats.interior;
+  return f;
 }
 
 nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
@@ -316,8 +234,8 @@ nn::Batches test_batches(Run& run, const nn::Dataset& data) {
   return nn::Batches(run, data, data.test, kEvalBatch);
 }
 
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& formats) {
-  return nn::evaluate(run, model, test, loss_formats(formats));
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const Experiment& e) {
+  return nn::evaluate(run, model, test, loss_formats(e));
 }
 
 void make_folder(const fs::path& dir) {
@@ -328,143 +246,6 @@ void make_folder(const fs::path& dir) {
   ULP_CHECK(::access(dir.c_str(), W_OK | X_OK) == 0,
             "--out {}: the folder cannot be written to ({})", dir.string(),
             std::generic_category().message(errno));
-}
-
-nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
-                const char* title) {
-  Run run(e.device, e.seed, e.math);
-  const auto model = make_model(e, data);
-  model->initialise(run);
-  optim::Sgd sgd(run, model->parameters(), e.sgd);
-  StepState state = run.state();
-  state.loss_scale = static_cast<float>(e.loss_scale);
-  run.set_state(state);
-  nn::Batches batches(run, data, data.train, e.batch_size), tests = test_batches(run, data);
-  const int64_t steps = batches.steps();
-  const optim::Schedule schedule(optim::Schedule::parse(e.lr_schedule), e.sgd.lr, e.epochs * steps);
-  const std::string config = config_text(e, data);
-
-  // Whatever can be wrong with the run has been thrown: now the earlier run goes.
-  make_folder(dir);
-  clear_folder(dir);
-  say(fmt::format("--- {}\n{}", title, describe(e, data, *model)));
-  nn::write_file_atomically(dir / "config.json", config);
-
-  nn::Tally tally(run);
-  StepGraph graph(run, e.graph);
-  int64_t saved_bytes = 0;  // for the backward pass of one step
-  const auto one_step = [&] {
-    const nn::Batch batch = batches.next();
-    Tape tape(run);
-    const Var logits = (*model)(tape, tape.constant(batch.images));
-    const Var loss =
-        ops::cross_entropy(tape, logits, batch.labels, loss_formats(e.formats), RandomSite("loss"));
-    tally.add(loss.value, logits.value, batch.labels);
-    saved_bytes = tape.saved_bytes();
-    tape.backward(loss);
-    sgd.step();
-  };
-  const size_t units_before = matrix_units_used().size();
-  const int64_t interval = e.device == kCpu ? 1 : kLogInterval;
-  Progress progress(e.epochs, steps, batches.size());
-  std::string metrics;
-  nn::Score test;
-  uint32_t test_step = 0;
-  for (int64_t epoch = 0; epoch < e.epochs; ++epoch) {
-    const auto start = Clock::now();
-    batches.shuffle(epoch);
-    sgd.set_rates(schedule.rates(epoch * steps, steps));
-    tally.reset();
-    for (int64_t step = 0; step < steps; ++step) {
-      graph.run(one_step);
-      if (epoch == 0 && step == 0) say(units_text(units_before));
-      if ((step + 1) % interval != 0 && step + 1 < steps) continue;
-      const ScoreTotals so_far = tally.totals();
-      ULP_CHECK(so_far.bad_batch < 0,
-                "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
-                "--loss-scale",
-                so_far.bad_loss, epoch + 1, so_far.bad_batch + 1, steps);
-      progress.step(epoch, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy);
-    }
-    const nn::Score trained = tally.score();
-    const double seconds = seconds_since(start);
-    const auto test_start = Clock::now();
-    test_step = run.state().random_step;
-    test = test_score(run, *model, tests, e.formats);
-    ULP_CHECK(std::isfinite(test.loss),
-              "the test loss is {} after epoch {}; try a smaller --lr or wider formats", test.loss,
-              epoch + 1);
-    metrics += metrics_line(epoch + 1, "train", trained, seconds);
-    metrics += metrics_line(epoch + 1, "test", test, seconds_since(test_start));
-    nn::write_file_atomically(dir / "metrics.jsonl", metrics);
-    progress.epoch_done(fmt::format(
-        "epoch {}/{}  train loss {:.4f} accuracy {:.4f}  test loss {:.4f} accuracy {:.4f}  {:.3g} "
-        "s",
-        epoch + 1, e.epochs, trained.loss, trained.accuracy, test.loss, test.accuracy, seconds));
-  }
-
-  say(memory_text(e.device, saved_bytes));
-  std::map<std::string, Tensor> weights;
-  for (const Parameter* p : model->parameters()) {
-    check_finite("", p->path, p->value,
-                 fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e.epochs));
-    weights[p->path] = p->value;
-  }
-  for (const auto& [stream, state] : run.scalings())
-    weights[fmt::format("{}{:08x}", kScaling, stream)] = state;
-  nn::save_safetensors(dir / "model.safetensors", weights,
-                       {{"format", "ulp"},
-                        {"weights", to_string(e.sgd.weight)},
-                        {kRandomStep, std::to_string(test_step)}});
-  return test;
-}
-
-namespace {
-
-/// What delayed scaling remembers; returns how many tensors that are.
-size_t load_scalings(Run& run, const nn::SafetensorsFile& saved, const fs::path& file) {
-  size_t count = 0;
-  for (const auto& [name, tensor] : saved.tensors) {
-    if (!name.starts_with(kScaling)) continue;
-    const std::string_view digits = std::string_view(name).substr(std::strlen(kScaling));
-    uint32_t stream = 0;
-    const auto [end, error] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), stream, 16);
-    ULP_CHECK(error == std::errc() && end == digits.data() + digits.size() &&
-                  tensor.dtype() == DType::F32 && tensor.rank() == 1 && tensor.numel() >= 2,
-              "{}: {} is not the state of a delayed scale (F32, a scale and magnitudes)",
-              file.string(), name);
-    for (const float x : tensor.to_floats())
-      ULP_CHECK(std::isfinite(x) && x >= 0, "{}: {} holds {}", file.string(), name, x);
-    run.set_scaling(stream, tensor.to(run.device()));
-    ++count;
-  }
-  return count;
-}
-
-}  // namespace
-
-void load_weights(Run& run, nn::Module& model, const fs::path& file) {
-  const nn::SafetensorsFile saved = nn::load_safetensors(file);
-  const std::vector<Parameter*> parameters = model.parameters();
-  for (Parameter* p : parameters) {
-    const auto at = saved.tensors.find(p->path);
-    ULP_CHECK(at != saved.tensors.end(), "{}: there is no tensor {}", file.string(), p->path);
-    const Tensor& tensor = at->second;
-    ULP_CHECK(tensor.shape() == p->value.shape() && is_float_up_to_32(tensor.dtype()),
-              "{}: {} must be a float tensor of shape {}, got {}", file.string(), p->path,
-              p->value.shape(), tensor);
-    check_finite(file.string() + ": ", p->path, tensor, "");
-    p->value = tensor.to(run.device());
-  }
-  const size_t scalings = load_scalings(run, saved, file);
-  ULP_CHECK(saved.tensors.size() == parameters.size() + scalings,
-            "{}: it holds {} tensors and the model has {}", file.string(), saved.tensors.size(),
-            parameters.size() + scalings);
-  if (!saved.metadata.contains(kRandomStep)) return;  // made by another program
-  StepState state = run.state();
-  state.random_step = random_step(saved.metadata.at(kRandomStep), file);
-  run.set_state(state);
 }
 
 }  // namespace ulp::tools

@@ -38,6 +38,9 @@ struct Experiment {
   Experiment baseline() const;
 };
 
+/// Those of the cross-entropy.
+OpFormats loss_formats(const Experiment& experiment);
+
 nlohmann::ordered_json to_json(const Experiment& experiment, const nn::Dataset& data);
 
 /// What config.json says of a trained model, as far as its forward pass needs it.
@@ -57,19 +60,9 @@ std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const n
 
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
 nn::Batches test_batches(Run& run, const nn::Dataset& data);
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& formats);
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const Experiment& experiment);
 
 /// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.
 void make_folder(const std::filesystem::path& dir);
-
-/// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
-/// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws
-/// ulp::Error with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
-nn::Score train(const Experiment& experiment, const nn::Dataset& data,
-                const std::filesystem::path& dir, const char* title);
-
-/// Reads model.safetensors into an initialised model of the run, and sets the run to the random step of the training's last
-/// test, so that the same formats draw the same words. Throws for missing, surplus, misshapen or non-finite tensors.
-void load_weights(Run& run, nn::Module& model, const std::filesystem::path& file);
 
 }  // namespace ulp::tools

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -139,6 +140,7 @@ int main(int argc, char** argv) {
   if (!open_closed_streams())
     return fail(1, "the standard output is closed; >/dev/null makes it silent");
   restart_with_short_spin(argv);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the user's limit is an error with a name
   CLI::App app{"ulp: train neural networks in low precision, exactly and fast"};
   app.name("ulp");
   app.set_version_flag("--version", std::string("ulp ") + ULP_VERSION);

@@ -24,10 +24,11 @@ void say(const std::string& text) {
   std::fflush(stdout);
 }
 
-Progress::Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step)
+Progress::Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step, int64_t first)
     : epochs_(epochs),
       steps_(steps_per_epoch),
       samples_(samples_per_step),
+      first_(first),
       terminal_(isatty(STDOUT_FILENO) != 0),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}
@@ -46,8 +47,8 @@ void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy) {
   if (now - last_ < std::chrono::milliseconds(100) && step + 1 < steps_) return;
   last_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  const double done = static_cast<double>(epoch * steps_ + step + 1);
-  const double total = static_cast<double>(epochs_ * steps_);
+  const double done = static_cast<double>(epoch * steps_ + step + 1 - first_);
+  const double total = static_cast<double>(epochs_ * steps_ - first_);
   const auto filled = static_cast<size_t>(kBar * (step + 1) / steps_);
   const std::string bar = std::string(filled, '=') + std::string(kBar - filled, ' ');
   say(fmt::format(

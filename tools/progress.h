@@ -12,7 +12,8 @@ void say(const std::string& text);
 /// On a terminal: one line that is drawn again a few times a second. Piped: nothing until the epoch's plain line.
 class Progress {
  public:
-  Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step);
+  /// `first`: steps that were made before.
+  Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step, int64_t first = 0);
   ~Progress();
 
   void step(int64_t epoch, int64_t step, double loss, double accuracy);
@@ -22,7 +23,7 @@ class Progress {
  private:
   void clear();
 
-  int64_t epochs_, steps_, samples_;
+  int64_t epochs_, steps_, samples_, first_;
   bool terminal_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point start_, last_;

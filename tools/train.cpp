@@ -10,10 +10,12 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "tools/checkpoint_options.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/progress.h"
+#include "tools/training.h"
 
 namespace ulp::tools {
 namespace {
@@ -21,6 +23,7 @@ namespace {
 struct TrainOptions {
   Experiment experiment;
   FormatOptions formats{FormatOptions::Passes::Both};
+  CheckpointOptions checkpoints;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1", optimizer = "sgd";
   std::string lr = "0.1", momentum_coef = "0.9", weight_decay = "0", loss_scale = "1";
   std::optional<std::string> grad_scaling, accumulator, threads, math;
@@ -119,6 +122,7 @@ std::string lasting_name(const std::string& data) {
 
 void run_train(const TrainOptions& o) {
   Experiment e = resolve(o);
+  const Checkpointing checkpointing = o.checkpoints.resolve();
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Dataset data = nn::load_dataset(e.data);
   e.data = lasting_name(e.data);
@@ -131,10 +135,11 @@ void run_train(const TrainOptions& o) {
                     e.batch_size, samples));
   e.batch_size = std::min(e.batch_size, samples);
 
-  const nn::Score score = train(e, data, dir, o.baseline ? "quantised" : "training");
+  const nn::Score score = train(e, data, dir, o.baseline ? "quantised" : "training", checkpointing);
   std::string fp32;
   if (o.baseline) {
-    const nn::Score plain = train(e.baseline(), data, dir / "baseline", "fp32 baseline");
+    const nn::Score plain =
+        train(e.baseline(), data, dir / "baseline", "fp32 baseline", checkpointing);
     say(fmt::format("difference to fp32: {:+.2f} points of accuracy, {:+.4f} of loss\n",
                     100 * (score.accuracy - plain.accuracy), score.loss - plain.loss));
     fp32 = fmt::format("  (fp32 {:.4f})", plain.accuracy);
@@ -204,6 +209,7 @@ void add_train(CLI::App& app) {
   cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
       ->capture_default_str();
   cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
+  o->checkpoints.add_to(*cmd);
   const char* opt = "Optimizer";
   cmd->add_option("--optimizer", o->optimizer, "sgd")->capture_default_str()->group(opt);
   cmd->add_option("--lr", o->lr, "learning rate, the schedule's base")

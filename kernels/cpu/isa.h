@@ -15,7 +15,7 @@ void set_isa(Isa isa);
 bool has_isa(Isa isa);
 const char* to_string(Isa isa);
 
-#if defined(__x86_64__) && !defined(__CUDACC__)
+#if defined(__x86_64__) && !defined(__CUDACC__) && !defined(__clang__)  // GCC names them so
 #define ULP_X86_ISA 1
 #define ULP_TARGET_AVX2 __attribute__((target("arch=x86-64-v3"), noinline))
 #define ULP_TARGET_AVX512 \

@@ -112,6 +112,18 @@ void AtomicFile::write(std::string_view text) {
   write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
 }
 
+void AtomicFile::write_at(uint64_t offset, std::string_view text) {
+  ULP_CHECK(descriptor_ >= 0, "{}: cannot be written: it is committed", path_.native());
+  while (!text.empty()) {
+    const ssize_t count =
+        ::pwrite(descriptor_, text.data(), text.size(), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail("cannot be written", errno);
+    text.remove_prefix(static_cast<size_t>(count));
+    offset += static_cast<uint64_t>(count);
+  }
+}
+
 void AtomicFile::commit() {
   ULP_CHECK(descriptor_ >= 0, "{}: cannot be committed twice", path_.native());
   if (::fsync(descriptor_) != 0) fail("cannot be written", errno);

@@ -22,6 +22,8 @@ class AtomicFile {
 
   void write(std::span<const uint8_t> bytes);
   void write(std::string_view text);
+  /// Over what was written there.
+  void write_at(uint64_t offset, std::string_view text);
   void commit();
 
  private:

@@ -1,15 +1,20 @@
 #include "nn/data/safetensors.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
+#include <functional>
 #include <nlohmann/json.hpp>
-#include <set>
-#include <span>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "nn/data/atomic_file.h"
+#include "nn/data/checksum.h"
 #include "nn/data/read_file.h"
 
 namespace ulp::nn {
@@ -24,6 +29,10 @@ constexpr const char* kMetadata = "__metadata__";
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kAlignment = 8;
+constexpr size_t kMaxEntries = 100'000;  // bounds the memory for names, shapes and handles
+constexpr const char* kChecksum = "ulp_checksum";
+constexpr std::string_view kChecksumPlace = "\"ulp_checksum\":\"";  // as make_header writes it
+constexpr size_t kChecksumDigits = 8;
 constexpr std::array kDTypes = {DType::F32,    DType::F64, DType::BF16, DType::F16, DType::F8E4M3,
                                 DType::F8E5M2, DType::I32, DType::I8,   DType::U8};
 
@@ -33,6 +42,18 @@ std::string quoted(const std::string& name) {
   std::string text =
       json(name.substr(0, kMost)).dump(-1, ' ', true, json::error_handler_t::replace);
   return name.size() <= kMost ? text : text + "...";
+}
+
+std::string checksum_text(uint32_t checksum) { return fmt::format("{:08x}", checksum); }
+
+std::array<uint8_t, kLengthBytes> length_bytes(const std::string& header) {
+  return std::bit_cast<std::array<uint8_t, kLengthBytes>>(uint64_t{header.size()});
+}
+
+/// With zeros in place of the checksum's digits.
+uint32_t checksum_of_header(const std::string& header) {
+  return checksum(checksum(0, length_bytes(header)),
+                  {reinterpret_cast<const uint8_t*>(header.data()), header.size()});
 }
 
 // ---- writing --------------------------------------------------------------------------------------------------------
@@ -68,176 +89,332 @@ std::string make_header(const std::vector<NamedTensor>& tensors,
 // ---- reading --------------------------------------------------------------------------------------------------------
 struct Entry {
   std::string name;
-  DType dtype;
+  DType dtype{};
   Shape shape;
-  uint64_t begin, end;  // bytes, counted from the end of the header
+  uint64_t begin = 0, end = 0;  // bytes, counted from the end of the header
+};
+
+/// Throws ulp::Error naming the file unless a condition holds.
+class Checker {
+ public:
+  explicit Checker(std::string name) : name_(std::move(name)) {}
+
+  template <class... A>
+  void operator()(bool condition, std::string_view format, const A&... args) const {
+    if (!condition) fail(format, args...);
+  }
+  template <class... A>
+  [[noreturn]] void fail(std::string_view format, const A&... args) const {
+    throw Error(name_ + ": " + format_message(format, {ErrorArg(args)...}));
+  }
+
+ private:
+  std::string name_;
+};
+
+/// Takes the header apart as it is read, so that nothing is kept that the layout never holds: deep nesting, long lists,
+/// more entries than are allowed.
+class HeaderParser : public json::json_sax_t {
+ public:
+  HeaderParser(const Checker& check, uint64_t data_bytes)
+      : check_(check), data_bytes_(data_bytes) {}
+
+  void parse(const std::string& text) { json::sax_parse(text, this); }
+
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+
+  bool start_object(size_t) override {
+    if (depth_ > 1) wrong_form();
+    if (++depth_ == 2) {
+      entry_.name = std::move(name_);
+      has_dtype_ = has_shape_ = has_offsets_ = false;
+    }
+    return true;
+  }
+  bool key(std::string& text) override {
+    if (depth_ == 1) {
+      in_metadata_ = text == kMetadata;
+      if (in_metadata_ && std::exchange(has_metadata_, true)) twice(text);
+      name_ = std::move(text);
+      return true;
+    }
+    if (in_metadata_) {
+      check_(metadata.size() < kMaxEntries, "more than {} texts in {}", kMaxEntries, kMetadata);
+      const auto [at, added] = metadata.emplace(std::move(text), "");
+      if (!added) twice(at->first);
+      text_ = at;
+      return true;
+    }
+    field_ = text == "dtype"          ? Field::DType
+             : text == "shape"        ? Field::Shape
+             : text == "data_offsets" ? Field::Offsets
+                                      : Field::Other;
+    if (field_ == Field::Other) wrong_fields(entry_.name);
+    if (std::exchange(has(field_), true)) twice(text);
+    return true;
+  }
+  bool end_object() override {
+    if (--depth_ == 1 && !in_metadata_) end_entry();
+    return true;
+  }
+  bool start_array(size_t) override {
+    if (depth_ != 2) wrong_form();
+    if (in_metadata_) no_text();
+    if (field_ == Field::DType) unknown_dtype("a list");
+    ++depth_;
+    list_.clear();
+    is_list_of_integers_ = true;
+    return true;
+  }
+  bool end_array() override {
+    --depth_;
+    if (field_ == Field::Shape)
+      end_shape();
+    else
+      end_offsets();
+    return true;
+  }
+
+  bool null() override { return other("null"); }
+  bool boolean(bool value) override { return other(value ? "true" : "false"); }
+  bool number_integer(int64_t value) override { return other(std::to_string(value)); }
+  bool number_float(double, const std::string& text) override { return other(text); }
+  bool binary(json::binary_t&) override { return other("binary"); }  // JSON has none
+  bool number_unsigned(uint64_t value) override {
+    if (depth_ != 3) return other(std::to_string(value));
+    add_to_list(value);
+    return true;
+  }
+  bool string(std::string& text) override {
+    if (depth_ == 2 && in_metadata_)
+      text_->second = std::move(text);
+    else if (depth_ == 2 && field_ == Field::DType)
+      end_dtype(text);
+    else
+      return other(text);
+    return true;
+  }
+  bool parse_error(size_t position, const std::string&, const json::exception& error) override {
+    if (dynamic_cast<const json::parse_error*>(&error) == nullptr)
+      check_.fail("its header is not valid JSON: a number is too large");
+    check_.fail("its header is not valid JSON at byte {}", position);
+  }
+
+ private:
+  enum class Field : uint8_t { DType, Shape, Offsets, Other };
+
+  bool& has(Field field) {
+    return field == Field::DType ? has_dtype_ : field == Field::Shape ? has_shape_ : has_offsets_;
+  }
+
+  [[noreturn]] void wrong_form() const {
+    check_.fail("its header is not of the form {}", R"({"name": {"field": [numbers]}})");
+  }
+  [[noreturn]] void wrong_fields(const std::string& name) const {
+    check_.fail("tensor {} must have dtype, shape and data_offsets, and nothing else",
+                quoted(name));
+  }
+  [[noreturn]] void twice(const std::string& name) const {
+    check_.fail("{} occurs twice in its header", quoted(name));
+  }
+  [[noreturn]] void no_text() const {
+    check_.fail("{}: {} must be a string", kMetadata, quoted(text_->first));
+  }
+  std::string tensor() const { return "tensor " + quoted(entry_.name); }
+  [[noreturn]] void unknown_dtype(const std::string& name) const {
+    std::string allowed;
+    for (const DType dtype : kDTypes)
+      allowed += (allowed.empty() ? "" : ", ") + std::string(to_string(dtype));
+    check_.fail("{}: unknown dtype {}; allowed are {}", tensor(), quoted(name), allowed);
+  }
+
+  // A value that stands where it says nothing.
+  bool other(const std::string& shown) {
+    if (depth_ == 1 && in_metadata_) check_.fail("{} must be an object of strings", kMetadata);
+    if (depth_ == 1) wrong_fields(name_);
+    if (in_metadata_) no_text();
+    is_list_of_integers_ = false;
+    if (depth_ == 3) {
+      add_to_list(0);
+    } else if (field_ == Field::DType) {
+      unknown_dtype(shown);
+    } else if (field_ == Field::Shape) {
+      end_shape();
+    } else {
+      end_offsets();
+    }
+    return true;
+  }
+
+  void add_to_list(uint64_t value) {
+    check_(list_.size() < static_cast<size_t>(kMaxRank),
+           "a list of more than {} numbers in its header", kMaxRank);
+    list_.push_back(value);
+  }
+
+  void end_dtype(const std::string& name) {
+    for (const DType dtype : kDTypes)
+      if (name == to_string(dtype)) {
+        entry_.dtype = dtype;
+        return;
+      }
+    unknown_dtype(name);
+  }
+
+  // Zero extents count as one in the overflow check, so that strides fit too.
+  void end_shape() {
+    check_(is_list_of_integers_, "{}: shape must be a list of whole numbers from 0 on", tensor());
+    std::vector<int64_t> extents;
+    std::string shown;
+    for (const uint64_t n : list_) shown += (shown.empty() ? "" : ",") + std::to_string(n);
+    int64_t numel = 1;
+    for (const uint64_t n : list_) {
+      check_(!__builtin_mul_overflow(numel, std::max<uint64_t>(n, 1), &numel),
+             "{}: shape [{}] has too many elements", tensor(), shown);
+      extents.push_back(static_cast<int64_t>(n));
+    }
+    entry_.shape = Shape(std::span<const int64_t>(extents));
+  }
+
+  void end_offsets() {
+    check_(is_list_of_integers_ && list_.size() == 2,
+           "{}: data_offsets must be two whole numbers from 0 on", tensor());
+    entry_.begin = list_[0];
+    entry_.end = list_[1];
+    check_(entry_.begin <= entry_.end && entry_.end <= data_bytes_,
+           "{}: bytes {} to {} are out of range; the file has {} bytes of data", tensor(),
+           std::to_string(entry_.begin), std::to_string(entry_.end), data_bytes_);
+  }
+
+  void end_entry() {
+    if (!has_dtype_ || !has_shape_ || !has_offsets_) wrong_fields(entry_.name);
+    const uint64_t width = size_of(entry_.dtype);
+    check_(entry_.begin % width == 0, "{}: begins at byte {}, which is no multiple of {}'s {}",
+           tensor(), entry_.begin, entry_.dtype, width);
+    uint64_t bytes = 0;
+    const bool overflow =
+        __builtin_mul_overflow(static_cast<uint64_t>(entry_.shape.numel()), width, &bytes);
+    check_(!overflow && bytes == entry_.end - entry_.begin,
+           "{}: bytes {} to {} are {}; {} of shape {} needs another number", tensor(), entry_.begin,
+           entry_.end, entry_.end - entry_.begin, entry_.dtype, entry_.shape);
+    check_(entries.size() < kMaxEntries, "more than {} tensors", kMaxEntries);
+    entries.push_back(std::move(entry_));
+  }
+
+  const Checker& check_;
+  uint64_t data_bytes_;
+  int depth_ = 0;     // objects and lists that are open
+  std::string name_;  // the last one at depth 1
+  bool in_metadata_ = false, has_metadata_ = false;
+  std::map<std::string, std::string>::iterator text_;  // the last one of the metadata
+  Entry entry_;
+  Field field_ = Field::Other;
+  bool has_dtype_ = false, has_shape_ = false, has_offsets_ = false;
+  std::vector<uint64_t> list_;
+  bool is_list_of_integers_ = false;
+};
+
+/// Where the bytes come from.
+struct Source {
+  std::string name;
+  uint64_t size;
+  std::function<void(uint64_t offset, std::span<uint8_t> to)> read;
 };
 
 class Reader {
  public:
-  explicit Reader(const fs::path& path) : file_(path), path_(path.native()) {}
+  explicit Reader(const Source& source) : source_(source), check_(source.name) {}
 
   SafetensorsFile read() {
-    const json header = parse_header(read_header());
+    std::string header = read_header();
+    HeaderParser parser(check_, data_bytes_);
+    parser.parse(header);
+    check_names(parser.entries);
+    check_layout(parser.entries);
     SafetensorsFile result;
-    std::vector<Entry> entries;
-    for (const auto& [name, value] : header.items()) {
-      if (name == kMetadata)
-        result.metadata = parse_metadata(value);
-      else
-        entries.push_back(parse_entry(name, value));
+    result.metadata = std::move(parser.metadata);
+    const std::optional<uint32_t> wanted = take_checksum(result.metadata, header);
+    uint32_t found = checksum_of_header(header);
+    header = {};
+    for (const Entry& entry : parser.entries) {
+      const Tensor tensor = read_tensor(entry);
+      if (wanted) found = checksum(found, bytes_of(tensor));
+      result.tensors.emplace(entry.name, tensor);
     }
-    check_layout(entries);
-    for (const Entry& entry : entries) result.tensors.emplace(entry.name, read_tensor(entry));
+    check_(!wanted || found == *wanted, "damaged: its checksum is {} and that of its bytes is {}",
+           checksum_text(wanted.value_or(0)), checksum_text(found));
+    result.has_checksum = wanted.has_value();
     return result;
   }
 
  private:
-  template <class... A>
-  void check(bool condition, std::string_view format, const A&... args) const {
-    if (!condition) throw Error(path_ + ": " + format_message(format, {ErrorArg(args)...}));
-  }
-
   std::string read_header() {
-    check(file_.size() >= kLengthBytes, "truncated, {} bytes; a safetensors file has at least {}",
-          file_.size(), kLengthBytes);
+    check_(source_.size >= kLengthBytes, "truncated, {} bytes; a safetensors file has at least {}",
+           source_.size, kLengthBytes);
     std::array<uint8_t, kLengthBytes> length_bytes;
-    file_.read(0, length_bytes);
+    source_.read(0, length_bytes);
     const auto length = std::bit_cast<uint64_t>(length_bytes);
-    const uint64_t rest = file_.size() - kLengthBytes;
-    check(length <= kMaxHeader, "a header of {} bytes; at most {} are allowed",
-          std::to_string(length), kMaxHeader);
-    check(length <= rest, "truncated, a header of {} bytes is announced and {} follow", length,
-          rest);
+    const uint64_t rest = source_.size - kLengthBytes;
+    check_(length <= kMaxHeader, "a header of {} bytes; at most {} are allowed",
+           std::to_string(length), kMaxHeader);
+    check_(length <= rest, "truncated, a header of {} bytes is announced and {} follow", length,
+           rest);
     data_begin_ = kLengthBytes + length;
     data_bytes_ = rest - length;
     std::string text(length, '\0');
-    file_.read(kLengthBytes, {reinterpret_cast<uint8_t*>(text.data()), text.size()});
-    check(text.starts_with('{'), "not a safetensors file: its header does not start with {}", "{");
+    source_.read(kLengthBytes, {reinterpret_cast<uint8_t*>(text.data()), text.size()});
+    check_(text.starts_with('{'), "not a safetensors file: its header does not start with {}", "{");
     return text;
   }
 
-  // Refuses while parsing what the layout never holds: a name twice, deep nesting, long lists.
-  json parse_header(const std::string& text) const {
-    std::array<std::set<std::string>, 2> names;  // of the objects that are open, by depth
-    int list_length = 0;
-    const auto look = [&](int depth, json::parse_event_t event, json& value) {
-      using Event = json::parse_event_t;
-      const bool object = event == Event::object_start, list = event == Event::array_start;
-      check(!(object && depth > 1) && !(list && depth != 2), "its header is not of the form {}",
-            R"({"name": {"field": [numbers]}})");
-      if (object) names[static_cast<size_t>(depth)].clear();
-      if (list) list_length = 0;
-      if (event == Event::key) {
-        const auto& name = value.get_ref<const std::string&>();
-        check(names[static_cast<size_t>(depth - 1)].insert(name).second,
-              "{} occurs twice in its header", quoted(name));
-      }
-      if (event == Event::value && depth == 3)
-        check(++list_length <= kMaxRank, "a list of more than {} numbers in its header", kMaxRank);
-      return true;
-    };
-    try {
-      return json::parse(text, look);
-    } catch (const json::parse_error& error) {
-      check(false, "its header is not valid JSON at byte {}", error.byte);
-    } catch (const json::exception&) {
-      check(false, "its header is not valid JSON: a number is too large");
-    }
-    return {};
+  /// Takes the checksum out of the metadata, and out of the header what it does not count.
+  std::optional<uint32_t> take_checksum(std::map<std::string, std::string>& metadata,
+                                        std::string& header) const {
+    const auto at = metadata.find(kChecksum);
+    if (at == metadata.end()) return {};
+    uint32_t value = 0;
+    const std::string& text = at->second;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
+    const size_t place = header.find(kChecksumPlace);
+    check_(error == std::errc() && checksum_text(value) == text && place != std::string::npos,
+           "damaged: its {} {} is not one", kChecksum, quoted(text));
+    header.replace(place + kChecksumPlace.size(), kChecksumDigits, kChecksumDigits, '0');
+    metadata.erase(at);
+    return value;
   }
 
-  std::map<std::string, std::string> parse_metadata(const json& value) const {
-    check(value.is_object(), "{} must be an object of strings", kMetadata);
-    std::map<std::string, std::string> metadata;
-    for (const auto& [key, text] : value.items()) {
-      check(text.is_string(), "{}: {} must be a string", kMetadata, quoted(key));
-      metadata.emplace(key, text.get<std::string>());
-    }
-    return metadata;
-  }
-
-  Entry parse_entry(const std::string& name, const json& value) const {
-    const std::string tensor = "tensor " + quoted(name);
-    check(value.is_object() && value.size() == 3 && value.contains("dtype") &&
-              value.contains("shape") && value.contains("data_offsets"),
-          "{} must have dtype, shape and data_offsets, and nothing else", tensor);
-    const json& offsets = value["data_offsets"];
-    check(is_list_of_integers(offsets) && offsets.size() == 2,
-          "{}: data_offsets must be two whole numbers from 0 on", tensor);
-    const Entry entry{name, parse_dtype(value["dtype"], tensor),
-                      parse_shape(value["shape"], tensor), offsets[0].get<uint64_t>(),
-                      offsets[1].get<uint64_t>()};
-    check(entry.begin <= entry.end && entry.end <= data_bytes_,
-          "{}: bytes {} to {} are out of range; the file has {} bytes of data", tensor,
-          std::to_string(entry.begin), std::to_string(entry.end), data_bytes_);
-    const uint64_t width = size_of(entry.dtype);
-    check(entry.begin % width == 0, "{}: begins at byte {}, which is no multiple of {}'s {}",
-          tensor, entry.begin, entry.dtype, width);
-    uint64_t bytes = 0;
-    const bool overflow =
-        __builtin_mul_overflow(static_cast<uint64_t>(entry.shape.numel()), width, &bytes);
-    check(!overflow && bytes == entry.end - entry.begin,
-          "{}: bytes {} to {} are {}; {} of shape {} needs another number", tensor, entry.begin,
-          entry.end, entry.end - entry.begin, entry.dtype, entry.shape);
-    return entry;
-  }
-
-  static bool is_list_of_integers(const json& value) {
-    return value.is_array() &&
-           std::ranges::all_of(value, [](const json& v) { return v.is_number_unsigned(); });
-  }
-
-  DType parse_dtype(const json& value, const std::string& tensor) const {
-    const std::string name = value.is_string() ? value.get<std::string>() : value.dump();
-    std::string allowed;
-    for (const DType dtype : kDTypes) {
-      if (value.is_string() && name == to_string(dtype)) return dtype;
-      allowed += (allowed.empty() ? "" : ", ") + std::string(to_string(dtype));
-    }
-    check(false, "{}: unknown dtype {}; allowed are {}", tensor, quoted(name), allowed);
-    return {};
-  }
-
-  // Zero extents count as one in the overflow check, so that strides fit too.
-  Shape parse_shape(const json& value, const std::string& tensor) const {
-    check(is_list_of_integers(value), "{}: shape must be a list of whole numbers from 0 on",
-          tensor);
-    std::vector<int64_t> extents;
-    int64_t numel = 1;
-    for (const json& extent : value) {
-      const auto n = extent.get<uint64_t>();
-      check(!__builtin_mul_overflow(numel, std::max<uint64_t>(n, 1), &numel),
-            "{}: shape {} has too many elements", tensor, value.dump());
-      extents.push_back(static_cast<int64_t>(n));
-    }
-    return Shape(std::span<const int64_t>(extents));
+  void check_names(std::vector<Entry>& entries) const {
+    std::ranges::sort(entries, {}, &Entry::name);
+    const auto twice = std::ranges::adjacent_find(entries, {}, &Entry::name);
+    if (twice != entries.end())
+      check_.fail("{} occurs twice in its header", nn::quoted(twice->name));
   }
 
   // Together the tensors are the data, each byte once.
   void check_layout(std::vector<Entry>& entries) const {
-    std::ranges::sort(entries, {}, [](const Entry& e) { return std::pair(e.begin, e.end); });
+    std::ranges::stable_sort(entries, {}, [](const Entry& e) { return std::pair(e.begin, e.end); });
     uint64_t end = 0;
     for (const Entry& entry : entries) {
-      check(entry.begin >= end, "tensor {} begins at byte {} inside another that ends at {}",
-            quoted(entry.name), entry.begin, end);
-      check(entry.begin == end, "bytes {} to {} before tensor {} belong to no tensor", end,
-            entry.begin, quoted(entry.name));
+      check_(entry.begin >= end, "tensor {} begins at byte {} inside another that ends at {}",
+             quoted(entry.name), entry.begin, end);
+      check_(entry.begin == end, "bytes {} to {} before tensor {} belong to no tensor", end,
+             entry.begin, quoted(entry.name));
       end = entry.end;
     }
-    check(end == data_bytes_, "trailing bytes: its tensors end at byte {} of {} bytes of data", end,
-          data_bytes_);
+    check_(end == data_bytes_, "trailing bytes: its tensors end at byte {} of {} bytes of data",
+           end, data_bytes_);
   }
 
   Tensor read_tensor(const Entry& entry) const {
     Tensor tensor = Tensor::empty(entry.shape, entry.dtype, kCpu);
-    file_.read(data_begin_ + entry.begin,
-               {static_cast<uint8_t*>(tensor.mutable_raw()), static_cast<size_t>(tensor.bytes())});
+    source_.read(data_begin_ + entry.begin, {static_cast<uint8_t*>(tensor.mutable_raw()),
+                                             static_cast<size_t>(tensor.bytes())});
     return tensor;
   }
 
-  InputFile file_;
-  std::string path_;
+  const Source& source_;
+  Checker check_;
   uint64_t data_begin_ = 0;
   uint64_t data_bytes_ = 0;
 };
@@ -245,31 +422,58 @@ class Reader {
 }  // namespace
 
 void save_safetensors(const fs::path& path, const std::map<std::string, Tensor>& tensors,
-                      const std::map<std::string, std::string>& metadata) {
+                      const std::map<std::string, std::string>& metadata, Checksum with_checksum) {
   for (const auto& [name, tensor] : tensors) {
     ULP_CHECK(name != kMetadata, "{}: a tensor cannot be named {}", path.native(), kMetadata);
     ULP_CHECK(tensor.defined(), "{}: {} holds no tensor", path.native(), quoted(name));
   }
+  ULP_CHECK(!metadata.contains(kChecksum), "{}: a text of the metadata cannot be named {}",
+            path.native(), kChecksum);
+  ULP_CHECK(tensors.size() <= kMaxEntries && metadata.size() < kMaxEntries,
+            "{}: {} tensors and {} texts; at most {} are allowed", path.native(), tensors.size(),
+            metadata.size(), kMaxEntries);
+  const bool checked = with_checksum == Checksum::Yes;
+  std::map<std::string, std::string> texts = metadata;
+  if (checked) texts[kChecksum] = std::string(kChecksumDigits, '0');
   const std::vector<NamedTensor> order = in_file_order(tensors);
   std::string header;
   try {
-    header = make_header(order, metadata);
+    header = make_header(order, texts);
   } catch (const json::exception&) {
     throw_error("{}: a name or metadata text is not UTF-8", path.native());
   }
   ULP_CHECK(header.size() <= kMaxHeader, "{}: a header of {} bytes; at most {} are allowed",
             path.native(), header.size(), kMaxHeader);
   AtomicFile file(path);
-  const auto length = std::bit_cast<std::array<uint8_t, kLengthBytes>>(uint64_t{header.size()});
-  file.write(length);
+  file.write(length_bytes(header));
   file.write(header);
+  uint32_t sum = checksum_of_header(header);
   for (const auto& [name, tensor] : order) {
     const Tensor host = tensor.to_cpu_contiguous();
-    file.write({static_cast<const uint8_t*>(host.raw()), static_cast<size_t>(host.bytes())});
+    file.write(bytes_of(host));
+    if (checked) sum = checksum(sum, bytes_of(host));
   }
+  if (checked)
+    file.write_at(kLengthBytes + header.find(kChecksumPlace) + kChecksumPlace.size(),
+                  checksum_text(sum));
   file.commit();
 }
 
-SafetensorsFile load_safetensors(const fs::path& path) { return Reader(path).read(); }
+SafetensorsFile load_safetensors(const fs::path& path) {
+  const InputFile file(path);
+  return Reader({path.native(), file.size(),
+                 [&file](uint64_t offset, std::span<uint8_t> to) { file.read(offset, to); }})
+      .read();
+}
+
+SafetensorsFile parse_safetensors(std::span<const uint8_t> bytes, const std::string& name) {
+  const auto read = [bytes, &name](uint64_t offset, std::span<uint8_t> to) {
+    ULP_CHECK(offset <= bytes.size() && to.size() <= bytes.size() - offset,
+              "{}: ends at byte {}, {} from byte {} on were expected", name, bytes.size(),
+              to.size(), offset);
+    std::ranges::copy(bytes.subspan(offset, to.size()), to.begin());
+  };
+  return Reader({name, bytes.size(), read}).read();
+}
 
 }  // namespace ulp::nn

@@ -1,0 +1,338 @@
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "command.h"
+#include "nn/data/safetensors.h"
+
+#if defined(ULP_COMMAND)
+
+using namespace ulp;
+using namespace ulp::command;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kTrain =
+    "train --hidden 20 --batch-size 64 --lr 0.05 --forward e4m3+scale=delayed4 --backward e5m2:sr "
+    "--weights e4m3:sr --accumulator e6m9:sr --momentum-format bf16:sr ";  // 22 steps an epoch
+
+std::string quoted(const std::string& path) { return "'" + path + "'"; }
+
+/// What a run leaves, without the seconds.
+std::string results(const std::string& out) {
+  return slurp(out + "/config.json") + slurp(out + "/model.safetensors") +
+         std::regex_replace(slurp(out + "/metrics.jsonl"), std::regex(",\"seconds\":[^}]*"), "");
+}
+
+std::vector<std::string> checkpoints(const std::string& out) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(out))
+    if (entry.path().filename().string().starts_with("checkpoint-"))
+      names.push_back(entry.path().filename().string());
+  std::ranges::sort(names);
+  return names;
+}
+
+std::map<std::string, std::string> everything(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) files[entry.path().string()] = slurp(entry.path());
+  return files;
+}
+
+/// As if the run had been killed right after the checkpoint of that step.
+void stop_at(const std::string& out, int64_t step) {
+  for (const std::string& name : checkpoints(out))
+    if (std::stoll(name.substr(11)) > step) fs::remove(fs::path(out) / name);
+  fs::remove(out + "/model.safetensors");
+}
+
+bool has(const std::string& text, const std::string& words) {
+  const bool found = text.find(words) != std::string::npos;
+  if (!found) MESSAGE(text);
+  return found;
+}
+
+Result succeed(const std::string& arguments) {
+  Result r = ulp_command(arguments);
+  CAPTURE(arguments);
+  CAPTURE(r.err);
+  REQUIRE(r.status == 0);
+  return r;
+}
+
+/// ulp in a shell, for limits and file systems of its own.
+Result shell(const std::string& before, const std::string& arguments, const Folder& folder) {
+  const std::string err = folder / "shell-err";
+  const std::string command =
+      before + " '" + ULP_COMMAND + "' " + arguments + " >/dev/null 2>" + quoted(err);
+  const int status = std::system(command.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, "", slurp(err)};
+}
+
+}  // namespace
+
+TEST_SUITE("resume") {
+  TEST_CASE("a run resumed from any checkpoint ends as one that was never stopped") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    succeed(kTrain + "--epochs 3 --lr-schedule cosine --threads 2 --out " + quoted(whole));
+    const std::string train = kTrain + "--epochs 3 --lr-schedule cosine --out " + quoted(out);
+    succeed(train + " --checkpoint-every 7 --keep 100 --threads 1");
+    CHECK(results(out) == results(whole));
+    CHECK(checkpoints(out).size() == 10);  // 7, 14 … 63 and 66, the end
+    int threads = 0;
+    for (const int64_t step : {66, 63, 49, 42, 21, 7}) {
+      CAPTURE(step);
+      stop_at(out, step);
+      const Result r = succeed(train + " --resume --threads " + std::to_string(1 + threads++ % 3));
+      CHECK(has(r.out, "resumed    checkpoint-" + std::to_string(step) + ".safetensors"));
+      CHECK(results(out) == results(whole));
+    }
+    // Written again while it goes on, with another distance, at the end of an epoch too.
+    stop_at(out, 7);
+    succeed(train + " --resume --checkpoint-every 11 --keep 100");
+    CHECK(checkpoints(out) ==
+          std::vector<std::string>{"checkpoint-11.safetensors", "checkpoint-22.safetensors",
+                                   "checkpoint-33.safetensors", "checkpoint-44.safetensors",
+                                   "checkpoint-55.safetensors", "checkpoint-66.safetensors",
+                                   "checkpoint-7.safetensors"});
+    for (const int64_t step : {44, 22}) {
+      stop_at(out, step);
+      succeed(train + " --resume");
+      CHECK(results(out) == results(whole));
+    }
+  }
+
+  TEST_CASE("--keep, and what a new run removes") {
+    const Folder folder;
+    const std::string out = folder / "out", train = kTrain + "--epochs 2 --out " + quoted(out);
+    succeed(train + " --checkpoint-every 10");
+    CHECK(checkpoints(out) ==
+          std::vector<std::string>{"checkpoint-40.safetensors", "checkpoint-44.safetensors"});
+    succeed(train + " --checkpoint-every 4 --keep 1");
+    CHECK(checkpoints(out) == std::vector<std::string>{"checkpoint-44.safetensors"});
+    // Files of other names stay.
+    std::ofstream(out + "/checkpoint-07.safetensors") << "mine";
+    std::ofstream(out + "/checkpoint-.safetensors") << "mine";
+    succeed(train);
+    CHECK(checkpoints(out) ==
+          std::vector<std::string>{"checkpoint-.safetensors", "checkpoint-07.safetensors"});
+    const Result r = succeed(train + " --resume");
+    CHECK(has(r.out, "no whole checkpoint in " + out + ": from the beginning"));
+    CHECK(has(succeed(kTrain + "--epochs 1 --resume --out " + quoted(folder / "new")).out,
+              "from the beginning"));
+  }
+
+  TEST_CASE("a broken checkpoint is named, and the one before is used") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    const std::string train = kTrain + "--epochs 2 --out " + quoted(out) + " --resume";
+    succeed(kTrain + "--epochs 2 --out " + quoted(whole));
+    succeed(train + " --checkpoint-every 10 --keep 100");
+    fs::remove(out + "/checkpoint-44.safetensors");
+    fs::remove(out + "/model.safetensors");
+    const auto broken = [&](const char* name, auto damage) {
+      std::string bytes = slurp(fs::path(out) / name);
+      damage(bytes);
+      std::ofstream(fs::path(out) / name, std::ios::binary) << bytes;
+    };
+    broken("checkpoint-40.safetensors", [](std::string& b) { b.resize(b.size() / 2); });
+    broken("checkpoint-30.safetensors", [](std::string& b) { b[b.size() - 3] ^= 4; });
+    Result r = succeed(train);
+    CHECK(has(r.out, "broken     " + out + "/checkpoint-40.safetensors: "));
+    CHECK(has(r.out, "broken     " + out + "/checkpoint-30.safetensors: damaged"));
+    CHECK(has(r.out, "resumed    checkpoint-20.safetensors"));
+    CHECK(results(out) == results(whole));
+    broken("checkpoint-20.safetensors", [](std::string& b) { b.clear(); });
+    broken("checkpoint-10.safetensors", [](std::string& b) { b.assign(b.size(), '\0'); });
+    r = succeed(train);
+    CHECK(has(r.out, "broken     " + out + "/checkpoint-10.safetensors"));
+    CHECK(has(r.out, "from the beginning"));
+    CHECK(results(out) == results(whole));
+  }
+
+  TEST_CASE("settings that differ from the checkpoint's are refused by name; nothing is touched") {
+    const Folder folder;
+    const std::string out = folder / "out", train = kTrain + "--epochs 2 --out " + quoted(out);
+    succeed(train + " --checkpoint-every 15");
+    const auto before = everything(out);
+    const auto refused = [&](const std::string& from, const std::string& to,
+                             std::initializer_list<const char*> words) {
+      std::string changed = train + " --resume";
+      const size_t at = changed.find(from);
+      REQUIRE(at != std::string::npos);
+      changed.replace(at, from.size(), to);
+      check_refused(changed, 1, words);
+      CHECK(everything(out) == before);
+    };
+    refused("--hidden 20", "--hidden 21",
+            {"checkpoint-44.safetensors", "\"hidden\": [20]", "[21]"});
+    refused("--lr 0.05", "--lr 0.06", {"\"optimizer.lr\": 0.05", "0.06", "--resume"});
+    refused("--lr 0.05", "--lr 0.05 --seed 2", {"\"seed\": 1", "this run has 2"});
+    refused("--batch-size 64", "--batch-size 32", {"\"batch_size\""});
+    refused("--weights e4m3:sr", "--weights e4m3", {"\"optimizer.weights\": \"e4m3:sr\""});
+    refused("--backward e5m2:sr", "--backward e5m2", {"\"formats.grad_output_dx\""});
+    refused("--lr 0.05", "--lr 0.05 --lr-schedule cosine", {"\"optimizer.lr_schedule\""});
+    refused("--epochs 2", "--epochs 1", {"2 epochs and 0 steps behind it", "--epochs 1"});
+    check_refused("train --keep 3", 2, {"--keep", "--checkpoint-every"});
+    check_refused("train --checkpoint-every 0", 2, {"--checkpoint-every", "1 to 1000000000"});
+    check_refused("train --checkpoint-every x", 2, {"--checkpoint-every"});
+    check_refused("train --checkpoint-every 5 --keep 0", 2, {"--keep"});
+    check_refused("train --checkpoint-every ''", 2, {"--checkpoint-every"});
+  }
+
+  TEST_CASE("a run with a constant rate can be made longer, another cannot") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    succeed(kTrain + "--epochs 3 --out " + quoted(whole));
+    succeed(kTrain + "--epochs 1 --checkpoint-every 1000 --out " + quoted(out));
+    CHECK(checkpoints(out) == std::vector<std::string>{"checkpoint-22.safetensors"});
+    succeed(kTrain + "--epochs 3 --resume --out " + quoted(out));
+    CHECK(results(out) == results(whole));
+    for (const char* schedule : {"cosine", "step"}) {
+      const std::string train =
+          kTrain + "--lr-schedule " + schedule + " --out " + quoted(out) + " --checkpoint-every 9";
+      succeed(train + " --epochs 1");
+      check_refused(train + " --epochs 2 --resume", 1, {"\"epochs\": 1", "this run has 2"});
+    }
+  }
+
+  TEST_CASE("the data must be the same") {
+    const Folder folder;
+    const auto idx = [&](const std::string& name, const std::string& header,
+                         const std::string& bytes) {
+      std::ofstream(folder / name.c_str(), std::ios::binary) << header << bytes;
+    };
+    const auto data = [&](const std::string& pixels) {
+      using namespace std::string_literals;
+      for (const std::string split : {"train", "t10k"}) {
+        idx(split + "-images-idx3-ubyte", "\0\0\x08\x03\0\0\0\x04\0\0\0\x02\0\0\0\x02"s, pixels);
+        idx(split + "-labels-idx1-ubyte", "\0\0\x08\x01\0\0\0\x04"s, "\0\1\2\1"s);
+      }
+    };
+    data("0123456789abcdef");
+    const std::string train = "train --data " + quoted(folder.path.string()) +
+                              " --hidden 4 --batch-size 2 --epochs 2 --checkpoint-every 1 --out " +
+                              quoted(folder / "out");
+    succeed(train);
+    data("0123456789abcdeF");
+    check_refused(train + " --resume", 1, {"other samples"});
+    data("0123456789abcdef");
+    succeed(train + " --resume");
+  }
+
+  TEST_CASE("a baseline is resumed too") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    const std::string train = kTrain + "--epochs 2 --baseline --out ";
+    succeed(train + quoted(whole));
+    const std::string last_lines = "difference to fp32";
+    succeed(train + quoted(out) + " --checkpoint-every 12 --keep 9");
+    const auto same = [&] {
+      CHECK(results(out) == results(whole));
+      CHECK(results(out + "/baseline") == results(whole + "/baseline"));
+    };
+    same();
+    stop_at(out + "/baseline", 24);  // killed while the baseline was trained
+    Result r = succeed(train + quoted(out) + " --resume");
+    CHECK(has(r.out, "checkpoint-44.safetensors: epoch 2, step 22 of 22"));
+    CHECK(has(r.out, "checkpoint-24.safetensors: epoch 2, step 2 of 22"));
+    CHECK(has(r.out, last_lines));
+    same();
+    stop_at(out, 36);  // killed before the baseline began
+    fs::remove_all(out + "/baseline");
+    r = succeed(train + quoted(out) + " --resume --checkpoint-every 30");
+    CHECK(has(r.out, "no whole checkpoint in " + out + "/baseline: from the beginning"));
+    same();
+    succeed(kTrain + "--epochs 1 --out " + quoted(out));
+    CHECK(!fs::exists(out + "/baseline"));
+    CHECK(checkpoints(out).empty());
+  }
+
+  TEST_CASE("where the disk has no room the last whole checkpoint stays, and one line says so") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    const auto train = [&](int epochs) {
+      return kTrain + "--epochs " + std::to_string(epochs) +
+             " --checkpoint-every 10 --keep 1 --out ";
+    };
+    succeed(train(3) + quoted(whole));
+
+    SUBCASE("a limit on the size of files") {
+      succeed(train(1) + quoted(out));
+      const auto before = everything(out);
+      for (const char* limit : {"ulimit -f 6;", "trap '' XFSZ; ulimit -f 8;"}) {
+        const Result r = shell(limit, train(3) + quoted(out) + " --resume", folder);
+        CAPTURE(r.err);
+        CHECK(r.status == 1);
+        CHECK(lines(r.err) == 1);
+        CHECK(has(r.err,
+                  "checkpoint-30.safetensors: cannot be written: File too large; "
+                  "checkpoint-22.safetensors is whole, --resume goes on from it"));
+        CHECK(everything(out).at(out + "/checkpoint-22.safetensors") ==
+              before.at(out + "/checkpoint-22.safetensors"));
+        CHECK(checkpoints(out) == std::vector<std::string>{"checkpoint-22.safetensors"});
+      }
+      succeed(train(3) + quoted(out) + " --resume");
+      CHECK(results(out) == results(whole));
+      // From the beginning.
+      const Result r = shell("ulimit -f 6;", train(3) + quoted(folder / "none"), folder);
+      CHECK(r.status == 1);
+      CHECK(has(r.err, "cannot be written: File too large; there is no checkpoint yet"));
+    }
+
+    SUBCASE("a full file system") {
+      // A tmpfs in a name space of its own, where this user may have one.
+      Folder place;
+      const std::string script = folder / "script";
+      std::ofstream(script) << "ulp='" << ULP_COMMAND << "'\n"
+                            << "one='" << train(1) << "out'\n"
+                            << "three='" << train(3) << "out'\n"
+                            << R"sh(
+mount -t tmpfs -o size=64k ulp-test "$1" && cd "$1" || exit
+echo mounted
+eval "$ulp $one" >/dev/null || exit
+before=$(cksum out/checkpoint-22.safetensors)
+head -c 1000000 /dev/zero >fill 2>/dev/null
+truncate -s -8192 fill # room for half a checkpoint
+eval "$ulp $three --resume" 2>&1 >/dev/null
+echo "status $?"
+[ "$before" = "$(cksum out/checkpoint-22.safetensors)" ] && echo kept
+ls -A out
+rm fill
+eval "$ulp $three --resume" >/dev/null || exit
+cp out/config.json out/metrics.jsonl out/model.safetensors "$2" && echo done
+)sh";
+      fs::create_directory(out);
+      FILE* pipe = popen(("unshare -rm sh " + quoted(script) + " " + quoted(place.path.string()) +
+                          " " + quoted(out) + " 2>&1")
+                             .c_str(),
+                         "r");
+      REQUIRE(pipe != nullptr);
+      std::string text;
+      char buffer[4096];
+      while (const size_t n = fread(buffer, 1, sizeof buffer, pipe)) text.append(buffer, n);
+      pclose(pipe);
+      if (!text.starts_with("mounted")) {
+        MESSAGE("SKIPPED: full disk: this user cannot mount a tmpfs: " << text);
+        return;
+      }
+      CHECK(has(text,
+                "\nulp: out/checkpoint-30.safetensors: cannot be written: No space left on device; "
+                "checkpoint-22.safetensors is whole, --resume goes on from it\nstatus 1\nkept\n"
+                "checkpoint-22.safetensors\nconfig.json\nmetrics.jsonl\ndone\n"));
+      CHECK(results(out) == results(whole));
+    }
+  }
+}
+
+#endif

@@ -1,0 +1,135 @@
+#include "tools/checkpoint_folder.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <system_error>
+
+#include "core/error.h"
+#include "tools/progress.h"
+
+namespace ulp::tools {
+namespace fs = std::filesystem;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kBegin = "checkpoint-", kEnd = ".safetensors";
+
+std::string name_of(int64_t step) { return fmt::format("{}{}{}", kBegin, step, kEnd); }
+
+/// The step in the name of a checkpoint.
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd) ||
+      name.size() <= kBegin.size() + kEnd.size())
+    return {};
+  int64_t step = 0;
+  std::from_chars(name.data() + kBegin.size(), name.data() + name.size(), step);
+  if (name_of(step) != name) return {};
+  return step;
+}
+
+/// One short piece of a line, whatever a file holds.
+std::string shown(const Json* value) {
+  constexpr size_t kMost = 100;
+  if (value == nullptr) return "nothing";
+  if (value->is_object()) return "an object";
+  if (value->is_array() &&
+      std::ranges::any_of(*value, [](const Json& v) { return v.is_structured(); }))
+    return "a list";
+  const std::string text = value->dump(-1, ' ', true, Json::error_handler_t::replace);
+  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
+}
+
+/// Throws at the first key of either that the other lacks or that says something else there.
+void compare(const Json& saved, const Json& wanted, const std::string& path,
+             const std::string& file, bool may_differ_in_epochs) {
+  const auto find = [](const Json& json, const std::string& key) {
+    return json.contains(key) ? &json.at(key) : nullptr;
+  };
+  std::vector<std::string> keys;
+  for (const Json* json : {&wanted, &saved})
+    for (const auto& [key, value] : json->items())
+      if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
+  for (const std::string& key : keys) {
+    const Json *a = find(saved, key), *b = find(wanted, key);
+    if (a != nullptr && b != nullptr && a->is_object() && b->is_object()) {
+      compare(*a, *b, path + key + ".", file, false);
+      continue;
+    }
+    const bool same = a != nullptr && b != nullptr && *a == *b;
+    if (same || (may_differ_in_epochs && key == "epochs")) continue;
+    throw_error(
+        "{}: it was written with \"{}{}\": {}, and this run has {}; give the same settings, or "
+        "leave --resume away to start again",
+        file, path, key, shown(a), shown(b));
+  }
+}
+
+}  // namespace
+
+CheckpointFolder::Files CheckpointFolder::list(const fs::path& dir) {
+  Files files;
+  std::error_code error;
+  for (fs::directory_iterator at(dir, error), end; !error && at != end; at.increment(error))
+    if (const auto step = step_of(at->path().filename().string()))
+      files.emplace_back(*step, at->path());
+  ULP_CHECK(!error, "--out {}: the folder cannot be listed ({})", dir.string(), error.message());
+  std::ranges::sort(files);
+  return files;
+}
+
+void CheckpointFolder::remove(const fs::path& file) {
+  std::error_code error;
+  fs::remove(file, error);
+  ULP_CHECK(!error, "{}: the old checkpoint cannot be removed ({})", file.string(),
+            error.message());
+}
+
+void CheckpointFolder::clear(const fs::path& dir) {
+  for (const auto& [step, file] : list(dir)) remove(file);
+}
+
+std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
+  Files files = list(dir_);
+  for (auto at = files.rbegin(); at != files.rend(); ++at) {
+    const fs::path& file = at->second;
+    try {
+      Found found{file, nn::load_checkpoint(file)};
+      last_ = file.filename().string();
+      return found;
+    } catch (const Error& error) {
+      say(fmt::format("broken     {}\n", error.what()));
+    }
+  }
+  return {};
+}
+
+void CheckpointFolder::write(int64_t step, const nn::Checkpoint& checkpoint) {
+  guard([&] { nn::save_checkpoint(dir_ / name_of(step), checkpoint); });
+  last_ = name_of(step);
+  Files files = list(dir_);
+  std::erase_if(files, [step](const auto& file) { return file.first > step; });
+  for (size_t i = 0; i + static_cast<size_t>(settings_.keep) < files.size(); ++i)
+    remove(files[i].second);
+}
+
+std::string CheckpointFolder::way_on() const {
+  if (!last_.empty()) return fmt::format("; {} is whole, --resume goes on from it", last_);
+  return writes() ? "; there is no checkpoint yet" : "";
+}
+
+void check_same_config(const std::string& saved, const std::string& wanted,
+                       const std::string& file) {
+  const Json a = Json::parse(saved, nullptr, /*allow_exceptions=*/false);
+  ULP_CHECK(a.is_object(), "{}: its configuration is not a JSON object", file);
+  const Json b = Json::parse(wanted);
+  const Json optimizer = b.value("optimizer", Json::object());
+  const bool constant = optimizer.value("lr_schedule", "") == "constant";
+  compare(a, b, "", file, constant);
+}
+
+}  // namespace ulp::tools

@@ -1,0 +1,346 @@
+#include "tools/training.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <system_error>
+
+#include "core/error.h"
+#include "kernels/matmul_unit.h"
+#include "nn/data/atomic_file.h"
+#include "nn/data/checksum.h"
+#include "tools/checkpoint_folder.h"
+#include "tools/model_file.h"
+#include "tools/progress.h"
+
+namespace ulp::tools {
+namespace fs = std::filesystem;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kLogInterval = 100;  // steps between looks at the loss, which wait for the GPU
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// The matrix units that this process used for the first time since it had used `before` of them.
+std::string units_text(size_t before) {
+  const std::vector<std::string> all = matrix_units_used();
+  std::string text;
+  for (size_t i = before; i < all.size(); ++i)
+    text += fmt::format("{:<11}{}\n", i == before ? "units" : "", all[i]);
+  return text;
+}
+
+std::string memory_text(Device device, int64_t saved_bytes) {
+  const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+  return fmt::format("memory {:.1f} MiB at most on {}, {:.2f} MiB of it kept for a backward pass\n",
+                     mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
+}
+
+std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {
+  return fmt::format(
+      "{{\"epoch\":{},\"split\":\"{}\",\"loss\":{:.9g},\"accuracy\":{:.6g},\"seconds\":{:.3g}}}\n",
+      epoch, split, s.loss, s.accuracy, seconds);
+}
+
+/// Removes what earlier runs left in the folder of a run, and in the folder of its baseline.
+void clear_folder(const fs::path& dir) {
+  const fs::path baseline = dir / "baseline";
+  for (const fs::path& folder : {dir, baseline}) {
+    std::error_code error;
+    if (!fs::is_directory(folder, error)) continue;
+    for (const char* name : {"config.json", "metrics.jsonl", "model.safetensors"}) {
+      fs::remove(folder / name, error);
+      ULP_CHECK(!error, "--out {}: {} of an earlier run cannot be removed ({})", folder.string(),
+                name, error.message());
+    }
+    CheckpointFolder::clear(folder);
+    nn::remove_temporary_files(folder);
+  }
+  ::rmdir(baseline.c_str());  // stays if somebody keeps something there
+}
+
+std::string config_text(const Experiment& e, const nn::Dataset& data) {
+  try {
+    return to_json(e, data).dump(2) + "\n";
+  } catch (const nlohmann::json::exception&) {
+    throw_error("--data {}: its name is not UTF-8", e.data);
+  }
+}
+
+/// Tells data sets apart.
+std::string fingerprint(const nn::Dataset& data) {
+  uint32_t sum = 0;
+  for (const nn::Split* split : {&data.train, &data.test})
+    for (const Tensor& tensor : {split->images, split->labels})
+      sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
+  return fmt::format("{:08x}", sum);
+}
+
+/// The notes of a training in a checkpoint. Errors name the file.
+class Notes {
+ public:
+  Notes(const nn::Checkpoint& checkpoint, std::string file)
+      : checkpoint_(checkpoint), file_(std::move(file)) {}
+
+  const std::string& text(const char* name) const {
+    const auto at = checkpoint_.notes.find(name);
+    ULP_CHECK(at != checkpoint_.notes.end(), "{}: it has no note.{}; it is of no ulp train", file_,
+              name);
+    return at->second;
+  }
+  template <class T>
+  T number(const char* name, T least, T most) const {
+    const std::string& given = text(name);
+    const char* const end = given.data() + given.size();
+    T value{};
+    const auto [stop, error] = std::from_chars(given.data(), end, value);
+    ULP_CHECK(error == std::errc() && stop == end && value >= least && value <= most,
+              "{}: its note.{} is no number from {} to {}", file_, name, least, most);
+    return value;
+  }
+
+ private:
+  const nn::Checkpoint& checkpoint_;
+  std::string file_;
+};
+
+/// One run, from its first step to its last.
+class Training {
+ public:
+  Training(const Experiment& e, const nn::Dataset& data, fs::path dir,
+           const Checkpointing& checkpointing)
+      : e_(e),
+        dir_(std::move(dir)),
+        files_(dir_, checkpointing),
+        config_(config_text(e, data)),
+        data_(fingerprint(data)),
+        run_(e.device, e.seed, e.math),
+        model_(initialised_model(run_, e, data)),
+        sgd_(run_, model_->parameters(), e.sgd),
+        batches_(run_, data, data.train, e.batch_size),
+        tests_(test_batches(run_, data)),
+        steps_(batches_.steps()),
+        schedule_(optim::Schedule::parse(e.lr_schedule), e.sgd.lr, e.epochs * steps_),
+        tally_(run_),
+        graph_(run_, e.graph) {
+    StepState state = run_.state();
+    state.loss_scale = static_cast<float>(e.loss_scale);
+    run_.set_state(state);
+  }
+
+  nn::Module& model() { return *model_; }
+
+  /// Goes where the newest whole checkpoint of the folder is; false if there is none.
+  bool resume() {
+    const auto found = files_.newest_whole();
+    if (!found) return false;
+    const std::string file = found->file.string();
+    const Notes notes(found->checkpoint, file);
+    check_same_config(notes.text("config"), config_, file);
+    ULP_CHECK(
+        notes.text("data") == data_ && notes.number<int64_t>("epoch_steps", 1, INT64_MAX) == steps_,
+        "{}: it was written with other samples than {} has now", file, e_.data);
+    const auto epoch = notes.number<int64_t>("epoch", 0, INT64_MAX);
+    const auto step = notes.number<int64_t>("step", 0, steps_ - 1);
+    ULP_CHECK(epoch < e_.epochs || (epoch == e_.epochs && step == 0),
+              "{}: it has {} epochs and {} steps behind it, more than --epochs {}", file, epoch,
+              step, e_.epochs);
+    const double most = std::numeric_limits<double>::max();
+    seconds_ = notes.number("seconds", 0.0, most);
+    test_.loss = notes.number("test_loss", -most, most);
+    test_.accuracy = notes.number("test_accuracy", 0.0, 1.0);
+    test_step_ = notes.number<uint32_t>("test_random_step", 0, UINT32_MAX);
+    const auto metrics = found->checkpoint.texts.find("metrics");
+    ULP_CHECK(metrics != found->checkpoint.texts.end(), "{}: it has no text.metrics", file);
+
+    nn::restore(found->checkpoint, file, run_, states());
+    metrics_ = metrics->second;
+    epoch_ = epoch;
+    first_step_ = step;
+    if (step > 0) begin_epoch(run_.state().batch_offset);
+    resumed_ = found->file.filename().string();
+    return true;
+  }
+
+  /// Makes the folder that of this run as far as it has come. Of a run that is resumed the checkpoints stay.
+  void begin_files(const char* title, const nn::Dataset& data) {
+    if (resumed_.empty()) {
+      clear_folder(dir_);
+    } else {
+      fs::remove(dir_ / "model.safetensors");
+      nn::remove_temporary_files(dir_);
+    }
+    say(fmt::format("--- {}\n{}", title, describe(e_, data, *model_)));
+    files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
+    if (resumed_.empty()) return;
+    say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
+                    std::min(epoch_ + 1, e_.epochs), epoch_ < e_.epochs ? first_step_ : steps_,
+                    steps_));
+    if (metrics_.empty())
+      fs::remove(dir_ / "metrics.jsonl");
+    else
+      files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
+  }
+
+  nn::Score train() {
+    Progress progress(e_.epochs, steps_, batches_.size(), epoch_ * steps_ + first_step_);
+    while (epoch_ < e_.epochs) train_epoch(progress);
+    say(memory_text(e_.device, saved_bytes_));
+    for (const Parameter* p : model_->parameters())
+      check_finite(
+          "", p->path, p->value,
+          fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
+    files_.guard([&] {
+      save_model(run_, *model_, dir_ / "model.safetensors", test_step_, to_string(e_.sgd.weight));
+    });
+    return test_;
+  }
+
+ private:
+  static std::unique_ptr<nn::Sequential> initialised_model(Run& run, const Experiment& e,
+                                                           const nn::Dataset& data) {
+    auto model = make_model(e, data);
+    model->initialise(run);
+    return model;
+  }
+
+  void step() {
+    const nn::Batch batch = batches_.next();
+    Tape tape(run_);
+    const Var logits = (*model_)(tape, tape.constant(batch.images));
+    const Var loss =
+        ops::cross_entropy(tape, logits, batch.labels, loss_formats(e_), RandomSite("loss"));
+    tally_.add(loss.value, logits.value, batch.labels);
+    saved_bytes_ = tape.saved_bytes();
+    tape.backward(loss);
+    sgd_.step();
+  }
+
+  /// All that changes from step to step.
+  nn::Checkpoint states() const {
+    nn::Checkpoint c = nn::checkpoint_of(run_, model_->parameters());
+    c.add(sgd_.tensors(), sgd_.formats());
+    c.add(tally_.tensors(), {});
+    return c;
+  }
+
+  /// After `step` steps of an epoch.
+  void write_checkpoint(int64_t epoch, int64_t step, double seconds) {
+    nn::Checkpoint c = states();
+    c.notes = {{"config", config_},
+               {"data", data_},
+               {"epoch", std::to_string(epoch)},
+               {"step", std::to_string(step)},
+               {"epoch_steps", std::to_string(steps_)},
+               {"seconds", fmt::format("{}", seconds)},
+               {"test_loss", fmt::format("{}", test_.loss)},
+               {"test_accuracy", fmt::format("{}", test_.accuracy)},
+               {"test_random_step", std::to_string(test_step_)}};
+    c.texts["metrics"] = metrics_;
+    files_.write(epoch * steps_ + step, c);
+  }
+
+  /// Makes the order of the epoch's samples and sets the rates of its steps, from `first_step_` on.
+  void begin_epoch(int64_t batch_offset) {
+    batches_.shuffle(epoch_, batch_offset);
+    sgd_.set_rates(schedule_.rates(epoch_ * steps_ + first_step_, steps_ - first_step_));
+  }
+
+  void train_epoch(Progress& progress) {
+    const auto start = Clock::now();
+    const int64_t interval = e_.device == kCpu ? 1 : kLogInterval;
+    if (first_step_ == 0) {
+      begin_epoch(0);
+      tally_.reset();
+    }
+    for (int64_t step = first_step_; step < steps_; ++step) {
+      graph_.run([this] { this->step(); });
+      if (units_) say(units_text(*units_));
+      units_.reset();
+      const bool last = step + 1 == steps_;
+      const bool due = !last && files_.due(epoch_ * steps_ + step + 1);
+      if ((step + 1) % interval == 0 || last || due) look(step, progress);
+      if (due) write_checkpoint(epoch_, step + 1, seconds_ + seconds_since(start));
+    }
+    end_epoch(seconds_ + seconds_since(start), progress);
+  }
+
+  /// Waits for the device, shows where the run is, and throws if the loss is no number any more.
+  void look(int64_t step, Progress& progress) const {
+    const ScoreTotals so_far = tally_.totals();
+    ULP_CHECK(so_far.bad_batch < 0,
+              "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
+              "--loss-scale",
+              so_far.bad_loss, epoch_ + 1, so_far.bad_batch + 1, steps_);
+    progress.step(epoch_, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy);
+  }
+
+  /// Tests, writes down how the epoch went, and goes to the beginning of the next one.
+  void end_epoch(double seconds, Progress& progress) {
+    const nn::Score trained = tally_.score();
+    const auto start = Clock::now();
+    test_step_ = run_.state().random_step;
+    test_ = test_score(run_, *model_, tests_, e_);
+    ULP_CHECK(std::isfinite(test_.loss),
+              "the test loss is {} after epoch {}; try a smaller --lr or wider formats", test_.loss,
+              epoch_ + 1);
+    metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds);
+    metrics_ += metrics_line(epoch_ + 1, "test", test_, seconds_since(start));
+    files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
+    progress.epoch_done(fmt::format(
+        "epoch {}/{}  train loss {:.4f} accuracy {:.4f}  test loss {:.4f} accuracy {:.4f}  {:.3g} "
+        "s",
+        epoch_ + 1, e_.epochs, trained.loss, trained.accuracy, test_.loss, test_.accuracy,
+        seconds));
+    ++epoch_;
+    first_step_ = 0;
+    seconds_ = 0;
+    if (files_.due(epoch_ * steps_) || (files_.writes() && epoch_ == e_.epochs))
+      write_checkpoint(epoch_, 0, 0);
+  }
+
+  const Experiment& e_;
+  fs::path dir_;
+  CheckpointFolder files_;
+  std::string config_, data_;  // the text of config.json, and what tells the data apart
+  Run run_;
+  std::unique_ptr<nn::Sequential> model_;
+  optim::Sgd sgd_;
+  nn::Batches batches_, tests_;
+  int64_t steps_;  // of an epoch
+  optim::Schedule schedule_;
+  nn::Tally tally_;
+  StepGraph graph_;
+  std::optional<size_t> units_ = matrix_units_used().size();  // until the first step is made
+  int64_t saved_bytes_ = 0;                                   // for the backward pass of one step
+  int64_t epoch_ = 0, first_step_ = 0;                        // where the run goes on
+  double seconds_ = 0;                                        // what this epoch took before
+  std::string resumed_;  // the checkpoint's name; empty: from the beginning
+  std::string metrics_;
+  nn::Score test_;
+  uint32_t test_step_ = 0;
+};
+
+}  // namespace
+
+nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
+                const char* title, const Checkpointing& checkpointing) {
+  Training training(e, data, dir, checkpointing);
+  if (checkpointing.resume && !training.resume())
+    say(fmt::format("no whole checkpoint in {}: from the beginning\n", dir.string()));
+  // Whatever can be wrong with the run has been thrown: now the earlier run goes.
+  make_folder(dir);
+  training.begin_files(title, data);
+  return training.train();
+}
+
+}  // namespace ulp::tools
