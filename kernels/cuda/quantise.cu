@@ -180,21 +180,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
-__device__ __noinline__ bool draws_up(uint32_t word, float x, float low, float high) {
-  return word < fraction_between(x, low, high);
-}
-
-/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, unless the word lies so close to it
-/// that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the word's own.
-__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word) {
-  const float gap = high - low, drawn = static_cast<float>(word);
-  const float fraction = __fdividef(x - low, gap) * 0x1p32f;
-  bool up = drawn < fraction;
-  const bool sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
-  if (!sure) up = draws_up(word, x, low, high);
-  return up ? high : low;
-}
-
 template <bool kStochastic, bool kTell>
 __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
     quantise_table_kernel(const __grid_constant__ Work w, const __grid_constant__ TableTree table) {
