@@ -16,7 +16,7 @@ int main() {
       .add<nn::Linear>("fc2", 32, 10, OpFormats::make("bfp8:sr", "bf16"));
   net.initialise(run);
   optim::Optimizer sgd(run, net.parameters(),
-                 {.lr = 0.05, .momentum = 0.9, .weight = "e4m3", .accumulator = "e6m9:sr"});
+                       {.lr = 0.05, .momentum = 0.9, .weight = "e4m3", .accumulator = "e6m9:sr"});
 
   nn::Batches train(run, digits, digits.train, /*size=*/32),
       test(run, digits, digits.test, /*size=*/360);

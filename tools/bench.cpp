@@ -251,6 +251,7 @@ void add_bench(CLI::App& app) {
   add_matmul(*bench);
   add_bench_quantize(*bench);
   add_bench_step(*bench);
+  add_bench_optimizer(*bench);
 }
 
 }  // namespace ulp::tools

@@ -1,7 +1,10 @@
 #include "kernels/cpu/state_blocks.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
+#include "core/codebook.h"
 #include "core/packed.h"
 #include "kernels/cpu/codes.h"
 #include "kernels/cpu/isa.h"
@@ -13,6 +16,16 @@ namespace {
 constexpr int64_t kLeastGroup = 4, kMostGroup = 256;
 static_assert(kBlock % kMostGroup == 0, "a block holds whole groups");
 constexpr int64_t kMostGroups = kBlock / kLeastGroup;
+
+/// Of a table's numbers, made once.
+const TableSearch* search_of(int table) {
+  static std::mutex mutex;
+  static auto& known = *new std::map<int, TableSearch>;  // never freed: few
+  const std::lock_guard lock(mutex);
+  const auto [at, is_new] = known.try_emplace(table);
+  if (is_new) at->second = TableSearch(codebook(table).values);
+  return &at->second;
+}
 
 }  // namespace
 
@@ -27,6 +40,7 @@ StateBlocks::StateBlocks(const StoredState& state, const Quantizer& q, const Ran
     code_ = make_code_rule(q.format);
     for (uint32_t code = 0; code_.bits <= 8 && code <= low_bits(code_.bits); ++code)
       numbers_[code] = decode(code_, code);
+    if (code_.kind == CodeRule::Kind::Table) search_ = search_of(q.format.table);
   }
   if (q.is_elementwise()) {
     if (rounds_) grid_ = SpanGrid(make_grid(q), q);
@@ -73,9 +87,19 @@ void StateBlocks::write(float* values, int64_t begin, int64_t n) const {
   if (rounds_) quantise_span(values, values, n, grid_, random_, begin);
   if (dtype_ != DType::U8) return write_block(data_, dtype_, begin, n, values);
   CodeBuffer codes;
-  encode_numbers(values, n, code_, codes.data());
+  make_codes(values, n, codes.data());
   write_codes(codes.data(), n, code_.bits,
               static_cast<uint8_t*>(data_) + packed_bytes(begin, code_.bits));
+}
+
+void StateBlocks::make_codes(const float* numbers, int64_t n, uint32_t* codes) const {
+  if (search_ == nullptr) return encode_numbers(numbers, n, code_, codes);
+  std::array<int32_t, kBlock> found;
+  search_->find(numbers, n, found.data());
+  for (int64_t i = 0; i < n; ++i) {
+    const bool is_nan = numbers[i] != numbers[i];
+    codes[i] = is_nan ? 0u : static_cast<uint32_t>(found[static_cast<size_t>(i)]);
+  }
 }
 
 void StateBlocks::write_groups(float* values, int64_t begin, int64_t n) const {
@@ -93,7 +117,7 @@ void StateBlocks::write_groups(float* values, int64_t begin, int64_t n) const {
       {group_, 0}};
   quantise_block_span(values, values, n, span, random_, begin);
   CodeBuffer codes;
-  encode_numbers(values, n, code_, codes.data());
+  make_codes(values, n, codes.data());
   uint32_t* const code = codes.data();
   for (int64_t b = 0; b < groups; ++b) {
     const float factor = block_scale(rule_, amax[static_cast<size_t>(b)], 1.0f).factor;

@@ -4,6 +4,7 @@
 
 #include "core/codes.h"
 #include "kernels/cpu/spans.h"
+#include "kernels/cpu/table_search.h"
 #include "kernels/kernels.h"
 
 namespace ulp::cpu {
@@ -21,7 +22,7 @@ class StateBlocks {
   void write(float* values, int64_t begin, int64_t n) const;
 
  private:
-  void write_codes_of(const float* numbers, int64_t begin, int64_t n) const;
+  void make_codes(const float* numbers, int64_t n, uint32_t* codes) const;
   void write_groups(float* values, int64_t begin, int64_t n) const;
 
   void* data_ = nullptr;
@@ -31,7 +32,8 @@ class StateBlocks {
   SpanGrid grid_{};
   // codes
   CodeRule code_{};
-  std::array<float, 256> numbers_{};  // of all codes of up to 8 bits
+  std::array<float, 256> numbers_{};     // of all codes of up to 8 bits
+  const TableSearch* search_ = nullptr;  // among a table's numbers
   // groups
   int64_t group_ = 0;
   float* factors_ = nullptr;
