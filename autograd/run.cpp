@@ -54,8 +54,8 @@ void Run::mirror(Change change) {
     change();
 }
 
-void Run::advance(const Tensor& updates) {
-  kernels::advance_step(stream_, {device_state(), updates});
+void Run::advance(const Tensor& updates, const Tensor& steps) {
+  kernels::advance_step(stream_, {device_state(), updates, steps});
   ordinals_.clear();  // at once: what is recorded after this belongs to the next step
   mirror([this] {
     ulp::advance(state_);

@@ -32,8 +32,9 @@ class Run {
   /// The copy that kernels read, and that some of them move on.
   StepState* device_state() const;
 
-  /// Ends a step on both sides: ulp::advance. `updates` (I32, one value) counts the steps of the caller.
-  void advance(const Tensor& updates);
+  /// Ends a step on both sides: ulp::advance. `updates` and `steps` (I32, one value; `steps` optional) count the steps of the
+  /// caller, the latter without those that were skipped.
+  void advance(const Tensor& updates, const Tensor& steps = {});
 
   using Change = std::function<void()>;
   /// Keeps the host in step with what queued work does to the device: makes the change now, or, while a step is being

@@ -44,6 +44,25 @@ std::vector<float> powers_of_two(int bits) {
   return values;
 }
 
+/// Numbers whose logarithms and fractions share 8 bits: for i = 0 … 6 the middles of 2^i (unsigned 2^(i+1)) equal parts of
+/// [0.1, 1], times 10^(i−6), with 0 and 1. Signed ones have the negatives too, −1 apart.
+/// Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861, §1.2 and appendix.
+std::vector<float> dynamic_numbers(bool is_signed) {
+  constexpr double kDecades[] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0};
+  std::vector<float> values{0.0f, 1.0f};
+  for (int i = 0; i < 7; ++i) {
+    const int parts = 1 << (is_signed ? i : i + 1);
+    for (int k = 0; k < parts; ++k) {
+      const double middle = 0.1 + 0.9 * (k + 0.5) / parts;
+      const auto number = static_cast<float>(middle * kDecades[i]);
+      values.push_back(number);
+      if (is_signed) values.push_back(-number);
+    }
+  }
+  std::sort(values.begin(), values.end());
+  return values;
+}
+
 struct Registry {
   std::mutex mutex;
   std::deque<Codebook> all;  // addresses stay
@@ -51,6 +70,9 @@ struct Registry {
     all.push_back({"nf4", kNf4, "QLoRA, arXiv 2305.14314"});
     for (int bits = 4; bits <= 8; ++bits)
       all.push_back({"pow2x" + std::to_string(bits), powers_of_two(bits), "powers of two"});
+    for (const bool is_signed : {true, false})
+      all.push_back({is_signed ? "dynamic8" : "dynamic8u", dynamic_numbers(is_signed),
+                     "8-bit optimizers, arXiv 2110.02861"});
   }
 };
 

@@ -16,7 +16,8 @@ struct Codebook {
 };
 
 /// The codebook of a name, loading it if the name is table=PATH (one number a line; # begins a comment); −1 if there is
-/// none of that name. Known: nf4, and pow2x4 … pow2x8 (0 and ±2^−j: W bits, j = 0 … 2^(W−1) − 2).
+/// none of that name. Known: nf4, pow2x4 … pow2x8 (0 and ±2^−j: W bits, j = 0 … 2^(W−1) − 2), and the
+/// dynamic tables of 8-bit optimizers: dynamic8, dynamic8u (unsigned).
 /// Throws ulp::Error for a file that is no such list, naming its line.
 int find_codebook(std::string_view name);
 const Codebook& codebook(int id);

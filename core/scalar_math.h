@@ -18,6 +18,22 @@ ULP_HD float fma_of(float a, float b, float c) {
 }
 ULP_HD double fma_of(double a, double b, double c) { return a * b + c; }
 
+/// Correctly rounded.
+ULP_HD float sqrt_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+ULP_HD double sqrt_of(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
 ULP_HD float abs_of(float x) { return float_of(bits_of(x) & ~kSignBit); }
 ULP_HD double abs_of(double x) { return x < 0 ? -x : x; }
 

@@ -15,6 +15,9 @@ struct StepState {
   float loss_scale = 1;
   uint32_t found_inf = 0;    // this step's update is skipped
   int64_t batch_offset = 0;  // where the next batch begins in the order of its epoch
+  float grad_factor = 1;     // gradients × it before the optimizer: inverse loss scale × clipping
+  uint32_t good_steps = 0;   // since the last change of the scale
+  uint32_t skipped_steps = 0;  // updates that were left out
 };
 
 /// What ends a step.

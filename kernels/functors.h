@@ -5,6 +5,8 @@
 
 #include "core/bits.h"
 #include "core/scalar_math.h"
+#include "core/step_state.h"
+#include "kernels/update_rule.h"
 
 namespace ulp::functors {
 
@@ -126,28 +128,96 @@ struct MaskGradient {
   }
 };
 
-// One SGD step's arithmetic, shared by both devices. See SgdArgs in kernels.h for the order around it.
+// One update of an optimizer, shared by both devices. See OptimizerArgs in kernels.h for the order around it and the sources.
 
-struct SgdScalars {
-  float lr, grad_scaling, momentum_coef, weight_decay;
+/// UpdateSettings, resolved for one step.
+struct UpdateScalars {
+  UpdateRule rule;
   bool nesterov;
+  float grad_scaling;
+  float beta1, rest1, beta2, rest2;  // rest = 1 − beta
+  float eps, root;                   // root: Adam's 1 / √(1 − β2^t), else 1
+  float step;                        // lr; Adam's lr / (1 − β1^t)
+  float decay;                       // of the weight into the gradient
+  float shrink;                      // lr · weight decay, decoupled
 };
-/// The rate of the next update; the last one stays.
-ULP_HD float sgd_rate(const float* rates, int64_t count, int32_t updates) {
-  return rates[updates < count ? updates : count - 1];
+
+/// base^n from products of squares, the least bit of n first.
+ULP_HD double power_of(double base, uint32_t n) {
+  double result = 1;
+  for (; n != 0; n >>= 1) {
+    if ((n & 1u) != 0) result *= base;
+    base *= base;
+  }
+  return result;
 }
-/// d = g + weight_decay·p
-ULP_HD float sgd_direction(const SgdScalars& s, float p, float g) {
-  return s.weight_decay == 0.0f ? g : fma_of(s.weight_decay, p, g);
+
+/// steps: updates that this optimizer has made before this one.
+ULP_HD UpdateScalars scalars_of(const UpdateSettings& u, const float* rates, int64_t rate_count,
+                                int32_t updates, int32_t steps, const StepState& state) {
+  const float lr = rates[updates < rate_count ? updates : rate_count - 1] * u.lr_factor;
+  UpdateScalars s;
+  s.rule = u.rule;
+  s.nesterov = u.nesterov;
+  s.grad_scaling = u.scaled ? 1.0f : u.grad_scaling * state.grad_factor;
+  s.beta1 = static_cast<float>(u.beta1);
+  s.beta2 = static_cast<float>(u.beta2);
+  s.rest1 = static_cast<float>(1 - u.beta1);
+  s.rest2 = static_cast<float>(1 - u.beta2);
+  s.eps = u.eps;
+  s.root = 1;
+  s.step = lr;
+  if (u.rule == UpdateRule::Adam) {
+    const auto t = static_cast<uint32_t>(steps) + 1u;
+    s.step = static_cast<float>(static_cast<double>(lr) / (1 - power_of(u.beta1, t)));
+    s.root = static_cast<float>(1 / sqrt_of(1 - power_of(u.beta2, t)));
+  }
+  s.decay = u.decoupled ? 0.0f : u.weight_decay;
+  s.shrink = u.decoupled ? lr * u.weight_decay : 0.0f;
+  return s;
 }
-/// m' = momentum·m + d
-ULP_HD float sgd_momentum(const SgdScalars& s, float m, float d) {
-  return fma_of(s.momentum_coef, m, d);
+
+/// The gradient with coupled decay: d = g + λ·p.
+ULP_HD float decayed_gradient(const UpdateScalars& s, float p, float g) {
+  return s.decay == 0.0f ? g : fma_of(s.decay, p, g);
 }
-/// p' = p − lr·(nesterov ? d + momentum·m' : m')
-ULP_HD float sgd_parameter(const SgdScalars& s, float p, float d, float m) {
-  const float step = s.nesterov ? fma_of(s.momentum_coef, m, d) : m;
-  return fma_of(-s.lr, step, p);
+/// β·m + (1 − β)·x
+ULP_HD float moving_average(float beta, float rest, float m, float x) {
+  return fma_of(beta, m, rest * x);
 }
+
+/// What the parameter moves against, and the new moments; d: decayed_gradient. m and v are the old ones and become the new
+/// ones; those that a rule lacks stay.
+template <UpdateRule kRule>
+ULP_HD float direction_of(const UpdateScalars& s, float d, float& m, float& v) {
+  if constexpr (kRule == UpdateRule::Adam) {
+    m = moving_average(s.beta1, s.rest1, m, d);
+    v = fma_of(s.beta2, v, (s.rest2 * d) * d);
+    return m / fma_of(sqrt_of(v), s.root, s.eps);
+  } else if constexpr (kRule == UpdateRule::Lion) {
+    const float c = moving_average(s.beta1, s.rest1, m, d);
+    m = moving_average(s.beta2, s.rest2, m, d);
+    return c > 0.0f ? 1.0f : c < 0.0f ? -1.0f : c;  // 0 and NaN stay
+  } else if constexpr (kRule == UpdateRule::Momentum) {
+    m = fma_of(s.beta1, m, d);
+    return s.nesterov ? fma_of(s.beta1, m, d) : m;
+  } else {
+    return d;
+  }
+}
+
+/// p − step·direction, after decoupled decay.
+ULP_HD float moved(const UpdateScalars& s, float p, float direction) {
+  const float shrunk = s.shrink == 0.0f ? p : fma_of(-s.shrink, p, p);
+  return fma_of(-s.step, direction, shrunk);
+}
+
+/// Kahan: what is to be added to p, with what rounding lost before.
+ULP_HD float owed(const UpdateScalars& s, float p, float direction, float compensation) {
+  const float u = -(s.step * direction);
+  return (s.shrink == 0.0f ? u : fma_of(-s.shrink, p, u)) + compensation;
+}
+/// Kahan: what is lost when p + owed was stored as `stored`.
+ULP_HD float lost(float p, float owed, float stored) { return owed - (stored - p); }
 
 }  // namespace ulp::functors

@@ -1,6 +1,8 @@
 #include "kernels/kernels.h"
 
 #include "core/block_map.h"
+#include "core/packed.h"
+#include "kernels/state.h"
 
 namespace ulp {
 
@@ -143,20 +145,75 @@ void check_gather_rows(Stream stream, const GatherRowsArgs& args) {
             args.out_labels.dtype());
 }
 
-void check_sgd(Stream stream, const SgdArgs& args) {
-  ULP_CHECK(args.state != nullptr, "sgd: the step state is missing");
-  check_kernel_tensor("sgd", stream, args.rates, {args.rates.numel()});
-  check_kernel_tensor("sgd", stream, args.updates, args.updates.shape());
+namespace {
+
+void check_one(Stream stream, const char* what, const Tensor& tensor) {
+  check_kernel_tensor("optimizer_step", stream, tensor, Shape{1});
+  ULP_CHECK(tensor.dtype() == DType::I32, "optimizer_step: {} must be one I32 value, got {}", what,
+            tensor);
+}
+
+void check_stored(Stream stream, const char* what, const StoredState& state, const Shape& shape,
+                  const Quantizer& q) {
+  if (!state.defined()) return;
+  ULP_CHECK(in_kernel(q), "optimizer_step: {}: {} has blocks that this kernel does not make", what,
+            q);
+  if (state.data.dtype() != DType::U8) {
+    check_kernel_tensor("optimizer_step", stream, state.data, shape);
+    ULP_CHECK(
+        is_float_up_to_32(state.data.dtype()) && q.is_elementwise() && fits(q, state.data.dtype()),
+        "optimizer_step: {}: {} values do not fit {}", what, q, state.data.dtype());
+    return;
+  }
+  const int64_t n = shape.numel();
+  check_kernel_tensor("optimizer_step", stream, state.data,
+                      Shape{packed_bytes(n, code_bits(q.format))});
+  if (q.is_elementwise()) return;
+  check_kernel_tensor("optimizer_step", stream, state.scales,
+                      Shape{(n + q.block.columns - 1) / q.block.columns});
+  ULP_CHECK(state.scales.dtype() == DType::F32, "optimizer_step: {}: scales must be F32, got {}",
+            what, state.scales);
+}
+
+}  // namespace
+
+void check_optimizer_step(Stream stream, const OptimizerArgs& args) {
+  ULP_CHECK(args.state != nullptr, "optimizer_step: the step state is missing");
+  check_kernel_tensor("optimizer_step", stream, args.rates, Shape{args.rates.numel()});
   ULP_CHECK(args.rates.numel() >= 1 && args.rates.dtype() == DType::F32,
-            "sgd: rates must be F32 and at least one, got {}", args.rates);
-  ULP_CHECK(args.updates.numel() == 1 && args.updates.dtype() == DType::I32,
-            "sgd: updates must be one I32 value, got {}", args.updates);
-  for (const SgdParameter& p : args.parameters)
-    for (const RandomKey& key : {p.weight_key, p.master_key, p.grad_key, p.momentum_key}) {
-      const RandomKey& first = args.parameters.front().weight_key;
-      ULP_CHECK(key.seed == first.seed && key.state == first.state,
-                "sgd: random keys of one step must have one seed and one state");
-    }
+            "optimizer_step: rates must be F32 and at least one, got {}", args.rates);
+  check_one(stream, "updates", args.updates);
+  check_one(stream, "steps", args.steps);
+  ULP_CHECK(args.weight_format.is_elementwise() && args.grad_format.is_elementwise(),
+            "optimizer_step: block formats of weights and gradients ({}, {}) cannot be applied "
+            "inside this kernel",
+            args.weight_format, args.grad_format);
+  const bool first_moment = args.settings.rule != UpdateRule::Sgd,
+             second = args.settings.rule == UpdateRule::Adam;
+  for (const OptimizerParameter& p : args.parameters) {
+    ULP_CHECK(p.weight.defined(), "optimizer_step: the weight is missing");
+    const Shape& shape = p.weight.shape();
+    check_kernel_tensor("optimizer_step", stream, p.weight, shape);
+    ULP_CHECK(is_float_up_to_32(p.weight.dtype()) && fits(args.weight_format, p.weight.dtype()),
+              "optimizer_step: {} values do not fit the weight's {}", args.weight_format,
+              p.weight.dtype());
+    if (p.grad.defined()) check_kernel_tensor("optimizer_step", stream, p.grad, shape);
+    ULP_CHECK(!p.grad.defined() || is_float_up_to_32(p.grad.dtype()),
+              "optimizer_step: gradients are floats of up to 32 bits, got {}", p.grad);
+    check_stored(stream, "master", p.master, shape, args.master_format);
+    check_stored(stream, "moment1", p.moment1, shape, args.moment1_format);
+    check_stored(stream, "moment2", p.moment2, shape, args.moment2_format);
+    check_stored(stream, "compensation", p.compensation, shape, args.compensation_format);
+    ULP_CHECK(p.moment1.defined() == first_moment && p.moment2.defined() == second,
+              "optimizer_step: the rule keeps {} moments of each parameter, got {}",
+              (first_moment ? 1 : 0) + (second ? 1 : 0),
+              (p.moment1.defined() ? 1 : 0) + (p.moment2.defined() ? 1 : 0));
+    const RandomKey& first = args.parameters.front().weight_key;
+    for (const RandomKey* key : {&p.weight_key, &p.grad_key, &p.master_key, &p.moment1_key,
+                                 &p.moment2_key, &p.compensation_key})
+      ULP_CHECK(key->seed == first.seed && key->state == first.state,
+                "optimizer_step: random keys of one step must have one seed and one state");
+  }
 }
 
 }  // namespace ulp

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "core/random.h"
 #include "core/score_totals.h"
 #include "core/tensor.h"
+#include "kernels/update_rule.h"
 
 namespace ulp {
 
@@ -72,6 +74,7 @@ struct UnpackCodesArgs {
   Quantizer how;
   int group_axis = 0;
   float factor = 1;
+  Tensor device_factor{};  // F32, one number, instead of `factor`
 };
 
 /// out = in rotated along `axis` in groups of `size` (core/hadamard.h), times 2^exponent. in: any float, out: F32.
@@ -168,11 +171,12 @@ struct CopyArgs {
   const StepState* state = nullptr;  // on the stream's device
 };
 
-/// out[...] = value, or the state's loss_scale if there is one. out: F32 or F64.
+/// out[...] = value, or the loss_scale of a state, or fl(value · grad_factor) of one. out: F32 or F64.
 struct FillArgs {
   Tensor out;
   double value = 0;
-  const StepState* loss_scale_of = nullptr;  // on the stream's device
+  const StepState* loss_scale_of = nullptr;   // on the stream's device
+  const StepState* grad_factor_of = nullptr;  // on the stream's device; F32 only
 };
 
 /// out[i] = low + (high − low)·u_i, u_i uniform in [0, 1) from word i of `key`; one fma.
@@ -193,34 +197,59 @@ struct GatherRowsArgs {
   StepState* state = nullptr;  // on the stream's device
 };
 
-/// One parameter of an optimizer and what is kept for it. weight, master, momentum: any float that fits its format.
-/// Undefined master or momentum: none (then m = d).
-struct SgdParameter {
-  Tensor weight, master, momentum, grad;
-  RandomKey weight_key, master_key, grad_key, momentum_key;
+/// What an optimizer keeps of one tensor beside its weight, as it lies in memory (kernels/state.h makes it). `data` has any
+/// float type that fits the format, or it is U8: codes as core/packed.h lays them out, with the scales and the factor that go
+/// with them. No data: there is no such state.
+struct StoredState {
+  Tensor data, scales{}, factor{};
+  bool defined() const { return data.defined(); }
 };
 
-/// One SGD step for any number of parameters, one pass, in the order of OptimLP's step:
-///   g ← Qg(grad · grad_scaling);  p ← master (or weight where there is none);  d ← g + weight_decay·p
-///   m ← momentum·m + d;  d ← nesterov ? d + momentum·m : m;  p ← p − lr·d
-///   master ← Qacc(p), p ← master;  weight ← Qw(p);  stored momentum ← Qm(m)
-/// Every multiply-add here is one fma (see functors.h). Quantizers: element-wise only; block formats are applied by the
-/// optimizer around this kernel. Momentum starts as zeros. lr is rates[updates], or the last of them: rates (F32, S ≥ 1),
-/// updates (I32, one value, ≥ 0). Nothing is written if state.found_inf. The parameters share no memory, and their keys
-/// differ in stream and ordinal only.
-struct SgdArgs {
-  std::vector<SgdParameter> parameters;
-  Quantizer weight_format, master_format, grad_format, momentum_format;
-  float grad_scaling = 1, momentum_coef = 0, weight_decay = 0;
-  bool nesterov = false;
-  Tensor rates, updates;
-  const StepState* state = nullptr;  // on the stream's device
+/// One parameter of an optimizer and what is kept for it. weight: any float that fits its format; grad: any float, or
+/// undefined: then nothing of the parameter changes.
+struct OptimizerParameter {
+  Tensor weight, grad;
+  StoredState master, moment1, moment2, compensation;
+  RandomKey weight_key, grad_key, master_key, moment1_key, moment2_key, compensation_key;
 };
 
-/// Ends a step: advance(*state), updates (I32, one value) + 1.
+/// What a device keeps of a call's parameters, so that the next call with the same ones copies nothing.
+struct ParameterTable {
+  Tensor on_device;
+  std::vector<unsigned char> on_host;
+};
+
+/// One update for any number of parameters, one pass, in the order of OptimLP's step:
+///   g ← Qg(grad · fl(grad_scaling · state.grad_factor));  p ← master, or weight where there is none
+///   d ← g + weight_decay·p (unless decoupled)
+///   Sgd       u ← d
+///   Momentum  m ← β1·m + d;  u ← nesterov ? d + β1·m : m
+///   Adam      m ← β1·m + (1 − β1)·d;  v ← β2·v + (1 − β2)·d²;  u ← m / (√v / √(1 − β2^t) + eps), lr ← lr / (1 − β1^t)
+///   Lion      u ← sign(β1·m + (1 − β1)·d);  m ← β2·m + (1 − β2)·d
+///   p ← p − lr·weight_decay·p (decoupled);  p ← p − lr·u
+///   master ← Qacc(p), p ← master;  weight ← Qw(p);  stored moments ← Qm(m), Qv(v)
+/// With a compensation c (Kahan) the last two lines are, Q being that of the copy that is kept (master, else weight):
+///   y ← (−lr·u − lr·weight_decay·p) + c;  s ← Q(p + y);  c ← Qc(y − (s − p));  p ← s
+/// The unrounded new moments decide; every multiply-add is one fma (functors.h says which). Quantizers of weight and gradient
+/// are element-wise; those of states are what in_kernel (kernels/state.h) takes. Moments and compensations start as zeros.
+/// lr is lr_factor · rates[updates], or the last of them: rates (F32, S ≥ 1), updates (I32, one value, ≥ 0). t is steps + 1
+/// (I32, one value). Nothing is written if state.found_inf. A NaN that a packed format has no code for is kept as code 0;
+/// the weight is NaN then. The parameters share no memory, and their keys differ in stream and ordinal only.
+struct OptimizerArgs {
+  std::vector<OptimizerParameter> parameters;
+  Quantizer weight_format, grad_format, master_format, moment1_format, moment2_format,
+      compensation_format;
+  UpdateSettings settings;
+  Tensor rates, updates, steps;
+  const StepState* state = nullptr;         // on the stream's device
+  std::shared_ptr<ParameterTable> table{};  // none: made for this call
+};
+
+/// Ends a step: advance(*state), updates (I32, one value) + 1; steps (the same, optional) + 1 unless found_inf was set.
 struct AdvanceStepArgs {
   StepState* state = nullptr;  // on the stream's device
   Tensor updates;
+  Tensor steps{};
 };
 
 /// A kernel: called with a stream and its arguments, it runs on the stream's device.
@@ -259,7 +288,7 @@ struct Kernel {
   X(fill, FillArgs)                                     \
   X(uniform, UniformArgs)                               \
   X(gather_rows, GatherRowsArgs)                        \
-  X(sgd, SgdArgs)                                       \
+  X(optimizer_step, OptimizerArgs)                      \
   X(advance_step, AdvanceStepArgs)
 
 /// X(name, functor, inputs): element-wise kernels, both sides made from one functor of kernels/functors.h.
@@ -336,7 +365,7 @@ void check_rotate(Stream stream, const RotateArgs& args);
 void check_scaled_add(Stream stream, const ScaledAddArgs& args);
 void check_matmul_factors(Stream stream, const MatmulArgs& args);
 void check_gather_rows(Stream stream, const GatherRowsArgs& args);
-void check_sgd(Stream stream, const SgdArgs& args);  // all but the parameters
+void check_optimizer_step(Stream stream, const OptimizerArgs& args);
 
 /// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,

@@ -21,7 +21,7 @@ class Schedule {
       : kind_(kind), base_(base), total_(total_steps) {}
   /// step counts from 0.
   double lr(int64_t step) const;
-  /// Those of `count` steps from `first` on, as Sgd::set_rates takes them.
+  /// Those of `count` steps from `first` on, as Optimizer::set_rates takes them.
   std::vector<float> rates(int64_t first, int64_t count) const;
 
  private:

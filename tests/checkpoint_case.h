@@ -18,8 +18,8 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/models.h"
+#include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "optim/sgd.h"
 #include "tests/op_table.h"
 #include "tests/with_checksum.h"
 
@@ -79,14 +79,14 @@ class SmallRun {
         tally_(run_),
         graph_(run_, use) {
     net_->initialise(run_);
-    optim::SgdOptions o;
+    optim::OptimizerOptions o;
     o.lr = 0.05;
     o.momentum = 0.9;
     o.nesterov = true;
     o.weight = c.weights;
     if (c.accumulator != nullptr) o.accumulator = Quantizer(c.accumulator);
-    o.momentum_format = c.momentum;
-    sgd_ = std::make_unique<optim::Sgd>(run_, net_->parameters(), o);
+    o.moment1 = c.momentum;
+    optimizer_ = std::make_unique<optim::Optimizer>(run_, net_->parameters(), o);
   }
 
   void train_to(int64_t end) {
@@ -107,7 +107,7 @@ class SmallRun {
 
   nn::Checkpoint checkpoint() const {
     nn::Checkpoint c = nn::checkpoint_of(run_, net_->parameters());
-    c.add(sgd_->tensors(), sgd_->formats());
+    c.add(optimizer_->tensors(), optimizer_->formats());
     c.add(tally_.tensors(), {});
     c.notes["at"] = std::to_string(at_);
     return c;
@@ -133,7 +133,7 @@ class SmallRun {
   void begin(int64_t at, int64_t batch_offset = 0) {
     batches_.shuffle(at / batches_.steps(), batch_offset);
     const optim::Schedule schedule(optim::Schedule::Kind::Cosine, 0.05, kTotal);
-    sgd_->set_rates(schedule.rates(at, batches_.steps() - at % batches_.steps()));
+    optimizer_->set_rates(schedule.rates(at, batches_.steps() - at % batches_.steps()));
   }
 
   void step() {
@@ -143,7 +143,7 @@ class SmallRun {
     const Var loss = ops::cross_entropy(tape, logits, batch.labels);
     tally_.add(loss.value, logits.value, batch.labels);
     tape.backward(loss);
-    sgd_->step();
+    optimizer_->step();
   }
 
   nn::Dataset data_;
@@ -152,7 +152,7 @@ class SmallRun {
   nn::Batches batches_, test_;
   nn::Tally tally_;
   StepGraph graph_;
-  std::unique_ptr<optim::Sgd> sgd_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
   int64_t at_ = 0;
 };
 

@@ -3,7 +3,7 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/layers.h"
-#include "optim/sgd.h"
+#include "optim/optimizer.h"
 
 int main() {
   using namespace ulp;
@@ -15,8 +15,8 @@ int main() {
       .add<nn::ReLU>("relu")
       .add<nn::Linear>("fc2", 32, 10, OpFormats::make("bfp8:sr", "bf16"));
   net.initialise(run);
-  optim::Sgd sgd(run, net.parameters(),
-                 {.lr = 0.05, .momentum = 0.9, .weight = "e4m3", .accumulator = "e6m9:sr"});
+  optim::Optimizer sgd(run, net.parameters(),
+                       {.lr = 0.05, .momentum = 0.9, .weight = "e4m3", .accumulator = "e6m9:sr"});
 
   nn::Batches train(run, digits, digits.train, /*size=*/32),
       test(run, digits, digits.test, /*size=*/360);

@@ -197,6 +197,46 @@ TEST_SUITE("cli") {
     }
   }
 
+  TEST_CASE("every optimizer trains in few bytes, says so, and can be evaluated") {
+    struct Setting {
+      const char *flags, *out;
+    };
+    const Setting settings[] = {
+        {"--optimizer sgd --moment1 e4m3", "momentum e4m3 (F8_E4M3, 1 byte)"},
+        {"--optimizer adam --weight-decay 0.01", "weight decay 0.01 (coupled)"},
+        {"--optimizer adamw --moment1 dynamic8-g256-scalef32 --moment2 dynamic8u-g256-scalef32",
+         "moment2 dynamic8u-g256-scalef32 (codes of 8 bits, fp32 scales)"},
+        {"--optimizer adamw --weights bf16 --update kahan --compensation bf16 --moment1 bf16:sr "
+         "--moment2 bf16:sr",
+         "states 6 bytes a parameter beside the weight's 2,"},
+        {"--optimizer lion --lr 0.001 --moment1 e2m1-g32-scalef32:sr --beta2 0.98", "beta2 0.98"},
+        {"--optimizer adam --param-group '*.bias:weights=bf16,accumulator=none,lr=2'",
+         "group *.bias: lr × 2 weights bf16 accumulator none"},
+    };
+    for (const Setting& s : settings) {
+      CAPTURE(std::string(s.flags));
+      const Folder folder;
+      const std::string out = folder / "run";
+      const Result r = ulp_command("train --hidden 32 --epochs 3 --batch-size 64 " +
+                                   std::string(s.flags) + " --out '" + out + "'");
+      CAPTURE(r.err);
+      CAPTURE(r.out);
+      REQUIRE(r.status == 0);
+      CHECK(r.out.find(s.out) != std::string::npos);
+      CHECK(r.out.find(" bytes a parameter beside the weight's ") != std::string::npos);
+      const size_t at = r.out.rfind("test accuracy ");
+      REQUIRE(at != std::string::npos);
+      CHECK(std::stod(r.out.substr(at + 14)) > 0.8);
+      const std::string config = slurp(out + "/config.json");
+      for (const char* key : {"\"moment1\"", "\"moment2\"", "\"update\"", "\"compensation\"",
+                              "\"weight_decay_mode\"", "\"groups\"", "\"eps\""})
+        CHECK(config.find(key) != std::string::npos);
+      const Result again = ulp_command("eval '" + out + "'");
+      CHECK(again.status == 0);
+      CHECK(again.out.find(r.out.substr(at + 14, 6)) != std::string::npos);
+    }
+  }
+
   TEST_CASE("one seed gives the same bytes for any number of threads") {
     const Folder folder;
     std::string model, metrics;
@@ -229,12 +269,30 @@ TEST_SUITE("cli") {
     check_refused("train --fowrard e4m3", 2, {"--fowrard", "--forward"});
     check_refused("train --momentum 0.9", 2, {"--momentum", "--momentum-coef"});
     check_refused("train --model lenet", 2, {"lenet", "mlp"});
-    check_refused("train --optimizer adam", 2, {"adam", "sgd"});
+    check_refused("train --optimizer adagrad", 2,
+                  {"--optimizer", "adagrad", "sgd, adam, adamw and lion"});
+    check_refused("train --optimizer adam --momentum-coef 0.9", 2, {"--momentum-coef", "--beta1"});
+    check_refused("train --optimizer adam --nesterov", 2, {"--nesterov", "sgd"});
+    check_refused("train --beta2 0.9", 2, {"--beta2", "--momentum-coef"});
+    check_refused("train --optimizer adam --beta1 1", 2, {"--beta1", "below 1"});
+    check_refused("train --optimizer lion --eps 1e-6", 2, {"--eps", "lion"});
+    check_refused("train --optimizer lion --moment2 bf16", 2, {"--moment2", "lion"});
+    check_refused("train --moment1 bf16 --momentum-format bf16", 2, {"--moment1"});
+    check_refused("train --update later", 2, {"--update", "kahan"});
+    check_refused("train --update kahan --weights bfp8", 2, {"--weights", "bfp8"});
+    check_refused("train --compensation bf16", 2, {"--compensation", "--update kahan"});
+    check_refused("train --weight-decay-mode none", 2, {"--weight-decay-mode", "decoupled"});
+    check_refused("train --param-group fc1", 2, {"--param-group", "PATTERN:key=value"});
+    check_refused("train --param-group fc1:rate=2", 2, {"--param-group", "'rate'", "moment1"});
+    check_refused("train --param-group fc1:moment1=e9m9", 2, {"--param-group", "moment1", "e9m9"});
+    const Folder group;
+    check_refused("train --param-group 'fc9*:lr=2' --out '" + (group / "run") + "'", 1,
+                  {"'fc9*' matches no parameter", "fc1.weight"});
     check_refused("train --forward e9m30", 2, {"--forward", "e9m30", "1 to 8 exponent bits"});
     check_refused("train --forward fixed8.-400", 2, {"fixed8.-400", "2^400"});
     check_refused("train --forward float8", 2, {"float8", "eXmY"});
     check_refused("train --backward e5m2:rsn", 2, {"rsn", "rne"});
-    check_refused("train --momentum-coef e4m3", 2, {"--momentum-coef", "--momentum-format e4m3"});
+    check_refused("train --momentum-coef e4m3", 2, {"--momentum-coef", "--moment1 e4m3"});
     check_refused("train --momentum-format 0.9", 2, {"--momentum-format", "--momentum-coef 0.9"});
     check_refused("train --weights 0.0005", 2, {"--weights", "--weight-decay 0.0005"});
     check_refused("train --grads 1000", 2, {"--grads", "--grad-scaling 1000"});

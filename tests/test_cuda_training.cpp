@@ -7,8 +7,8 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/models.h"
+#include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "optim/sgd.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -26,13 +26,13 @@ struct Trained {
 };
 
 /// Some quantised steps on the digits, with a schedule, skipped steps and an evaluation between them.
-Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& options, int steps,
-              Math math = Math::Strict, StepGraph::Use use = StepGraph::Use::Off) {
+Trained train(Device device, const OpFormats& formats, const optim::OptimizerOptions& options,
+              int steps, Math math = Math::Strict, StepGraph::Use use = StepGraph::Use::Off) {
   const nn::Dataset digits = nn::load_dataset("digits");
   Run run(device, 3, math);
   const auto net = nn::mlp(64, std::vector<int64_t>{48, 33}, 10, formats);
   net->initialise(run);
-  optim::Sgd sgd(run, net->parameters(), options);
+  optim::Optimizer sgd(run, net->parameters(), options);
   StepState state = run.state();
   state.loss_scale = 4;
   run.set_state(state);
@@ -64,9 +64,8 @@ Trained train(Device device, const OpFormats& formats, const optim::SgdOptions& 
   }
   CHECK((graph.nodes() > 0) == (use == StepGraph::Use::Auto && graph.enabled()));
   Trained result;
-  for (const auto& state : sgd.states())
-    for (const Tensor& t : {state.parameter->value, state.master, state.momentum})
-      if (t.defined()) result.states.push_back(on(t, kCpu));
+  for (const auto& state : sgd.states()) result.states.push_back(on(state.parameter->value, kCpu));
+  for (const auto& [name, tensor] : sgd.tensors()) result.states.push_back(on(tensor, kCpu));
   for (const auto& [stream, scaling] : run.scalings()) result.states.push_back(on(scaling, kCpu));
   result.totals = tally.totals();
   result.state = run.state();
@@ -115,7 +114,7 @@ TEST_SUITE("cuda_training") {
       CAPTURE(std::string(s.forward));
       OpFormats f = OpFormats::make(s.forward, s.backward);
       f.output = f.grad_input = f.grad_weight = s.results;
-      optim::SgdOptions o;
+      optim::OptimizerOptions o;
       o.lr = 0.05;
       o.momentum = 0.9;
       o.nesterov = true;
@@ -124,7 +123,7 @@ TEST_SUITE("cuda_training") {
       o.weight = s.weights;
       if (s.accumulator != nullptr) o.accumulator = Quantizer(s.accumulator);
       o.grad = s.grads;
-      o.momentum_format = s.momentum;
+      o.moment1 = s.momentum;
       const Trained cpu = train(kCpu, f, o, 50), gpu = train(cuda_device(0), f, o, 50);
       check_same(cpu, gpu);
       check_same(gpu, train(cuda_device(0), f, o, 50, Math::Strict, StepGraph::Use::Auto));
@@ -183,7 +182,7 @@ TEST_SUITE("cuda_training") {
     const Device gpu = cuda_device(0);
     Run run(gpu);
     Parameter p{"w", Tensor::from(std::vector<float>{1, 2}, {2}, gpu), {}};
-    optim::Sgd sgd(run, {&p}, {.lr = 0.5});
+    optim::Optimizer sgd(run, {&p}, {.lr = 0.5});
     StepGraph graph(run);
     if (!graph.enabled()) return;  // guard bytes
     const auto step = [&] {
@@ -228,7 +227,7 @@ TEST_SUITE("cuda_training") {
     const auto trained = [&](StepGraph::Use use) {
       Run run(gpu);
       Parameter p{"w", random_tensor({64}, -1, 1, 5).to(gpu), {}};
-      optim::Sgd sgd(run, {&p}, {.lr = 0.25});
+      optim::Optimizer sgd(run, {&p}, {.lr = 0.25});
       StepGraph graph(run, use);
       OpFormats f;
       f.output = "e4m3:sr";

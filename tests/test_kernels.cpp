@@ -195,6 +195,13 @@ void check_advance_step() {
   kernels::advance_step(kStream, {&state, updates});
   CHECK((state.random_step == 9 && state.optimizer_step == 6 && state.found_inf == 0));
   CHECK(updates.data<int32_t>()[0] == 5);
+  Tensor steps = Tensor::from(std::vector<int32_t>{3}, {1});
+  for (const uint32_t found_inf : {0u, 1u, 0u}) {  // a skipped step does not count
+    state.found_inf = found_inf;
+    kernels::advance_step(kStream, {&state, updates, steps});
+  }
+  CHECK(updates.data<int32_t>()[0] == 8);
+  CHECK(steps.data<int32_t>()[0] == 5);
 }
 
 void check_copy() {
@@ -265,10 +272,11 @@ void check_gather_rows() {
   CHECK(label.data<int32_t>()[0] == 8);
 }
 
-void check_sgd() {
-  // Every combination of stored states, against the order of SgdArgs written out element by element.
+void check_optimizer_step() {
+  // Every combination of stored states, against the order of OptimizerArgs written out element by element.
   StepState state;
   state.random_step = 4;
+  state.grad_factor = 0.5f;  // times grad_scaling: 0.125
   // The rate of update 1; the last one stays.
   const Tensor rates = Tensor::from(std::vector<float>{0.5f, 0.3f}, {2});
   const int64_t n = 2051;
@@ -278,45 +286,48 @@ void check_sgd() {
         for (const char* format : {"fp32", "e4m3", "e5m2:sr", "bf16:sr"}) {
           if (nesterov && !momentum) continue;
           CAPTURE(std::string(format));
-          SgdParameter a;
+          OptimizerParameter a, other;
           const Quantizer q = Quantizer::parse(format);
           const auto stored = [&](uint64_t seed) {
             return quantise(random_tensor({n}, -2, 2, seed), format, 0, {}, storage_type(q));
           };
           a.weight = stored(1);
-          if (master) a.master = stored(2);
-          if (momentum) a.momentum = stored(3);
+          if (master) a.master = {stored(2)};
+          if (momentum) a.moment1 = {stored(3)}, other.moment1 = {stored(7)};
           a.grad = random_tensor({n}, -8, 8, 4);
           a.weight_key = {1, 10, 0, &state};
           a.master_key = {1, 11, 0, &state};
           a.grad_key = {1, 12, 0, &state};
-          a.momentum_key = {1, 13, 0, &state};
+          a.moment1_key = {1, 13, 0, &state};
+          a.moment2_key = a.compensation_key = a.moment1_key;
           // A second parameter with its own streams: each is as if it were alone.
-          SgdParameter other;
           other.weight = stored(5);
           other.grad = random_tensor({n}, -8, 8, 6);
           other.weight_key = {1, 20, 0, &state};
           other.master_key = {1, 21, 0, &state};
           other.grad_key = {1, 22, 0, &state};
-          other.momentum_key = {1, 23, 0, &state};
-          SgdArgs args;
+          other.moment1_key = {1, 23, 0, &state};
+          other.moment2_key = other.compensation_key = other.moment1_key;
+          OptimizerArgs args;
           args.parameters = {other, a};
-          args.weight_format = args.master_format = args.grad_format = args.momentum_format = q;
-          args.grad_scaling = 0.125f;
-          args.momentum_coef = 0.9f;
-          args.weight_decay = 0.01f;
-          args.nesterov = nesterov;
+          args.weight_format = args.master_format = args.grad_format = args.moment1_format = q;
+          args.settings.rule = momentum ? UpdateRule::Momentum : UpdateRule::Sgd;
+          args.settings.grad_scaling = 0.25f;
+          args.settings.beta1 = 0.9f;
+          args.settings.weight_decay = 0.01f;
+          args.settings.nesterov = nesterov;
+          args.steps = Tensor::from(std::vector<int32_t>{0}, {1});
           args.rates = rates;
           args.updates = Tensor::from(std::vector<int32_t>{momentum ? 1 : 6}, {1});
           args.state = &state;
           const auto w0 = a.weight.to_floats(), g0 = a.grad.to_floats();
-          const auto p0 = master ? a.master.to_floats() : w0;
-          const auto m0 = momentum ? a.momentum.to_floats() : std::vector<float>(n, 0.0f);
+          const auto p0 = master ? a.master.data.to_floats() : w0;
+          const auto m0 = momentum ? a.moment1.data.to_floats() : std::vector<float>(n, 0.0f);
           state.found_inf = 1;
-          kernels::sgd(kStream, args);
+          kernels::optimizer_step(kStream, args);
           CHECK(a.weight.to_floats() == w0);  // a skipped step writes nothing
           state.found_inf = 0;
-          kernels::sgd(kStream, args);
+          kernels::optimizer_step(kStream, args);
           const Grid grid = make_grid(q);
           const auto round = [&](float v, const RandomKey& key, size_t i) {
             return q.is_identity() ? v : quantise_value(v, grid, RandomSource(key).word(i));
@@ -333,12 +344,11 @@ void check_sgd() {
             right = right &&
                     load_as_float(a.weight.raw(), a.weight.dtype(), static_cast<int64_t>(i)) == w;
             if (master)
-              right = right &&
-                      load_as_float(a.master.raw(), a.master.dtype(), static_cast<int64_t>(i)) == p;
+              right = right && load_as_float(a.master.data.raw(), a.master.data.dtype(),
+                                             static_cast<int64_t>(i)) == p;
             if (momentum)
-              right =
-                  right && load_as_float(a.momentum.raw(), a.momentum.dtype(),
-                                         static_cast<int64_t>(i)) == round(m, a.momentum_key, i);
+              right = right && load_as_float(a.moment1.data.raw(), a.moment1.data.dtype(),
+                                             static_cast<int64_t>(i)) == round(m, a.moment1_key, i);
           }
           CHECK(right);
         }
@@ -448,12 +458,18 @@ void check_pack() {
 
 const std::vector<KernelRow>& kernel_rows() {
   static const std::vector<KernelRow> rows = {
-      {"quantise", check_quantise}, {"tally", check_tally},
-      {"copy", check_copy},         {"fill", check_fill},
-      {"uniform", check_uniform},   {"gather_rows", check_gather_rows},
-      {"sgd", check_sgd},           {"advance_step", check_advance_step},
-      {"rotate", check_rotate},     {"scaled_add", check_scaled_add},
-      {"pack_scales", check_pack},  {"pack_codes", check_pack},
+      {"quantise", check_quantise},
+      {"tally", check_tally},
+      {"copy", check_copy},
+      {"fill", check_fill},
+      {"uniform", check_uniform},
+      {"gather_rows", check_gather_rows},
+      {"optimizer_step", check_optimizer_step},
+      {"advance_step", check_advance_step},
+      {"rotate", check_rotate},
+      {"scaled_add", check_scaled_add},
+      {"pack_scales", check_pack},
+      {"pack_codes", check_pack},
       {"unpack_codes", check_pack},
   };
   return rows;

@@ -4,8 +4,8 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/models.h"
+#include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "optim/sgd.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -19,7 +19,8 @@ TEST_SUITE("step_graph") {
       const auto net =
           nn::mlp(64, std::vector<int64_t>{16}, 10, OpFormats::make("e4m3", "e5m2:sr"));
       net->initialise(run);
-      optim::Sgd sgd(run, net->parameters(), {.lr = 0.1, .momentum = 0.9, .weight = "bfp8:sr"});
+      optim::Optimizer sgd(run, net->parameters(),
+                           {.lr = 0.1, .momentum = 0.9, .weight = "bfp8:sr"});
       nn::Batches batches(run, digits, digits.train, 100);
       StepGraph graph(run);
       CHECK(!graph.enabled());
@@ -93,7 +94,7 @@ TEST_SUITE("step_graph") {
   TEST_CASE("a schedule in the device's memory: each step has its own rate, the last one stays") {
     Run run;
     Parameter p{"w", Tensor::from(std::vector<float>{0}, {1}), {}};
-    optim::Sgd sgd(run, {&p}, {.lr = 8});
+    optim::Optimizer sgd(run, {&p}, {.lr = 8});
     CHECK(sgd.lr() == 8);
     const optim::Schedule schedule(optim::Schedule::Kind::Step, 4, 4);
     sgd.set_rates(schedule.rates(1, 3));
@@ -115,15 +116,16 @@ TEST_SUITE("step_graph") {
       CAPTURE(std::string(format));
       Run run;
       Parameter p{"w", random_tensor({4, 8}, -1, 1, 1), {}};
-      optim::SgdOptions o{.lr = 0.1, .momentum = 0.9};
-      o.weight = o.momentum_format = format;
+      optim::OptimizerOptions o{.lr = 0.1, .momentum = 0.9};
+      o.weight = o.moment1 = format;
       o.accumulator = Quantizer(format);
-      optim::Sgd sgd(run, {&p}, o);
+      optim::Optimizer sgd(run, {&p}, o);
       p.grad = random_tensor({4, 8}, -1, 1, 2);
       sgd.step();
       const auto& state = sgd.states()[0];
-      const auto w = p.value.to_floats(), m = state.momentum.to_floats(),
-                 a = state.master.to_floats();
+      const auto moment = [&] { return sgd.read(state, optim::Slot::Moment1).to_floats(); };
+      const auto master = [&] { return sgd.read(state, optim::Slot::Master).to_floats(); };
+      const auto w = p.value.to_floats(), m = moment(), a = master();
       const void* address = p.value.raw();
       StepState skip = run.state();
       skip.found_inf = 1;
@@ -131,8 +133,8 @@ TEST_SUITE("step_graph") {
       p.grad = random_tensor({4, 8}, -1, 1, 3);
       sgd.step();
       CHECK(p.value.to_floats() == w);
-      CHECK(state.momentum.to_floats() == m);
-      CHECK(state.master.to_floats() == a);
+      CHECK(moment() == m);
+      CHECK(master() == a);
       CHECK(run.state().optimizer_step == 1);
       p.grad = random_tensor({4, 8}, -1, 1, 3);
       sgd.step();

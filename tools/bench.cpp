@@ -253,6 +253,7 @@ void add_bench(CLI::App& app) {
   add_bench_step(*bench);
   add_bench_ops(*bench);
   add_bench_checkpoint(*bench);
+  add_bench_optimizer(*bench);
 }
 
 }  // namespace ulp::tools

@@ -9,7 +9,7 @@
 #include "core/error.h"
 #include "nn/evaluate.h"
 #include "nn/models.h"
-#include "optim/sgd.h"
+#include "optim/optimizer.h"
 #include "tools/bench_machine.h"
 #include "tools/commands.h"
 
@@ -62,13 +62,13 @@ OpFormats formats_of(const Setting& s) {
   return f;
 }
 
-optim::SgdOptions sgd_of(const Setting& s) {
-  optim::SgdOptions o{.lr = 0.01, .momentum = 0.9, .weight_decay = 5e-4};
+optim::OptimizerOptions sgd_of(const Setting& s) {
+  optim::OptimizerOptions o{.lr = 0.01, .momentum = 0.9, .weight_decay = 5e-4};
   if (!s.quantised) return o;
   o.weight = "e4m3";
   o.accumulator = Quantizer("e6m9:sr");
   o.grad = "e5m2:sr";
-  o.momentum_format = "bf16:sr";
+  o.moment1 = "bf16:sr";
   return o;
 }
 
@@ -82,7 +82,7 @@ class Training {
         tally_(run_),
         graph_(run_, use) {
     net_->initialise(run_);
-    sgd_ = std::make_unique<optim::Sgd>(run_, net_->parameters(), sgd_of(s));
+    sgd_ = std::make_unique<optim::Optimizer>(run_, net_->parameters(), sgd_of(s));
     restart();
   }
 
@@ -103,9 +103,8 @@ class Training {
   StepGraph& graph() { return graph_; }
   std::vector<Tensor> states() const {
     std::vector<Tensor> all;
-    for (const auto& state : sgd_->states())
-      for (const Tensor& t : {state.parameter->value, state.master, state.momentum})
-        if (t.defined()) all.push_back(t.to(kCpu));
+    for (const auto& state : sgd_->states()) all.push_back(state.parameter->value.to(kCpu));
+    for (const auto& [name, tensor] : sgd_->tensors()) all.push_back(tensor.to(kCpu));
     return all;
   }
 
@@ -115,7 +114,7 @@ class Training {
   nn::Batches batches_;
   nn::Tally tally_;
   StepGraph graph_;
-  std::unique_ptr<optim::Sgd> sgd_;
+  std::unique_ptr<optim::Optimizer> sgd_;
 };
 
 /// The graph's weights and states are those of the ops one by one, to the bit.

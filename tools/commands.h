@@ -14,12 +14,11 @@ namespace ulp::tools {
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_bench(CLI::App& app);
-void add_bench_quantize(CLI::App& bench);  // below add_bench
-void add_bench_step(CLI::App& bench);      // the same
-void add_bench_ops(CLI::App& bench);       // the same
 void add_bench_quantize(CLI::App& bench);    // below add_bench
 void add_bench_step(CLI::App& bench);        // the same
+void add_bench_ops(CLI::App& bench);         // the same
 void add_bench_checkpoint(CLI::App& bench);  // the same
+void add_bench_optimizer(CLI::App& bench);   // the same
 void add_formats(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_quantize(CLI::App& app);

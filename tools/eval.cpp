@@ -51,7 +51,7 @@ void run_eval(const EvalOptions& o) {
   const auto model = make_model(e, data);
   model->initialise(run);
   load_weights(run, *model, dir / "model.safetensors");
-  fmt::print("weights    {} as stored in {}\n", to_string(e.sgd.weight),
+  fmt::print("weights    {} as stored in {}\n", to_string(e.optimizer.weight),
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("formats    input {}  weight {}  output {}  interior {}\n", to_string(e.formats.input),

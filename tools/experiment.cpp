@@ -13,6 +13,7 @@
 #include "nn/data/read_file.h"
 #include "nn/models.h"
 #include "tools/format_options.h"
+#include "tools/optimizer_options.h"
 
 namespace ulp::tools {
 namespace fs = std::filesystem;
@@ -26,11 +27,6 @@ int64_t parameter_count(nn::Module& model) {
   int64_t count = 0;
   for (const Parameter* p : model.parameters()) count += p->value.numel();
   return count;
-}
-
-std::string storage_text(const char* what, const Quantizer& q) {
-  return fmt::format("{} {} ({}, {} byte{})", what, to_string(q), to_string(storage_type(q)),
-                     size_of(storage_type(q)), size_of(storage_type(q)) == 1 ? "" : "s");
 }
 
 /// How the steps of a training are made.
@@ -116,9 +112,7 @@ Experiment Experiment::baseline() const {
   Experiment plain = *this;
   plain.formats = {};
   plain.loss_scale = 1;
-  plain.sgd.grad_scaling = 1;
-  plain.sgd.weight = plain.sgd.grad = plain.sgd.momentum_format = Quantizer{};
-  plain.sgd.accumulator.reset();
+  plain.optimizer = in_fp32(optimizer);
   return plain;
 }
 
@@ -131,30 +125,20 @@ OpFormats loss_formats(const Experiment& e) {
 nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
   Json roles;
   for (const Role& role : kRoles) roles[role.name] = to_string(e.formats.*role.quantizer);
-  return {
-      {"data", e.data},
-      {"classes", data.classes},
-      {"inputs", data.sample_shape.numel()},
-      {"model", e.model},
-      {"hidden", e.hidden},
-      {"epochs", e.epochs},
-      {"batch_size", e.batch_size},
-      {"seed", e.seed},
-      {"math", std::string(to_string(e.math))},
-      {"optimizer",
-       {{"name", "sgd"},
-        {"lr", e.sgd.lr},
-        {"lr_schedule", e.lr_schedule},
-        {"momentum_coef", e.sgd.momentum},
-        {"weight_decay", e.sgd.weight_decay},
-        {"nesterov", e.sgd.nesterov},
-        {"loss_scale", e.loss_scale},
-        {"grad_scaling", e.sgd.grad_scaling},
-        {"weights", to_string(e.sgd.weight)},
-        {"accumulator", e.sgd.accumulator ? Json(to_string(*e.sgd.accumulator)) : Json(nullptr)},
-        {"grads", to_string(e.sgd.grad)},
-        {"momentum_format", to_string(e.sgd.momentum_format)}}},
-      {"formats", roles}};
+  Json optimizer = to_json(e.optimizer);
+  optimizer["lr_schedule"] = e.lr_schedule;
+  optimizer["loss_scale"] = e.loss_scale;
+  return {{"data", e.data},
+          {"classes", data.classes},
+          {"inputs", data.sample_shape.numel()},
+          {"model", e.model},
+          {"hidden", e.hidden},
+          {"epochs", e.epochs},
+          {"batch_size", e.batch_size},
+          {"seed", e.seed},
+          {"math", std::string(to_string(e.math))},
+          {"optimizer", optimizer},
+          {"formats", roles}};
 }
 
 SavedExperiment read_config(const fs::path& file) {
@@ -169,7 +153,7 @@ SavedExperiment read_config(const fs::path& file) {
   if (!is_model(e.model)) keys.fail("model", "must hold mlp, got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
   e.seed = keys.seed("seed");
-  e.sgd.weight = keys.object("optimizer").format("weights");
+  e.optimizer.weight = keys.object("optimizer").format("weights");
   const Keys roles = keys.object("formats");
   for (const Role& role : kRoles) {
     const Quantizer q = roles.format(role.name);
@@ -203,15 +187,13 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
        fmt::format("{} epochs, batches of {} (a last partial batch is dropped), seed {}, {}",
                    e.epochs, e.batch_size, e.seed, to_string(e.device)));
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
-  line("optimizer", fmt::format("sgd, lr {} ({}), momentum {}, weight decay {}, nesterov {}",
-                                e.sgd.lr, e.lr_schedule, e.sgd.momentum, e.sgd.weight_decay,
-                                e.sgd.nesterov ? "on" : "off"));
-  line("scaling", fmt::format("loss × {}, gradients × {}", e.loss_scale, e.sgd.grad_scaling));
-  line("states", storage_text("weights", e.sgd.weight));
-  line("", e.sgd.accumulator ? storage_text("accumulator", *e.sgd.accumulator)
-                             : "accumulator none (the stored weight is the only copy)");
-  line("", fmt::format("gradients {}", to_string(e.sgd.grad)));
-  if (e.sgd.momentum > 0) line("", storage_text("momentum", e.sgd.momentum_format));
+  line("optimizer", describe_rule(e.optimizer, e.lr_schedule));
+  line("scaling", fmt::format("loss × {}, gradients × {}", e.loss_scale, e.optimizer.grad_scaling));
+  bool first_state = true;
+  for (const std::string& state : describe_states(e.optimizer)) {
+    line(first_state ? "states" : "", state);
+    first_state = false;
+  }
   for (nn::Module* module : model.modules()) {
     if (module->formats() == nullptr) continue;
     std::string roles;

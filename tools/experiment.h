@@ -11,8 +11,8 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/sequential.h"
+#include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "optim/sgd.h"
 
 namespace ulp::tools {
 
@@ -30,7 +30,7 @@ struct Experiment {
   Math math = Math::Strict;
   StepGraph::Use graph = StepGraph::Use::Auto;
   OpFormats formats;
-  optim::SgdOptions sgd;  // its lr is the schedule's base
+  optim::OptimizerOptions optimizer;  // its lr is the schedule's base
   std::string lr_schedule = "constant";
   double loss_scale = 1;
 

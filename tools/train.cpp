@@ -14,6 +14,7 @@
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
+#include "tools/optimizer_options.h"
 #include "tools/progress.h"
 #include "tools/training.h"
 
@@ -24,10 +25,10 @@ struct TrainOptions {
   Experiment experiment;
   FormatOptions formats{FormatOptions::Passes::Both};
   CheckpointOptions checkpoints;
-  std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1", optimizer = "sgd";
-  std::string lr = "0.1", momentum_coef = "0.9", weight_decay = "0", loss_scale = "1";
-  std::optional<std::string> grad_scaling, accumulator, threads, math;
-  std::string weights = "fp32", grads = "fp32", momentum_format = "fp32";
+  OptimizerFlags optimizer;
+  std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
+  std::string loss_scale = "1";
+  std::optional<std::string> grad_scaling, threads, math;
   std::string out = "runs/train", device = "cpu";
   bool baseline = false, no_graph = false;
 };
@@ -49,14 +50,6 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
   }
 }
 
-/// The format of a state. Weights and biases have axes 0 and 1, or one that stands for both.
-Quantizer state_format(const char* flag, const std::string& text, const char* number_flag = "") {
-  const Quantizer q = format_value(flag, text, number_flag);
-  const std::string problem = misfit(q);
-  if (!problem.empty()) throw UsageError(flag + (": " + problem));
-  return q;
-}
-
 /// What undoes the loss scale.
 double inverse_scale(const TrainOptions& o, double loss_scale) {
   const double inverse = 1 / loss_scale;
@@ -66,25 +59,12 @@ double inverse_scale(const TrainOptions& o, double loss_scale) {
   return inverse;
 }
 
-optim::SgdOptions resolve_sgd(const TrainOptions& o, double loss_scale) {
-  optim::SgdOptions sgd;
-  sgd.nesterov = o.experiment.sgd.nesterov;
-  sgd.lr = number_value("--lr", o.lr, Zero::Refused);
-  sgd.momentum =
-      number_value("--momentum-coef", o.momentum_coef, Zero::Allowed, "--momentum-format");
-  sgd.weight_decay = number_value("--weight-decay", o.weight_decay, Zero::Allowed, "--weights");
-  sgd.grad_scaling = o.grad_scaling
-                         ? number_value("--grad-scaling", *o.grad_scaling, Zero::Refused, "--grads")
-                         : inverse_scale(o, loss_scale);
-  sgd.weight = state_format("--weights", o.weights, "--weight-decay");
-  if (o.accumulator) sgd.accumulator = state_format("--accumulator", *o.accumulator);
-  sgd.grad = state_format("--grads", o.grads, "--grad-scaling");
-  sgd.momentum_format = state_format("--momentum-format", o.momentum_format, "--momentum-coef");
-  if (sgd.nesterov && sgd.momentum == 0)
-    throw UsageError("--nesterov needs a --momentum-coef above 0");
-  if (sgd.momentum == 0 && !sgd.momentum_format.is_identity())
-    throw UsageError("--momentum-format needs a --momentum-coef above 0");
-  return sgd;
+optim::OptimizerOptions resolve_optimizer(const TrainOptions& o, double loss_scale) {
+  optim::OptimizerOptions optimizer = o.optimizer.resolve();
+  optimizer.grad_scaling =
+      o.grad_scaling ? number_value("--grad-scaling", *o.grad_scaling, Zero::Refused, "--grads")
+                     : inverse_scale(o, loss_scale);
+  return optimizer;
 }
 
 Experiment resolve(const TrainOptions& o) {
@@ -96,8 +76,6 @@ Experiment resolve(const TrainOptions& o) {
   e.device = parse_device(o.device);
   e.math = math_value(o.math, e.device);
   if (o.no_graph) e.graph = StepGraph::Use::Off;
-  if (o.optimizer != "sgd")
-    throw UsageError("--optimizer '" + o.optimizer + "': unknown optimizer; there is sgd");
   if (!is_model(e.model))
     throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
   try {
@@ -110,7 +88,7 @@ Experiment resolve(const TrainOptions& o) {
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
   e.loss_scale = number_value("--loss-scale", o.loss_scale, Zero::Refused);
   e.formats = o.formats.apply({});
-  e.sgd = resolve_sgd(o, e.loss_scale);
+  e.optimizer = resolve_optimizer(o, e.loss_scale);
   return e;
 }
 
@@ -211,42 +189,17 @@ void add_train(CLI::App& app) {
   cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
   o->checkpoints.add_to(*cmd);
   const char* opt = "Optimizer";
-  cmd->add_option("--optimizer", o->optimizer, "sgd")->capture_default_str()->group(opt);
-  cmd->add_option("--lr", o->lr, "learning rate, the schedule's base")
-      ->capture_default_str()
-      ->group(opt);
+  o->optimizer.add_to(*cmd);
   cmd->add_option("--lr-schedule", e.lr_schedule,
                   "constant, cosine (to 0), step (×0.1 after 1/2 and 3/4)")
       ->capture_default_str()
       ->group(opt);
-  cmd->add_option("--momentum-coef", o->momentum_coef,
-                  "how much of the last momentum is kept, a number")
-      ->capture_default_str()
-      ->group(opt);
-  cmd->add_option("--weight-decay", o->weight_decay, "added to the gradient, times the weight")
-      ->capture_default_str()
-      ->group(opt);
-  cmd->add_flag("--nesterov", e.sgd.nesterov, "look ahead along the momentum")->group(opt);
   cmd->add_option("--loss-scale", o->loss_scale, "the loss gradient is multiplied by it")
       ->capture_default_str()
       ->group(opt);
   add_text(*cmd, "--grad-scaling", o->grad_scaling,
            "gradients are multiplied by it before --grads rounds them (default: 1 / loss scale)")
       ->group(opt);
-  const char* states = "Formats of what the optimizer keeps";
-  cmd->add_option("--weights", o->weights, "the stored weight")
-      ->capture_default_str()
-      ->group(states);
-  add_text(*cmd, "--accumulator", o->accumulator,
-           "the master copy; fp32 is a full master (default: none, the stored weight is the "
-           "only copy)")
-      ->group(states);
-  cmd->add_option("--grads", o->grads, "the gradient the optimizer reads")
-      ->capture_default_str()
-      ->group(states);
-  cmd->add_option("--momentum-format", o->momentum_format, "the stored momentum")
-      ->capture_default_str()
-      ->group(states);
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_train(*o); });
 }

@@ -16,6 +16,7 @@
 #include "nn/data/checksum.h"
 #include "tools/checkpoint_folder.h"
 #include "tools/model_file.h"
+#include "tools/optimizer_options.h"
 #include "tools/progress.h"
 
 namespace ulp::tools {
@@ -125,11 +126,11 @@ class Training {
         data_(fingerprint(data)),
         run_(e.device, e.seed, e.math),
         model_(initialised_model(run_, e, data)),
-        sgd_(run_, model_->parameters(), e.sgd),
+        optimizer_(run_, model_->parameters(), e.optimizer),
         batches_(run_, data, data.train, e.batch_size),
         tests_(test_batches(run_, data)),
         steps_(batches_.steps()),
-        schedule_(optim::Schedule::parse(e.lr_schedule), e.sgd.lr, e.epochs * steps_),
+        schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_),
         tally_(run_),
         graph_(run_, e.graph) {
     StepState state = run_.state();
@@ -179,7 +180,8 @@ class Training {
       fs::remove(dir_ / "model.safetensors");
       nn::remove_temporary_files(dir_);
     }
-    say(fmt::format("--- {}\n{}", title, describe(e_, data, *model_)));
+    say(fmt::format("--- {}\n{}{:<11}{}\n", title, describe(e_, data, *model_), "",
+                    describe_bytes(optimizer_)));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (resumed_.empty()) return;
     say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
@@ -200,7 +202,8 @@ class Training {
           "", p->path, p->value,
           fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
     files_.guard([&] {
-      save_model(run_, *model_, dir_ / "model.safetensors", test_step_, to_string(e_.sgd.weight));
+      save_model(run_, *model_, dir_ / "model.safetensors", test_step_,
+                 to_string(e_.optimizer.weight));
     });
     return test_;
   }
@@ -222,13 +225,13 @@ class Training {
     tally_.add(loss.value, logits.value, batch.labels);
     saved_bytes_ = tape.saved_bytes();
     tape.backward(loss);
-    sgd_.step();
+    optimizer_.step();
   }
 
   /// All that changes from step to step.
   nn::Checkpoint states() const {
     nn::Checkpoint c = nn::checkpoint_of(run_, model_->parameters());
-    c.add(sgd_.tensors(), sgd_.formats());
+    c.add(optimizer_.tensors(), optimizer_.formats());
     c.add(tally_.tensors(), {});
     return c;
   }
@@ -252,7 +255,7 @@ class Training {
   /// Makes the order of the epoch's samples and sets the rates of its steps, from `first_step_` on.
   void begin_epoch(int64_t batch_offset) {
     batches_.shuffle(epoch_, batch_offset);
-    sgd_.set_rates(schedule_.rates(epoch_ * steps_ + first_step_, steps_ - first_step_));
+    optimizer_.set_rates(schedule_.rates(epoch_ * steps_ + first_step_, steps_ - first_step_));
   }
 
   void train_epoch(Progress& progress) {
@@ -314,7 +317,7 @@ class Training {
   std::string config_, data_;  // the text of config.json, and what tells the data apart
   Run run_;
   std::unique_ptr<nn::Sequential> model_;
-  optim::Sgd sgd_;
+  optim::Optimizer optimizer_;
   nn::Batches batches_, tests_;
   int64_t steps_;  // of an epoch
   optim::Schedule schedule_;

@@ -71,7 +71,9 @@ void copy(Stream stream, const CopyArgs& args) {
 void fill(Stream stream, const FillArgs& args) {
   check_kernel_tensor("fill", stream, args.out, args.out.shape());
   Tensor out = args.out;
-  const double value = args.loss_scale_of == nullptr ? args.value : args.loss_scale_of->loss_scale;
+  double value = args.loss_scale_of == nullptr ? args.value : args.loss_scale_of->loss_scale;
+  if (args.grad_factor_of != nullptr)
+    value = static_cast<float>(args.value) * args.grad_factor_of->grad_factor;
   if (args.out.dtype() == DType::F64)
     std::fill_n(out.mutable_data<double>(), out.numel(), value);
   else
@@ -133,6 +135,11 @@ void advance_step(Stream stream, const AdvanceStepArgs& args) {
   check_kernel_tensor("advance_step", stream, args.updates, args.updates.shape());
   Tensor updates = args.updates;
   ++updates.mutable_data<int32_t>()[0];
+  if (args.steps.defined()) {
+    check_kernel_tensor("advance_step", stream, args.steps, args.steps.shape());
+    Tensor steps = args.steps;
+    steps.mutable_data<int32_t>()[0] += args.state->found_inf == 0 ? 1 : 0;
+  }
   advance(*args.state);
 }
 

@@ -4,81 +4,13 @@
 #include <vector>
 
 #include "core/packed.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/codes.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
 #include "kernels/kernels.h"
 
 namespace ulp::cpu {
 namespace {
-
-using CodeBuffer = std::array<uint32_t, kBlock>;
-static_assert(kBlock % 8 == 0, "a chunk's codes fill whole bytes, whatever their size");
-
-// ---- bits -----------------------------------------------------------------------------------------------------------
-void write_bytes(const uint32_t* codes, int64_t n, uint8_t* out) {
-  with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(codes[i]);
-  });
-}
-
-void write_nibbles(const uint32_t* codes, int64_t n, uint8_t* out) {
-  with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n / 2; ++i)
-      out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
-  });
-  if (n % 2 != 0) out[n / 2] = static_cast<uint8_t>(codes[n - 1]);
-}
-
-/// From a byte boundary on; the last byte is filled up with zeros.
-void write_codes(const uint32_t* codes, int64_t n, int bits, uint8_t* out) {
-  if (bits == 8) return write_bytes(codes, n, out);
-  if (bits == 4) return write_nibbles(codes, n, out);
-  uint64_t waiting = 0;
-  int count = 0;  // of bits waiting, < 32 between codes
-  for (int64_t i = 0; i < n; ++i) {
-    waiting |= uint64_t{codes[i]} << count;
-    count += bits;
-    if (count < 32) continue;
-    for (int byte = 0; byte < 4; ++byte, waiting >>= 8) *out++ = static_cast<uint8_t>(waiting);
-    count -= 32;
-  }
-  for (; count > 0; count -= 8, waiting >>= 8) *out++ = static_cast<uint8_t>(waiting);
-}
-
-void read_bytes(const uint8_t* in, int64_t n, uint32_t* codes) {
-  with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n; ++i) codes[i] = in[i];
-  });
-}
-
-void read_nibbles(const uint8_t* in, int64_t n, uint32_t* codes) {
-  with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n / 2; ++i) {
-      codes[2 * i] = in[i] & 15u;
-      codes[2 * i + 1] = in[i] >> 4;
-    }
-  });
-  if (n % 2 != 0) codes[n - 1] = in[n / 2] & 15u;
-}
-
-void read_codes(const uint8_t* in, int64_t n, int bits, uint32_t* codes) {
-  if (bits == 8) return read_bytes(in, n, codes);
-  if (bits == 4) return read_nibbles(in, n, codes);
-  const uint8_t* end = in + packed_bytes(n, bits);
-  uint64_t waiting = 0;
-  int count = 0;  // of bits waiting
-  for (int64_t i = 0; i < n; ++i) {
-    if (count < bits) {
-      const int64_t bytes = std::min<int64_t>(4, end - in);
-      for (int64_t byte = 0; byte < bytes; ++byte) waiting |= uint64_t{*in++} << (count + 8 * byte);
-      count += 32;  // at the end fewer, but enough
-    }
-    codes[i] = static_cast<uint32_t>(waiting) & low_bits(bits);
-    waiting >>= bits;
-    count -= bits;
-  }
-}
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 /// Calls f(begin, end, block, step) for consecutive runs of [first, last): element i lies in block + (i − begin)·step.
@@ -176,55 +108,26 @@ class ScaleReader {
   std::array<float, 256> table_{};
 };
 
-// ---- elements -------------------------------------------------------------------------------------------------------
-template <CodeRule::Kind kKind>
-void encode_span(const float* values, const float* scale, int64_t n, const CodeRule& rule,
-                 uint32_t* codes) {
-  with_isa([=]() ULP_INLINE {
-    CodeRule r = rule;
-    r.kind = kKind;
-    for (int64_t i = 0; i < n; ++i) codes[i] = encode_scaled(r, values[i], scale[i]);
-  });
-}
-
-template <CodeRule::Kind kKind>
-void decode_span(const uint32_t* codes, const float* scale, const float* factor, int64_t n,
-                 const CodeRule& rule, float* out) {
-  with_isa([=]() ULP_INLINE {
-    CodeRule r = rule;
-    r.kind = kKind;
-    for (int64_t i = 0; i < n; ++i) out[i] = decode_scaled(r, codes[i], scale[i], factor[i]);
-  });
-}
-
-template <class Call>
-void for_kind(CodeRule::Kind kind, Call call) {
-  switch (kind) {
-    case CodeRule::Kind::Float: return call.template operator()<CodeRule::Kind::Float>();
-    case CodeRule::Kind::Integer: return call.template operator()<CodeRule::Kind::Integer>();
-    case CodeRule::Kind::Posit: return call.template operator()<CodeRule::Kind::Posit>();
-    case CodeRule::Kind::Table: return call.template operator()<CodeRule::Kind::Table>();
-    case CodeRule::Kind::None: ULP_ASSERT(kind != CodeRule::Kind::None);
-  }
-}
-
-/// Packs the elements first … last − 1; `first` is a multiple of kBlock. Returns the first that has no code, or `last`.
+/// Packs the elements first … last − 1; `first` is a multiple of kBlock. Returns the first that has no code, or `last`;
+/// those that have none become 0.
 int64_t pack_range(const Tensor& values, const ScaleReader& scales, const CodeRule& rule,
                    uint8_t* out, int64_t first, int64_t last) {
   BlockBuffer buffer, scale, factor;
   CodeBuffer codes;
+  int64_t first_bad = last;
   for (int64_t begin = first; begin < last; begin += kBlock) {
     const int64_t end = std::min(last, begin + kBlock), n = end - begin;
     const float* in = read_block(values.raw(), values.dtype(), begin, n, buffer.data());
     scales.read(begin, end, scale.data(), factor.data());
-    for_kind(rule.kind, [&]<CodeRule::Kind kKind>() {
-      encode_span<kKind>(in, scale.data(), n, rule, codes.data());
-    });
+    encode_span(in, scale.data(), n, rule, codes.data());
     const auto bad = std::find(codes.data(), codes.data() + n, kNoCode);
-    if (bad != codes.data() + n) return begin + (bad - codes.data());
+    if (bad != codes.data() + n) {
+      first_bad = std::min(first_bad, begin + (bad - codes.data()));
+      std::replace(bad, codes.data() + n, kNoCode, 0u);
+    }
     write_codes(codes.data(), n, rule.bits, out + packed_bytes(begin, rule.bits));
   }
-  return last;
+  return first_bad;
 }
 
 void unpack_range(const uint8_t* in, const ScaleReader& scales, const CodeRule& rule, float* out,
@@ -235,9 +138,7 @@ void unpack_range(const uint8_t* in, const ScaleReader& scales, const CodeRule& 
     const int64_t end = std::min(last, begin + kBlock), n = end - begin;
     read_codes(in + packed_bytes(begin, rule.bits), n, rule.bits, codes.data());
     scales.read(begin, end, scale.data(), factor.data());
-    for_kind(rule.kind, [&]<CodeRule::Kind kKind>() {
-      decode_span<kKind>(codes.data(), scale.data(), factor.data(), n, rule, out + begin);
-    });
+    decode_span(codes.data(), scale.data(), factor.data(), n, rule, out + begin);
   }
 }
 
@@ -283,7 +184,9 @@ void pack_codes(Stream, const PackCodesArgs& args) {
 void unpack_codes(Stream, const UnpackCodesArgs& args) {
   const BlockMap map = make_block_map(args.how, args.values.shape(), args.group_axis);
   const CodeRule rule = make_code_rule(args.how.format);
-  const ScaleReader scales(args.how, args.scales, args.factor, map);
+  const float factor =
+      args.device_factor.defined() ? *args.device_factor.data<float>() : args.factor;
+  const ScaleReader scales(args.how, args.scales, factor, map);
   const uint8_t* in = args.codes.data<uint8_t>();
   Tensor values = args.values;
   float* out = values.mutable_data<float>();

@@ -10,17 +10,19 @@
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/random_words.h"
+#include "kernels/cpu/table_search.h"
 
 namespace ulp::cpu {
 
-/// A short table as loops read it. Rounding that draws nothing is a staircase: from first[i] on, x becomes values[i].
+/// A table as loops read it. Rounding that draws nothing is a staircase: from first[i] on, x becomes values[i].
 struct TableSteps {
   std::vector<float> first, values;
+  TableSearch search;  // of long ones: in `first`, or in `values` where the rounding draws
 };
 
 namespace {
 
-constexpr size_t kShortTable = 32;  // numbers; longer ones are searched
+constexpr size_t kShortTable = 32;  // numbers; longer ones are searched (TableSearch)
 
 using WordBuffer = std::array<uint32_t, kBlock + kWordSlack>;
 
@@ -52,12 +54,15 @@ bool draws_plainly(const Grid& grid) {
 TableSteps make_table_steps(const Grid& grid) {
   TableSteps steps;
   steps.values.assign(grid.table, grid.table + grid.table_size);
-  if (grid.rounding != Rounding::Stochastic) steps.first = staircase(grid);
+  const bool stochastic = grid.rounding == Rounding::Stochastic;
+  if (!stochastic) steps.first = staircase(grid);
+  if (steps.values.size() > kShortTable)
+    steps.search = TableSearch(stochastic ? steps.values : steps.first);
   return steps;
 }
 
 const TableSteps* steps_of(const Grid& grid, int table) {
-  if (grid.kind != GridKind::Table || codebook(table).values.size() > kShortTable) return nullptr;
+  if (grid.kind != GridKind::Table) return nullptr;
   if (grid.rounding == Rounding::Stochastic && !draws_plainly(grid)) return nullptr;
   static std::mutex mutex;
   static auto& known = *new std::map<std::pair<int, Rounding>, TableSteps>;  // never freed: few
@@ -127,6 +132,32 @@ void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& s
         y[i] = word[i] < fraction_between(x[i], low[i], high[i]) ? high[i] : low[i];
       finish_table(x.data(), y.data(), out + begin, mask + begin, count, values[0], values[last]);
     }
+  });
+}
+
+/// Long tables; words: null for roundings that draw nothing.
+void long_table_span(const float* in, float* out, int64_t n, const TableSteps& steps,
+                     const uint32_t* words, uint8_t* mask) {
+  std::array<int32_t, kBlock> buffer;
+  BlockBuffer rounded;
+  int32_t* found = buffer.data();
+  float* y = rounded.data();
+  steps.search.find(in, n, found);
+  const float* values = steps.values.data();
+  const auto last = static_cast<int32_t>(steps.values.size()) - 1;
+  with_isa([=]() ULP_INLINE {
+    if (words == nullptr) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) y[i] = values[found[i]];
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        const int32_t at = found[i] < last ? found[i] : last - 1;
+        const float low = values[at], high = values[at + 1];
+        y[i] = words[i] < fraction_between(in[i], low, high) ? high : low;
+      }
+    }
+    finish_table(in, y, out, mask, n, values[0], values[last]);
   });
 }
 
@@ -466,7 +497,9 @@ void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
   }
   std::array<uint8_t, kBlock> unwanted;
   to = with_mask(to, unwanted);
-  if (grid.steps != nullptr)
+  if (grid.steps != nullptr && grid.steps->values.size() > kShortTable)
+    long_table_span(in, out, n, *grid.steps, words, to.mask);
+  else if (grid.steps != nullptr)
     stochastic ? table_draw_span(in, out, n, *grid.steps, words, to.mask)
                : table_span(in, out, n, *grid.steps, to.mask);
   else if (grid.grid.kind == GridKind::Posit && draws_plainly(grid.grid))

@@ -76,8 +76,11 @@ void copy_words(Stream stream, const CopyArgs& args, void* out) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    fill_kernel(T* out, T value, int64_t n, const StepState* loss_scale_of) {
+    fill_kernel(T* out, T value, int64_t n, const StepState* loss_scale_of,
+                const StepState* grad_factor_of) {
   if (loss_scale_of != nullptr) value = canonical(static_cast<T>(loss_scale_of->loss_scale));
+  if (grad_factor_of != nullptr)
+    value = canonical(static_cast<T>(static_cast<float>(value) * grad_factor_of->grad_factor));
   for_elements(n, [&](int64_t i) { out[i] = value; });
 }
 
@@ -150,7 +153,8 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const __grid_cons
     w.state->batch_offset = begin + w.rows;
 }
 
-__global__ void advance_step_kernel(StepState* state, int32_t* updates) {
+__global__ void advance_step_kernel(StepState* state, int32_t* updates, int32_t* steps) {
+  if (steps != nullptr && state->found_inf == 0) ++*steps;
   advance(*state);
   ++*updates;
 }
@@ -191,11 +195,12 @@ void fill(Stream stream, const FillArgs& args) {
   const int64_t n = args.out.numel(), blocks = blocks_for(n, kThreads);
   if (args.out.dtype() == DType::F64)
     return launch("fill", stream, blocks, kThreads, fill_kernel<double>,
-                  static_cast<double*>(written(args.out)), args.value, n, args.loss_scale_of);
+                  static_cast<double*>(written(args.out)), args.value, n, args.loss_scale_of,
+                  args.grad_factor_of);
   check_type("fill", args.out, DType::F32);
   launch("fill", stream, blocks, kThreads, fill_kernel<float>,
          static_cast<float*>(written(args.out)), canonical(static_cast<float>(args.value)), n,
-         args.loss_scale_of);
+         args.loss_scale_of, args.grad_factor_of);
 }
 
 void uniform(Stream stream, const UniformArgs& args) {
@@ -230,8 +235,14 @@ void advance_step(Stream stream, const AdvanceStepArgs& args) {
   check_kernel_tensor("advance_step", stream, args.updates, args.updates.shape());
   ULP_CHECK(args.updates.numel() == 1, "advance_step: updates must be one value");
   check_type("advance_step", args.updates, DType::I32);
+  int32_t* steps = nullptr;
+  if (args.steps.defined()) {
+    check_kernel_tensor("advance_step", stream, args.steps, args.steps.shape());
+    check_type("advance_step", args.steps, DType::I32);
+    steps = static_cast<int32_t*>(written(args.steps));
+  }
   launch("advance_step", stream, 1, 1, advance_step_kernel, args.state,
-         static_cast<int32_t*>(written(args.updates)));
+         static_cast<int32_t*>(written(args.updates)), steps);
 }
 
 }  // namespace ulp::cuda

@@ -35,6 +35,7 @@ struct Coding {
   const uint8_t* scales;  // codes of `numbers`
   const float* factors;   // Factor
   float factor;
+  const float* device_factor;  // instead of `factor`, unless null
   float numbers[256];
 
   // Short forms. A float's magnitude below `limit` is finite; `drop` bits of fp32's fraction are none of its own.
@@ -51,8 +52,9 @@ struct ScaleOf {
 
 /// The scales of one block. numbers: coding.numbers, in shared memory.
 __device__ __forceinline__ ScaleOf scale_of(const Coding& c, const float* numbers, int64_t block) {
-  if (c.kind == PackedScale::None) return {1.0f, c.factor};
-  if (c.kind != PackedScale::Factor) return {numbers[c.scales[block]], c.factor};
+  const float last = c.device_factor != nullptr ? *c.device_factor : c.factor;
+  if (c.kind == PackedScale::None) return {1.0f, last};
+  if (c.kind != PackedScale::Factor) return {numbers[c.scales[block]], last};
   const float factor = c.factors[block];
   return {factor != factor ? factor : 1.0f, factor};
 }
@@ -383,6 +385,8 @@ __global__ void scales_kernel(const __grid_constant__ ScaleRule rule, const uint
   if (blockIdx.x == 0 && threadIdx.x == 0) *factor = tensor_factor(rule, tensor);
 }
 
+__global__ void set_kernel(unsigned long long* to, unsigned long long value) { *to = value; }
+
 // ---- calls ----------------------------------------------------------------------------------------------------------
 Places make_places(const Quantizer& how, const Shape& shape, int group_axis) {
   Places p{};
@@ -470,9 +474,7 @@ void pack_codes(Stream stream, const PackCodesArgs& args) {
   const Source values = source_of(args.values);
   auto* codes = static_cast<uint8_t*>(written(args.codes));
   auto* no_code = static_cast<unsigned long long*>(written(args.no_code));
-  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
-  ULP_CUDA_CHECK(cudaMemcpyAsync(no_code, &n, sizeof n, cudaMemcpyHostToDevice,
-                                 static_cast<cudaStream_t>(stream.handle)));
+  launch("pack_codes", stream, 1, 1, set_kernel, no_code, static_cast<unsigned long long>(n));
   int64_t done = 0;
   if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
@@ -492,6 +494,7 @@ void unpack_codes(Stream stream, const UnpackCodesArgs& args) {
   c.factor = args.factor;
   const auto* codes = static_cast<const uint8_t*>(args.codes.raw());
   const Sink values = sink_of(args.values);
+  if (args.device_factor.defined()) c.device_factor = args.device_factor.data<float>();
   int64_t done = 0;
   if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;

@@ -54,4 +54,22 @@ struct TableTree {
 /// Of an element-wise table format, for any rounding but those that draw less than a whole word; built once.
 TableTree tree_on(Device device, const Quantizer& quantizer);
 
+__device__ __noinline__ inline bool draws_up(uint32_t word, float x, float low, float high) {
+  return word < fraction_between(x, low, high);
+}
+
+/// Which of two neighbours a draw takes x to, low ≤ x < high. A quotient in fp32 decides, unless the word lies so close to it
+/// that its error matters: less than 2^12 of 2^32, for two roundings of 2^−24, a division within 2^−22 and the word's own.
+__device__ __forceinline__ float drawn_between(float x, float low, float high, uint32_t word) {
+  const float gap = high - low, drawn = static_cast<float>(word);
+  const float fraction = __fdividef(x - low, gap) * 0x1p32f;
+  bool up = drawn < fraction;
+  const bool sure = gap > 0x1p-100f && gap < 0x1p100f && fabsf(drawn - fraction) > 0x1p12f;
+  if (!sure) up = draws_up(word, x, low, high);
+  return up ? high : low;
+}
+
+/// The numbers of all codes of a format with up to 8 bits, in order, in a device's memory, copied there once.
+const float* code_numbers_on(Device device, const Format& format);
+
 }  // namespace ulp::cuda

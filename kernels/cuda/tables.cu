@@ -1,10 +1,12 @@
 #include <map>
 #include <mutex>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/codebook.h"
+#include "core/codes.h"
 #include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/table_tree.cuh"
 
@@ -67,6 +69,22 @@ TableTree tree_on(Device device, const Quantizer& q) {
   tree.inverses = tree.steps + nodes;
   tree.numbers = table_on(device, q.format.table);
   return tree;
+}
+
+const float* code_numbers_on(Device device, const Format& format) {
+  static std::mutex mutex;
+  // Never freed: see table_on.
+  static auto& copies = *new std::map<std::pair<int, std::string>, Tensor>;
+  const std::lock_guard lock(mutex);
+  Tensor& copy = copies[{device.index, to_string(format)}];
+  if (!copy.defined()) {
+    const CodeRule rule = make_code_rule(format);
+    std::vector<float> numbers;
+    for (uint32_t code = 0; code <= low_bits(rule.bits); ++code)
+      numbers.push_back(decode(rule, code));
+    copy = Tensor::from(numbers, {static_cast<int64_t>(numbers.size())}, device);
+  }
+  return copy.data<float>();
 }
 
 }  // namespace ulp::cuda

@@ -171,6 +171,8 @@ std::vector<Outcome> compare_kernels(Comparison& comparison,
 struct TrainingCase {
   std::string forward, backward, results, weights, accumulator, grads,
       momentum;  // accumulator: may be empty
+  std::string optimizer = "sgd", moment2 = "fp32";
+  std::string compensation{};  // empty: plain updates
 };
 /// Settings that use every kind of format; with `formats`, one for each of them.
 std::vector<TrainingCase> training_cases(const std::vector<std::string>& formats = {});

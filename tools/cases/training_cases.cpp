@@ -1,5 +1,5 @@
 #include "nn/models.h"
-#include "optim/sgd.h"
+#include "optim/optimizer.h"
 #include "tools/cases/comparison.h"
 
 namespace ulp::cases {
@@ -12,21 +12,28 @@ std::vector<std::pair<std::string, Tensor>> trained(Device device, const Trainin
                                                     uint64_t seed) {
   OpFormats formats = OpFormats::make(c.forward, c.backward);
   formats.output = formats.grad_input = formats.grad_weight = Quantizer::parse(c.results);
-  optim::SgdOptions options;
-  options.lr = 0.05;
-  options.momentum = 0.9;
-  options.nesterov = true;
+  optim::OptimizerOptions options =
+      optim::OptimizerOptions::of(optim::parse_algorithm(c.optimizer));
+  const bool sgd_momentum = options.algorithm == optim::Algorithm::Sgd;
+  options.lr = sgd_momentum ? 0.05 : 0.005;
+  options.momentum = sgd_momentum ? 0.9 : 0;
+  options.nesterov = sgd_momentum;
   options.weight_decay = 1e-4;
   options.grad_scaling = 0.25;
   options.weight = Quantizer::parse(c.weights);
   if (!c.accumulator.empty()) options.accumulator = Quantizer::parse(c.accumulator);
   options.grad = Quantizer::parse(c.grads);
-  options.momentum_format = Quantizer::parse(c.momentum);
+  options.moment1 = Quantizer::parse(c.momentum);
+  options.moment2 = Quantizer::parse(c.moment2);
+  if (!c.compensation.empty()) {
+    options.update = optim::Update::Kahan;
+    options.compensation = Quantizer::parse(c.compensation);
+  }
 
   Run run(device, seed, Math::Strict);
   const auto net = nn::mlp(kInputs, std::vector<int64_t>{48, 33}, kClasses, formats);
   net->initialise(run);
-  optim::Sgd sgd(run, net->parameters(), options);
+  optim::Optimizer sgd(run, net->parameters(), options);
   StepState state = run.state();
   state.loss_scale = 4;
   run.set_state(state);
@@ -43,13 +50,9 @@ std::vector<std::pair<std::string, Tensor>> trained(Device device, const Trainin
     sgd.step();
   }
   std::vector<std::pair<std::string, Tensor>> result;
-  for (const auto& own : sgd.states()) {
+  for (const auto& own : sgd.states())
     result.emplace_back(own.parameter->path, own.parameter->value.to(kCpu));
-    if (own.master.defined())
-      result.emplace_back("master of " + own.parameter->path, own.master.to(kCpu));
-    if (own.momentum.defined())
-      result.emplace_back("momentum of " + own.parameter->path, own.momentum.to(kCpu));
-  }
+  for (const auto& [name, tensor] : sgd.tensors()) result.emplace_back(name, tensor.to(kCpu));
   return result;
 }
 
@@ -72,6 +75,16 @@ std::vector<TrainingCase> training_cases(const std::vector<std::string>& formats
         {"e4m3-g16-scalef32", "e4m3-t8x8-scalef32:sr", "nf4-g64-scalef32", "fp32", "", "fp32",
          "fp32"},
         {"fixed8.5:rtz", "fixed16.12:sr4c", "e6m9:ru", "e5m2", "fp32", "fp32", "e6m9:odd"},
+        {"fp32", "fp32", "fp32", "fp32", "", "fp32", "fp32", "adam"},
+        {"e4m3", "e5m2:sr", "fp32", "fp32", "", "fp32", "dynamic8-g256-scalef32", "adamw",
+         "dynamic8u-g256-scalef32:sr"},
+        {"e4m3", "e5m2:sr", "fp32", "e4m3", "e6m9:sr", "e5m2:sr", "e4m3-g64-scalef32:sr", "adam",
+         "fixed16.14-u:sr"},
+        {"fp32", "fp32", "fp32", "bf16", "", "fp32", "bf16:sr", "adamw", "bf16:sr", "bf16"},
+        {"fp32", "fp32", "fp32", "bf16:sr", "", "fp32", "e2m1-g32-scalef32:sr", "lion"},
+        {"fp32", "fp32", "fp32", "bfp8-g16", "fixed12.9:sr", "bfp8", "nvfp4:sr", "adamw",
+         "mxfp8-rceil"},
+        {"fp32", "fp32", "fp32", "e4m3", "e3m4", "fp32", "posit8.1", "lion", "fp32", "e2m3"},
     };
   std::vector<TrainingCase> cases;
   for (const std::string& format : formats)

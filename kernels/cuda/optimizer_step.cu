@@ -1,0 +1,333 @@
+#include <cstring>
+#include <vector>
+
+#include "core/step_state.h"
+#include "kernels/cuda/state.cuh"
+#include "kernels/functors.h"
+#include "kernels/kernels.h"
+
+namespace ulp::cuda {
+namespace {
+
+using functors::UpdateScalars;
+
+/// The states that are kept beside the weight, by their number.
+enum StateIndex { kMaster, kMoment1, kMoment2, kCompensation, kStates };
+
+/// One parameter's memory, gradient apart, and the blocks that work on it: from first_block to the next one's.
+struct Parameter {
+  StateArray weight, states[kStates];
+  int64_t n;
+  int32_t first_block;
+  uint32_t grad_stream;
+  DType grad_type;
+};
+
+/// Gradients of one launch: as many as fit its 4 KB of arguments beside the rest. They lie elsewhere in every step that is
+/// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
+constexpr int kMost = 192;
+
+struct Work {
+  const Parameter* table;  // null: there is only one parameter
+  Parameter only;
+  int32_t count, blocks;
+  Rounder grad_rule;
+  StateRule weight_rule, rules[kStates];
+  UpdateSettings settings;
+  RandomKey key;  // its stream apart
+  const float* rates;
+  int64_t rate_count;
+  const int32_t *updates, *steps;
+  const StepState* state;
+  const void* grads[kMost];
+};
+static_assert(sizeof(Work) <= 4096);
+
+template <class Call>
+__device__ __forceinline__ void for_rule(UpdateRule rule, const Call& call) {
+  switch (rule) {
+    case UpdateRule::Sgd: return call.template operator()<UpdateRule::Sgd>();
+    case UpdateRule::Momentum: return call.template operator()<UpdateRule::Momentum>();
+    case UpdateRule::Adam: return call.template operator()<UpdateRule::Adam>();
+    case UpdateRule::Lion: return call.template operator()<UpdateRule::Lion>();
+  }
+}
+
+/// The last parameter whose blocks begin at `block` or before.
+__device__ int parameter_of(const Work& w, int32_t block) {
+  int low = 0, high = w.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (w.table[middle].first_block <= block)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/// kCoded: states may be kept as codes, and roundings may have no short form. kOctets: codes of any width.
+template <bool kCoded, bool kOctets>
+__global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
+    optimizer_kernel(const __grid_constant__ Work w) {
+  if (w.state->found_inf != 0) return;
+  __shared__ UpdateScalars shared_scalars;
+  __shared__ Parameter shared_parameter;
+  __shared__ int32_t shared_which, shared_end;
+  __shared__ StateLookup lookups[kCoded ? kStates : 1];
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  if (threadIdx.x == 0) {
+    shared_scalars =
+        functors::scalars_of(w.settings, w.rates, w.rate_count, *w.updates, *w.steps, *w.state);
+    const int which = w.table == nullptr ? 0 : parameter_of(w, block);
+    shared_which = which;
+    shared_parameter = w.table == nullptr ? w.only : w.table[which];
+    shared_end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
+  }
+  if constexpr (kCoded) {
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
+  }
+  __syncthreads();
+  const void* const grad_data = w.grads[shared_which];
+  if (grad_data == nullptr) return;
+
+  const UpdateScalars s = shared_scalars;
+  const Parameter& p = shared_parameter;
+  const Source grad{grad_data, p.grad_type,
+                    reinterpret_cast<uintptr_t>(grad_data) % (4 * size_of(p.grad_type)) == 0};
+  const RandomSource random(w.key);
+  RandomSource grad_random = random;
+  grad_random.stream = p.grad_stream;
+  const bool has_master = p.states[kMaster].data != nullptr;
+  const bool has_moment1 = p.states[kMoment1].data != nullptr;
+  const bool has_moment2 = p.states[kMoment2].data != nullptr;
+  const bool kahan = p.states[kCompensation].data != nullptr;
+  constexpr int kWarps = kThreads / kWarp;
+  const int64_t step = static_cast<int64_t>(shared_end - p.first_block) * kWarps * kTile;
+  const int64_t first =
+      (static_cast<int64_t>(block - p.first_block) * kWarps + threadIdx.x / kWarp) * kTile;
+
+  for (int64_t begin = first; begin < p.n; begin += step) {
+    const Tile<kOctets> tile{begin, p.n};
+    const auto fetch_one = [&](StateIndex i, RawQuads& raw) {
+      fetch_state<kCoded>(w.rules[i], p.states[i], tile, raw);
+    };
+    const auto read_one = [&](StateIndex i, const RawQuads& raw, Values& x) {
+      read_state<kCoded>(w.rules[i], &lookups[kCoded ? i : 0], p.states[i], tile, raw, x);
+    };
+    const auto write_one = [&](StateIndex i, Values& x) {
+      write_state<kCoded>(w.rules[i], &lookups[kCoded ? i : 0], p.states[i], random, tile, x);
+    };
+    RawQuads raw_g, raw_x, raw_m, raw_v, raw_c;
+    fetch(grad, tile, raw_g);
+    if (has_master)
+      fetch_one(kMaster, raw_x);
+    else
+      fetch(p.weight.source(), tile, raw_x);
+    if (has_moment1) fetch_one(kMoment1, raw_m);
+    if (has_moment2) fetch_one(kMoment2, raw_v);
+    if (kahan) fetch_one(kCompensation, raw_c);
+
+    Values g, x, m = {}, v = {}, owed = {}, old;
+    numbers_of(grad, tile, raw_g, g);
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
+    round_tile<kCoded>(w.grad_rule, grad_random, tile, g);
+    if (has_master)
+      read_one(kMaster, raw_x, x);
+    else
+      numbers_of(p.weight.source(), tile, raw_x, x);
+    if (has_moment1) read_one(kMoment1, raw_m, m);
+    if (has_moment2) read_one(kMoment2, raw_v, v);
+    if (kahan) read_one(kCompensation, raw_c, owed);
+    for_rule(s.rule, [&]<UpdateRule kRule>() {
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          const float d = functors::decayed_gradient(s, x[j][k], g[j][k]);
+          const float u = functors::direction_of<kRule>(s, d, m[j][k], v[j][k]);
+          old[j][k] = x[j][k];
+          if (kahan) {
+            owed[j][k] = functors::owed(s, x[j][k], u, owed[j][k]);
+            x[j][k] = canonical(x[j][k] + owed[j][k]);
+          } else {
+            x[j][k] = canonical(functors::moved(s, x[j][k], u));
+          }
+          m[j][k] = canonical(m[j][k]);
+          v[j][k] = canonical(v[j][k]);
+        }
+    });
+    if (has_moment1) write_one(kMoment1, m);
+    if (has_moment2) write_one(kMoment2, v);
+    if (has_master)
+      write_one(kMaster, x);
+    else
+      write_state<kCoded>(w.weight_rule, lookups, p.weight, random, tile, x);
+    if (kahan) {
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k)
+          owed[j][k] = canonical(functors::lost(old[j][k], owed[j][k], x[j][k]));
+      write_one(kCompensation, owed);
+    }
+    if (has_master) write_state<kCoded>(w.weight_rule, lookups, p.weight, random, tile, x);
+  }
+}
+
+// ---- calls ----------------------------------------------------------------------------------------------------------
+/// packed: some state of the rule is kept as codes.
+StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool packed) {
+  StateRule rule{};
+  if (q.is_elementwise()) {
+    rule.rounder = make_rounder(device, q, key);
+  } else {
+    rule.block = make_block_rule(q, DType::F32);
+    rule.group = q.block.columns;
+    while (1 << rule.group_shift < rule.group) ++rule.group_shift;
+    rule.rounder = make_rounder(device, q, key, make_block_grid(q, rule.block));
+  }
+  if (rule.rounder.how == Rounder::How::NearestPosit ||
+      rule.rounder.how == Rounder::How::StochasticPosit)
+    rule.rounder.how = Rounder::How::Any;
+  if (!packed) return rule;
+  rule.code = make_code_rule(q.format);
+  if (rule.code.kind == CodeRule::Kind::Table) rule.code.table = table_on(device, q.format.table);
+  if (rule.code.bits <= 8) {
+    rule.numbers = rule.code.kind == CodeRule::Kind::Table ? rule.code.table
+                                                           : code_numbers_on(device, q.format);
+    if (rule.code.kind == CodeRule::Kind::Table && q.bits == RandomBits{})
+      rule.tree = tree_on(device, q);
+  }
+  return rule;
+}
+
+StateArray array_of(const StoredState& state, const RandomKey& key) {
+  if (!state.defined()) return {};
+  StateArray array{};
+  array.data = written(state.data);
+  if (state.scales.defined()) array.factors = static_cast<float*>(written(state.scales));
+  array.stream = key.counted_stream();
+  array.dtype = state.data.dtype();
+  array.aligned = is_aligned(array.data, array.dtype);
+  return array;
+}
+
+Parameter make_parameter(const OptimizerParameter& from) {
+  Parameter p;
+  std::memset(&p, 0, sizeof p);  // compared byte by byte
+  const auto set = [](StateArray& to, const StateArray& array) {
+    to.data = array.data;
+    to.factors = array.factors;
+    to.stream = array.stream;
+    to.dtype = array.dtype;
+    to.aligned = array.aligned;
+  };
+  set(p.weight, array_of({from.weight}, from.weight_key));
+  set(p.states[kMaster], array_of(from.master, from.master_key));
+  set(p.states[kMoment1], array_of(from.moment1, from.moment1_key));
+  set(p.states[kMoment2], array_of(from.moment2, from.moment2_key));
+  set(p.states[kCompensation], array_of(from.compensation, from.compensation_key));
+  p.n = from.weight.numel();
+  p.grad_stream = from.grad_key.counted_stream();
+  p.grad_type = DType::F32;
+  return p;
+}
+
+/// The parameters in the device's memory. Made anew where something changed, which no recorded step can do.
+const Parameter* table_of(Stream stream, ParameterTable& table,
+                          const std::vector<Parameter>& parameters) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(parameters.data());
+  const std::vector<unsigned char> now(bytes, bytes + parameters.size() * sizeof(Parameter));
+  if (table.on_host != now) {
+    const auto size = static_cast<int64_t>(now.size());
+    if (!table.on_device.defined() || table.on_device.numel() != size)
+      table.on_device = Tensor::empty({size}, DType::U8, stream.device);
+    table.on_host.clear();  // a copy that fails leaves no table
+    copy_bytes(table.on_device.mutable_raw(), stream.device, now.data(), kCpu, now.size());
+    table.on_host = now;
+  }
+  return static_cast<const Parameter*>(table.on_device.raw());
+}
+
+bool is_lattice(const Rounder& rounder) { return rounder.how <= Rounder::How::StochasticCut; }
+
+void launch_optimizer(Stream stream, const Work& w) {
+  bool coded = !is_lattice(w.grad_rule) || !is_lattice(w.weight_rule.rounder), octets = false;
+  for (const StateRule& rule : w.rules) {
+    coded = coded || !is_lattice(rule.rounder) || rule.code.bits != 0;
+    octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
+  }
+  launch("optimizer_step", stream, w.blocks, kThreads,
+         octets  ? optimizer_kernel<true, true>
+         : coded ? optimizer_kernel<true, false>
+                 : optimizer_kernel<false, false>,
+         w);
+}
+
+}  // namespace
+
+void optimizer_step(Stream stream, const OptimizerArgs& args) {
+  check_optimizer_step(stream, args);
+  if (args.parameters.empty()) return;
+  const Device device = stream.device;
+  const OptimizerParameter& one = args.parameters.front();
+  const auto packed = [&](auto member) {
+    for (const OptimizerParameter& p : args.parameters)
+      if ((p.*member).defined() && (p.*member).data.dtype() == DType::U8) return true;
+    return false;
+  };
+  Work w{};
+  w.grad_rule = make_elementwise_rounder("optimizer_step", device, args.grad_format, one.grad_key);
+  if (w.grad_rule.how == Rounder::How::NearestPosit ||
+      w.grad_rule.how == Rounder::How::StochasticPosit)
+    w.grad_rule.how = Rounder::How::Any;
+  w.weight_rule = rule_of(device, args.weight_format, one.weight_key, false);
+  const auto set_rule = [&](StateIndex i, const Quantizer& q, auto member) {
+    w.rules[i] = rule_of(device, q, one.weight_key, packed(member));
+  };
+  set_rule(kMaster, args.master_format, &OptimizerParameter::master);
+  set_rule(kMoment1, args.moment1_format, &OptimizerParameter::moment1);
+  set_rule(kMoment2, args.moment2_format, &OptimizerParameter::moment2);
+  set_rule(kCompensation, args.compensation_format, &OptimizerParameter::compensation);
+  w.settings = args.settings;
+  w.key = one.weight_key;
+  w.rates = args.rates.data<float>();
+  w.rate_count = args.rates.numel();
+  w.updates = args.updates.data<int32_t>();
+  w.steps = args.steps.data<int32_t>();
+  w.state = args.state;
+
+  std::vector<Parameter> parameters;
+  std::vector<int32_t> blocks(1, 0);  // of each launch
+  for (const OptimizerParameter& from : args.parameters) {
+    if (!parameters.empty() && parameters.size() % kMost == 0) blocks.push_back(0);
+    Parameter p = make_parameter(from);
+    if (from.grad.defined()) p.grad_type = from.grad.dtype();
+    p.first_block = blocks.back();
+    blocks.back() += static_cast<int32_t>(blocks_for(p.n, kThreads / kWarp * kTile));
+    parameters.push_back(p);
+  }
+  ParameterTable of_call;
+  const Parameter* table = nullptr;
+  if (parameters.size() > 1)
+    table = table_of(stream, args.table != nullptr ? *args.table : of_call, parameters);
+  for (size_t begin = 0; begin < parameters.size(); begin += kMost) {
+    const size_t count = std::min<size_t>(kMost, parameters.size() - begin);
+    w.table = table == nullptr ? nullptr : table + begin;
+    w.only = parameters[begin];
+    w.count = static_cast<int32_t>(count);
+    w.blocks = blocks[begin / kMost];
+    for (size_t i = 0; i < count; ++i) {
+      const Tensor& grad = args.parameters[begin + i].grad;
+      w.grads[i] = grad.defined() ? grad.raw() : nullptr;
+    }
+    launch_optimizer(stream, w);
+  }
+}
+
+}  // namespace ulp::cuda

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+
+namespace ulp {
+
+/// The arithmetic of an optimizer's update (kernels/functors.h). Sgd keeps no moment, Momentum and Lion one, Adam two.
+enum class UpdateRule : uint8_t { Sgd, Momentum, Adam, Lion };
+
+/// What an update multiplies by, as it was asked for.
+struct UpdateSettings {
+  UpdateRule rule = UpdateRule::Sgd;
+  bool nesterov = false;   // Momentum
+  bool decoupled = false;  // weight decay
+  bool scaled =
+      false;  // gradients come scaled: neither grad_scaling nor the state's grad_factor counts
+  float grad_scaling = 1, lr_factor = 1, weight_decay = 0;
+  float eps = 0;                // Adam
+  double beta1 = 0, beta2 = 0;  // Momentum has beta1, Adam and Lion both
+};
+
+}  // namespace ulp

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ulp::optim {
+
+/// * is any text, ? any one character.
+bool matches(std::string_view pattern, std::string_view text);
+
+/// The names that differ least from a pattern, at most three: for messages.
+std::vector<std::string> similar(std::string_view pattern, const std::vector<std::string>& names);
+
+}  // namespace ulp::optim
