@@ -162,9 +162,10 @@ inline void check_same_runs(const SmallRun& a, const SmallRun& b) {
   CHECK(std::memcmp(&x.state, &y.state, sizeof x.state) == 0);
   CHECK(x.notes == y.notes);
   REQUIRE(x.tensors.size() == y.tensors.size());
-  for (const auto& [name, tensor] : x.tensors) {
+  for (const auto& named : x.tensors) {
+    const std::string& name = named.first;
     CAPTURE(name);
-    const Tensor p = tensor.to_cpu_contiguous(), q = y.tensors.at(name).to_cpu_contiguous();
+    const Tensor p = named.second.to_cpu_contiguous(), q = y.tensors.at(name).to_cpu_contiguous();
     REQUIRE(p.bytes() == q.bytes());
     CHECK(std::memcmp(p.raw(), q.raw(), static_cast<size_t>(p.bytes())) == 0);
   }

@@ -191,6 +191,11 @@ TEST_SUITE("checkpoint") {
                    "the format of fc1.weight.master is e5m10 and the run's e6m9:sr"));
     CHECK(contains(refusal([](C& c) { c.formats.erase("fc1.weight.master"); }),
                    "is none and the run's e6m9:sr"));
+    // What a file says stays on the line.
+    const std::string lines(1000, '\n');
+    CHECK(contains(refusal([&](C& c) { c.formats["fc1.weight.master"] = "a" + lines; }), "a???"));
+    CHECK(contains(refusal([&](C& c) { c.tensors["a" + lines] = c.tensors.at("fc2.bias"); }),
+                   "it holds a???"));
     // A run that knows a delayed scale cannot forget it.
     const CheckpointCase delayed = checkpoint_cases()[3];
     SmallRun scaled(kCpu, delayed);

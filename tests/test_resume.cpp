@@ -333,6 +333,16 @@ cp out/config.json out/metrics.jsonl out/model.safetensors "$2" && echo done
       CHECK(results(out) == results(whole));
     }
   }
+
+  TEST_CASE("bench checkpoint reads what it wrote and leaves nothing behind") {
+    const Folder folder;
+    const Result r = succeed("bench checkpoint --mib 2 --repeats 1 --json --dir " +
+                             quoted(folder.path.string()));
+    CHECK(has(r.out, "\"ratio\""));
+    CHECK(fs::is_empty(folder.path));
+    check_refused("bench checkpoint --mib 0", 2, {"--mib"});
+    check_refused("bench checkpoint --dir /proc/nowhere", 1, {"--dir /proc/nowhere"});
+  }
 }
 
 #endif

@@ -33,40 +33,36 @@ std::optional<int64_t> step_of(const std::string& name) {
 }
 
 /// One short piece of a line, whatever a file holds.
-std::string shown(const Json* value) {
+std::string shown(const Json& value) {
   constexpr size_t kMost = 100;
-  if (value == nullptr) return "nothing";
-  if (value->is_object()) return "an object";
-  if (value->is_array() &&
-      std::ranges::any_of(*value, [](const Json& v) { return v.is_structured(); }))
+  if (value.is_object()) return "an object";
+  if (value.is_array() &&
+      std::ranges::any_of(value, [](const Json& v) { return v.is_structured(); }))
     return "a list";
-  const std::string text = value->dump(-1, ' ', true, Json::error_handler_t::replace);
+  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
   return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
 }
 
 /// Throws at the first key of either that the other lacks or that says something else there.
 void compare(const Json& saved, const Json& wanted, const std::string& path,
              const std::string& file, bool may_differ_in_epochs) {
-  const auto find = [](const Json& json, const std::string& key) {
-    return json.contains(key) ? &json.at(key) : nullptr;
-  };
-  std::vector<std::string> keys;
-  for (const Json* json : {&wanted, &saved})
-    for (const auto& [key, value] : json->items())
-      if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
-  for (const std::string& key : keys) {
-    const Json *a = find(saved, key), *b = find(wanted, key);
-    if (a != nullptr && b != nullptr && a->is_object() && b->is_object()) {
-      compare(*a, *b, path + key + ".", file, false);
-      continue;
-    }
-    const bool same = a != nullptr && b != nullptr && *a == *b;
-    if (same || (may_differ_in_epochs && key == "epochs")) continue;
+  const auto refuse = [&](const std::string& key, const std::string& there,
+                          const std::string& here) {
     throw_error(
-        "{}: it was written with \"{}{}\": {}, and this run has {}; give the same settings, or "
-        "leave --resume away to start again",
-        file, path, key, shown(a), shown(b));
+        "{}: it was written with {}: {}, and this run has {}; give the same settings, or leave "
+        "--resume away to start again",
+        file, shown(Json(path + key)), there, here);
+  };
+  for (const auto& [key, value] : wanted.items()) {
+    const auto at = saved.find(key);
+    if (at == saved.end()) refuse(key, "nothing", shown(value));
+    if (at->is_object() && value.is_object())
+      compare(*at, value, path + key + ".", file, false);
+    else if (*at != value && !(may_differ_in_epochs && key == "epochs"))
+      refuse(key, shown(*at), shown(value));
   }
+  for (const auto& [key, value] : saved.items())
+    if (!wanted.contains(key)) refuse(key, shown(value), "nothing");
 }
 
 }  // namespace

@@ -49,6 +49,15 @@ bool parse_number(const std::string& text, T& number) {
   return true;
 }
 
+/// A text of a file as one short line.
+std::string shown(const std::string& text) {
+  constexpr size_t kMost = 80;
+  std::string line = text.substr(0, kMost);
+  for (char& c : line)
+    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f) c = '?';
+  return text.size() <= kMost ? line : line + "...";
+}
+
 Tensor text_tensor(const std::string& text) {
   Tensor tensor = Tensor::empty({static_cast<int64_t>(text.size())}, DType::U8, kCpu);
   copy_bytes(tensor.mutable_raw(), kCpu, text.data(), kCpu, text.size());
@@ -80,15 +89,6 @@ class Parser {
   template <class... A>
   void check(bool condition, std::string_view format, const A&... args) const {
     if (!condition) throw Error(name_ + ": " + format_message(format, {ErrorArg(args)...}));
-  }
-
-  /// A text of the file as one short line.
-  static std::string shown(const std::string& text) {
-    constexpr size_t kMost = 80;
-    std::string line = text.substr(0, kMost);
-    for (char& c : line)
-      if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f) c = '?';
-    return text.size() <= kMost ? line : line + "...";
   }
 
   void parse_text(const std::string& key, const std::string& text) {
@@ -164,11 +164,12 @@ void check_same(const Checkpoint& saved, const std::string& name, const Run& run
     ULP_CHECK(tensor.is_contiguous(), "{}: {} of the run has gaps; it cannot be restored", name,
               key);
     const std::string wanted = format_of(live, key), found = format_of(saved, key);
-    ULP_CHECK(found == wanted, "{}: the format of {} is {} and the run's {}", name, key, found,
-              wanted);
+    ULP_CHECK(found == wanted, "{}: the format of {} is {} and the run's {}", name, key,
+              shown(found), wanted);
   }
   for (const auto& [key, tensor] : saved.tensors)
-    ULP_CHECK(live.tensors.contains(key), "{}: it holds {}, which the run has not", name, key);
+    ULP_CHECK(live.tensors.contains(key), "{}: it holds {}, which the run has not", name,
+              shown(key));
   for (const auto& [stream, scaling] : run.scalings())
     ULP_CHECK(saved.scalings.contains(stream),
               "{}: there is no {}, which the run has used already; restore into a new run", name,
