@@ -18,12 +18,14 @@ struct StepState {
   float grad_factor = 1;     // gradients × it before the optimizer: inverse loss scale × clipping
   uint32_t good_steps = 0;   // since the last change of the scale
   uint32_t skipped_steps = 0;  // updates that were left out
+  float grad_norm = 0;  // of the last gradients that were checked and finite, before clipping
 };
+static_assert(sizeof(StepState) == 40);  // no padding: states are compared as bytes
 
 /// What ends a step.
 ULP_HD void advance(StepState& state) {
   ++state.random_step;
-  if (state.found_inf == 0) ++state.optimizer_step;
+  ++(state.found_inf == 0 ? state.optimizer_step : state.skipped_steps);
   state.found_inf = 0;
 }
 

@@ -21,12 +21,17 @@ constexpr std::string_view kText = "text.", kScaling = "delayed_scaling.";
 /// visit(name, field) for every field. A field that is added to StepState does not compile before it is added here.
 template <class State, class F>
 void each_field(State& state, F visit) {
-  auto& [random_step, optimizer_step, loss_scale, found_inf, batch_offset] = state;
+  auto& [random_step, optimizer_step, loss_scale, found_inf, batch_offset, grad_factor, good_steps,
+         skipped_steps, grad_norm] = state;
   visit("random_step", random_step);
   visit("optimizer_step", optimizer_step);
   visit("loss_scale", loss_scale);
   visit("found_inf", found_inf);
   visit("batch_offset", batch_offset);
+  visit("grad_factor", grad_factor);
+  visit("good_steps", good_steps);
+  visit("skipped_steps", skipped_steps);
+  visit("grad_norm", grad_norm);
 }
 
 /// What comes after the prefix, if that is how the name begins.
