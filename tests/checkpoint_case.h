@@ -49,7 +49,10 @@ inline std::string slurp(const std::filesystem::path& path) {
 }
 
 struct CheckpointCase {
-  const char *forward, *backward, *results, *weights, *accumulator, *momentum;
+  const char *forward, *backward, *results, *weights, *accumulator, *moment1;
+  optim::Algorithm algorithm = optim::Algorithm::Sgd;
+  const char* moment2 = "fp32";
+  optim::Update update = optim::Update::Plain;
 };
 
 inline std::vector<CheckpointCase> checkpoint_cases() {
@@ -60,6 +63,11 @@ inline std::vector<CheckpointCase> checkpoint_cases() {
        "bfp8-axis0:sr"},
       {"e4m3+scale=delayed4", "e5m2+scale=delayed3:sr", "fp32", "e4m3+scale=delayed5", "fp32",
        "fp32"},
+      {"e4m3", "e5m2:sr", "fp32", "bf16:sr", nullptr, "e4m3-g256-scalef32", optim::Algorithm::Adam,
+       "e5m2-g256-scalef32:sr"},
+      {"bf16", "bf16", "fp32", "bf16", nullptr, "mxfp8:sr", optim::Algorithm::AdamW, "bf16:sr",
+       optim::Update::Kahan},
+      {"bf16", "bf16", "fp32", "e4m3", "fp32", "mxfp4:sr", optim::Algorithm::Lion},
   };
 }
 
@@ -79,13 +87,18 @@ class SmallRun {
         tally_(run_),
         graph_(run_, use) {
     net_->initialise(run_);
-    optim::OptimizerOptions o;
-    o.lr = 0.05;
-    o.momentum = 0.9;
-    o.nesterov = true;
+    optim::OptimizerOptions o = optim::OptimizerOptions::of(c.algorithm);
+    if (c.algorithm == optim::Algorithm::Sgd) {
+      o.lr = 0.05;
+      o.momentum = 0.9;
+      o.nesterov = true;
+    }
+    lr_ = o.lr;
+    o.update = c.update;
+    o.moment2 = c.moment2;
     o.weight = c.weights;
     if (c.accumulator != nullptr) o.accumulator = Quantizer(c.accumulator);
-    o.moment1 = c.momentum;
+    o.moment1 = c.moment1;
     optimizer_ = std::make_unique<optim::Optimizer>(run_, net_->parameters(), o);
   }
 
@@ -132,7 +145,7 @@ class SmallRun {
   /// The order of the epoch that step `at` lies in, and the rates from there on.
   void begin(int64_t at, int64_t batch_offset = 0) {
     batches_.shuffle(at / batches_.steps(), batch_offset);
-    const optim::Schedule schedule(optim::Schedule::Kind::Cosine, 0.05, kTotal);
+    const optim::Schedule schedule(optim::Schedule::Kind::Cosine, lr_, kTotal);
     optimizer_->set_rates(schedule.rates(at, batches_.steps() - at % batches_.steps()));
   }
 
@@ -153,6 +166,7 @@ class SmallRun {
   nn::Tally tally_;
   StepGraph graph_;
   std::unique_ptr<optim::Optimizer> optimizer_;
+  double lr_ = 0;
   int64_t at_ = 0;
 };
 

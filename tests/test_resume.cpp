@@ -230,6 +230,34 @@ TEST_SUITE("resume") {
     succeed(train + " --resume");
   }
 
+  TEST_CASE("adaptive optimizers with packed states are resumed too") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "out";
+    const std::vector<std::string> settings = {
+        "--optimizer adam --moment1 e4m3-g256-scalef32 --moment2 e5m2-g256-scalef32:sr ",
+        "--optimizer adamw --weights bf16 --update kahan --compensation bf16 ",
+        "--optimizer lion --weights bf16:sr --moment1 mxfp8:sr ",
+    };
+    for (const std::string& setting : settings) {
+      CAPTURE(setting);
+      const std::string train =
+          "train --hidden 20 --batch-size 64 --forward e4m3 --backward e5m2:sr --epochs 2 " +
+          setting;
+      succeed(train + "--out " + quoted(whole));
+      succeed(train + "--checkpoint-every 9 --keep 9 --threads 1 --out " + quoted(out));
+      for (const int64_t step : {36, 9}) {
+        stop_at(out, step);
+        succeed(train + "--resume --threads 3 --out " + quoted(out));
+        CHECK(results(out) == results(whole));
+      }
+    }
+    check_refused(
+        "train --hidden 20 --batch-size 64 --forward e4m3 --backward e5m2:sr --epochs 2 "
+        "--optimizer lion --weights bf16:sr --moment1 mxfp6:sr --resume --out " +
+            quoted(out),
+        1, {"\"optimizer.moment1\": \"mxfp8:sr\"", "\"mxfp6:sr\""});
+  }
+
   TEST_CASE("a baseline is resumed too") {
     const Folder folder;
     const std::string whole = folder / "whole", out = folder / "out";
