@@ -27,6 +27,9 @@ struct Parameter {
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 constexpr int kMost = 192;
 
+/// Blocks for one parameter: a GPU's worth, so that what each reads before it starts counts little.
+constexpr int64_t kMostBlocks = 792;
+
 struct Work {
   const Parameter* table;  // null: there is only one parameter
   Parameter only;
@@ -53,42 +56,54 @@ __device__ __forceinline__ void for_rule(UpdateRule rule, const Call& call) {
   }
 }
 
-/// The last parameter whose blocks begin at `block` or before.
+/// The last parameter whose blocks begin at `block` or before. Called by a whole warp.
 __device__ int parameter_of(const Work& w, int32_t block) {
-  int low = 0, high = w.count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (w.table[middle].first_block <= block)
-      low = middle;
-    else
-      high = middle;
+  int found = 0;
+  for (int begin = 0; begin < w.count; begin += kWarp) {
+    const int i = begin + static_cast<int>(threadIdx.x) % kWarp;
+    found += __popc(__ballot_sync(kFullWarp, i < w.count && w.table[i].first_block <= block));
   }
-  return low;
+  return found - 1;
+}
+
+/// A copy by the threads of a warp, word by word.
+__device__ void copy_parameter(const Parameter& from, Parameter& to) {
+  static_assert(sizeof(Parameter) % sizeof(uint32_t) == 0);
+  const auto* words = reinterpret_cast<const uint32_t*>(&from);
+  for (int i = static_cast<int>(threadIdx.x) % kWarp;
+       i < static_cast<int>(sizeof(Parameter) / sizeof(uint32_t)); i += kWarp)
+    reinterpret_cast<uint32_t*>(&to)[i] = words[i];
 }
 
 /// kCoded: states may be kept as codes, and roundings may have no short form. kOctets: codes of any width.
 template <bool kCoded, bool kOctets>
 __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
     optimizer_kernel(const __grid_constant__ Work w) {
-  if (w.state->found_inf != 0) return;
   __shared__ UpdateScalars shared_scalars;
   __shared__ Parameter shared_parameter;
   __shared__ int32_t shared_which, shared_end;
+  __shared__ uint32_t shared_skipped;
   __shared__ StateLookup lookups[kCoded ? kStates : 1];
   const auto block = static_cast<int32_t>(blockIdx.x);
+  // Warps of their own: what they read from afar they wait for together.
   if (threadIdx.x == 0) {
+    shared_skipped = w.state->found_inf;
     shared_scalars =
         functors::scalars_of(w.settings, w.rates, w.rate_count, *w.updates, *w.steps, *w.state);
+  } else if (threadIdx.x / kWarp == 1) {
     const int which = w.table == nullptr ? 0 : parameter_of(w, block);
-    shared_which = which;
-    shared_parameter = w.table == nullptr ? w.only : w.table[which];
-    shared_end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
+    copy_parameter(w.table == nullptr ? w.only : w.table[which], shared_parameter);
+    if (threadIdx.x % kWarp == 0) {
+      shared_which = which;
+      shared_end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
+    }
   }
   if constexpr (kCoded) {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
   }
   __syncthreads();
+  if (shared_skipped != 0) return;
   const void* const grad_data = w.grads[shared_which];
   if (grad_data == nullptr) return;
 
@@ -135,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
     for (int j = 0; j < kTileQuads; ++j)
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
-    round_tile<kCoded>(w.grad_rule, grad_random, tile, g);
+    round_tile(w.grad_rule, grad_random, tile, g);
     if (has_master)
       read_one(kMaster, raw_x, x);
     else
@@ -196,6 +211,7 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool 
     rule.rounder.how = Rounder::How::Any;
   if (!packed) return rule;
   rule.code = make_code_rule(q.format);
+  rule.quick = make_short_float(rule.code);
   if (rule.code.kind == CodeRule::Kind::Table) rule.code.table = table_on(device, q.format.table);
   if (rule.code.bits <= 8) {
     rule.numbers = rule.code.kind == CodeRule::Kind::Table ? rule.code.table
@@ -309,7 +325,8 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
     Parameter p = make_parameter(from);
     if (from.grad.defined()) p.grad_type = from.grad.dtype();
     p.first_block = blocks.back();
-    blocks.back() += static_cast<int32_t>(blocks_for(p.n, kThreads / kWarp * kTile));
+    blocks.back() +=
+        static_cast<int32_t>(std::min(blocks_for(p.n, kThreads / kWarp * kTile), kMostBlocks));
     parameters.push_back(p);
   }
   ParameterTable of_call;

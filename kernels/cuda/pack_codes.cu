@@ -4,6 +4,7 @@
 #include "core/packed.h"
 #include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/segment.cuh"
+#include "kernels/cuda/short_float.cuh"
 #include "kernels/kernels.h"
 
 namespace ulp::cuda {
@@ -38,12 +39,9 @@ struct Coding {
   const float* device_factor;  // instead of `factor`, unless null
   float numbers[256];
 
-  // Short forms. A float's magnitude below `limit` is finite; `drop` bits of fp32's fraction are none of its own.
   bool is_short;
-  uint32_t limit;
-  int32_t drop;
-  float unit,
-      inverse_unit;  // turn fp32's exponents into the format's, integers into numbers, and back
+  ShortFloat quick;          // Float
+  float unit, inverse_unit;  // Integer: numbers over integers, and back
 };
 
 struct ScaleOf {
@@ -145,11 +143,10 @@ __device__ __forceinline__ float inverse_of(float scale) {
 /// becomes false if it does not mean x, or only the definition can tell.
 __device__ __forceinline__ uint32_t short_float_code(const Coding& c, const QuadScale& s, float x,
                                                      bool& is_exact) {
-  const uint32_t pattern = bits_of(fabsf(x) * s.inverse * c.inverse_unit);
-  const uint32_t magnitude = (pattern + (1u << c.drop >> 1)) >> c.drop;
-  const float back = float_of(magnitude << c.drop) * c.unit * s.scale;
-  is_exact &= back == fabsf(x) && magnitude < c.limit;
-  return magnitude | (bits_of(x) >> (32 - c.rule.bits) & c.rule.sign);
+  const uint32_t magnitude = c.quick.magnitude(fabsf(x) * s.inverse * c.quick.inverse_unit);
+  const float back = c.quick.scaled(magnitude) * c.quick.unit * s.scale;
+  is_exact &= back == fabsf(x) && magnitude < c.quick.limit;
+  return magnitude | c.quick.sign_of(x);
 }
 
 __device__ __forceinline__ uint32_t short_integer_code(const Coding& c, const QuadScale& s, float x,
@@ -281,10 +278,10 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int k = 0; k < kQuad; ++k) {
         float number;
         if (kKind == CodeRule::Kind::Float) {
-          const uint32_t magnitude = code[k] & (c.rule.sign - 1);
-          is_short &= magnitude < c.limit;
-          number = float_of(magnitude << c.drop) * c.unit;
-          number = float_of(bits_of(number) | code[k] << (32 - kBits) >> 31 << 31);
+          const uint32_t magnitude = code[k] & (c.quick.sign - 1);
+          is_short &= magnitude < c.quick.limit;
+          number = c.quick.scaled(magnitude) * c.quick.unit;
+          number = float_of(bits_of(number) | c.quick.float_sign(code[k]));
         } else {
           number = decode_integer(c.rule, code[k]);
         }
@@ -429,15 +426,8 @@ Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, co
     c.unit = pow2(r.quantum);
     c.inverse_unit = pow2(-r.quantum);
   }
-  const int32_t least = r.quantum + r.significand_bits;  // exponent of the least normal number
-  if (r.kind == CodeRule::Kind::Float && r.sign != 0 && !r.minus_zero_is_nan && least >= -126 &&
-      least <= 1) {
-    c.is_short = true;
-    c.limit = std::min({r.first_infinity, r.first_nan, r.sign});
-    c.drop = 23 - r.significand_bits;
-    c.unit = pow2(126 + least);
-    c.inverse_unit = pow2(-126 - least);
-  }
+  c.quick = make_short_float(r);
+  c.is_short = c.is_short || c.quick.serves;
   return c;
 }
 

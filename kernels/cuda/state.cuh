@@ -6,6 +6,7 @@
 
 #include "core/packed.h"
 #include "kernels/cuda/quads.cuh"
+#include "kernels/cuda/short_float.cuh"
 #include "kernels/cuda/table_tree.cuh"
 #include "kernels/state_code.h"
 
@@ -20,6 +21,7 @@ using Codes = uint32_t[kTileQuads][kQuad];
 struct StateRule {
   Rounder rounder;       // its stream apart
   CodeRule code;         // bits 0: they are kept in a native type
+  ShortFloat quick;      // of the code
   const float* numbers;  // of all codes of up to 8 bits
   TableTree tree;        // of tables, unless fewer bits than a word are drawn
   BlockRule block;       // of groups
@@ -139,38 +141,60 @@ __device__ __forceinline__ void store(const Sink& s, const Tile<kOctets>& tile, 
 }
 
 // ---- rounding -------------------------------------------------------------------------------------------------------
-/// kAny: roundings without a short form, too.
-template <bool kAny, bool kOctets>
+/// By the definition, for what the short forms do not serve. x[e] of 4·kTileQuads.
+template <bool kOctets>
+__device__ __noinline__ void round_tile_slowly(const Rounder& rounder, const RandomSource& random,
+                                               const Tile<kOctets>& tile, float* x) {
+  const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
+  for (int e = 0; e < kTileQuads * kQuad; ++e) {
+    const auto i = static_cast<uint64_t>(tile.at(e / kQuad) + e % kQuad);
+    x[e] =
+        quantise_value(x[e], rounder.grid, rounder.grid.rounding, stochastic ? random.word(i) : 0u);
+  }
+}
+
+template <bool kOctets>
 __device__ __forceinline__ void round_tile(const Rounder& rounder, const RandomSource& random,
                                            const Tile<kOctets>& tile, Values& x) {
   using How = Rounder::How;
-  for_how(rounder.how, [&]<How kHow>() {
-    if constexpr (kHow <= How::StochasticCut) {
+  if (rounder.how == How::Copy) {
 #pragma unroll
-      for (int j = 0; j < kTileQuads; ++j) {
-        PhiloxWords words{};
-        if constexpr (Rounder::draws(kHow))
-          words = random.words(static_cast<uint64_t>(tile.at(j)) / kQuad);
+    for (int j = 0; j < kTileQuads; ++j)
 #pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          if constexpr (kHow == How::Copy)
-            x[j][k] = canonical(x[j][k]);
-          else
-            x[j][k] = round_fast<kHow>(x[j][k], rounder, 0, words.word[k]).value;
-        }
-      }
-    } else if constexpr (kAny && kHow == How::Any) {
+      for (int k = 0; k < kQuad; ++k) x[j][k] = canonical(x[j][k]);
+    return;
+  }
+  const auto fast = [&]<How kHow>() {
 #pragma unroll
-      for (int j = 0; j < kTileQuads; ++j) {
-        PhiloxWords words{};
-        if (rounder.grid.rounding == Rounding::Stochastic)
-          words = random.words(static_cast<uint64_t>(tile.at(j)) / kQuad);
+    for (int j = 0; j < kTileQuads; ++j) {
+      PhiloxWords words{};
+      if constexpr (Rounder::draws(kHow))
+        words = random.words(static_cast<uint64_t>(tile.at(j)) / kQuad);
 #pragma unroll
-        for (int k = 0; k < kQuad; ++k)
-          x[j][k] = round_any(x[j][k], rounder.grid, words.word[k]).value;
-      }
+      for (int k = 0; k < kQuad; ++k)
+        x[j][k] =
+            round_fast<kHow, fast::Specials::Absent>(x[j][k], rounder, 0, words.word[k]).value;
     }
-  });
+  };
+  float zero = 0;
+#pragma unroll
+  for (int j = 0; j < kTileQuads; ++j) zero = zero_of(x[j], zero);
+  if (rounder.stays_a_number && zero == 0) {
+    switch (rounder.how) {
+      case How::Nearest: return fast.template operator()<How::Nearest>();
+      case How::Stochastic: return fast.template operator()<How::Stochastic>();
+      case How::StochasticBounded: return fast.template operator()<How::StochasticBounded>();
+      case How::NearestCut: return fast.template operator()<How::NearestCut>();
+      case How::StochasticCut: return fast.template operator()<How::StochasticCut>();
+      default: break;
+    }
+  }
+  float values[kTileQuads * kQuad];
+#pragma unroll
+  for (int e = 0; e < kTileQuads * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
+  round_tile_slowly(rounder, random, tile, values);
+#pragma unroll
+  for (int e = 0; e < kTileQuads * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
 }
 
 /// Rounds to a table's numbers and tells which they are.
@@ -363,9 +387,19 @@ __device__ __forceinline__ void read_state(const StateRule& rule, const StateLoo
           for (int k = 0; k < kQuad; ++k)
             code[k] = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
         }
+        bool finite = rule.quick.serves;
 #pragma unroll
-        for (int k = 0; k < kQuad; ++k)
-          x[j][k] = bits <= 8 ? lookup->numbers[code[k]] : number_of_any(rule.code, code[k]);
+        for (int k = 0; k < kQuad; ++k) {
+          const uint32_t magnitude = code[k] & (rule.quick.sign - 1);
+          finite = finite && magnitude < rule.quick.limit;
+          x[j][k] = float_of(bits_of(rule.quick.scaled(magnitude) * rule.quick.unit) |
+                             rule.quick.float_sign(code[k]));
+        }
+        if (!finite) {
+#pragma unroll
+          for (int k = 0; k < kQuad; ++k)
+            x[j][k] = bits <= 8 ? lookup->numbers[code[k]] : number_of_any(rule.code, code[k]);
+        }
         if (rule.group != 0) {
           const int64_t i = tile.at(j);
           const float factor = i < tile.n ? s.factors[i >> rule.group_shift] : 1.0f;
@@ -414,16 +448,25 @@ __device__ __forceinline__ void write_state(const StateRule& rule, const StateLo
         tree.numbers = lookup->numbers;
         round_to_table(rule.rounder, tree, random, tile, x, code);
       } else {
-        round_tile<true>(rule.rounder, random, tile, x);
-        const bool is_float = rule.code.kind == CodeRule::Kind::Float;
+        round_tile(rule.rounder, random, tile, x);
 #pragma unroll
-        for (int j = 0; j < kTileQuads; ++j)
+        for (int j = 0; j < kTileQuads; ++j) {
+          bool finite = rule.quick.serves;
 #pragma unroll
           for (int k = 0; k < kQuad; ++k) {
-            const uint32_t own =
-                is_float ? float_code(rule.code, x[j][k]) : code_of_any(rule.code, x[j][k]);
-            code[j][k] = own == kNoCode ? 0u : own;
+            const uint32_t magnitude =
+                rule.quick.magnitude(fabsf(x[j][k]) * rule.quick.inverse_unit);
+            finite = finite && magnitude < rule.quick.limit;
+            code[j][k] = magnitude | rule.quick.sign_of(x[j][k]);
           }
+          if (!finite) {
+#pragma unroll
+            for (int k = 0; k < kQuad; ++k) {
+              const uint32_t own = code_of_any(rule.code, x[j][k]);
+              code[j][k] = own == kNoCode ? 0u : own;
+            }
+          }
+        }
       }
       if (rule.group != 0) {
 #pragma unroll
@@ -440,7 +483,7 @@ __device__ __forceinline__ void write_state(const StateRule& rule, const StateLo
       return store_pieces(s, bits, tile, code);
     }
   }
-  round_tile<kCoded>(rule.rounder, random, tile, x);
+  round_tile(rule.rounder, random, tile, x);
   store(s.sink(), tile, x);
 }
 
