@@ -121,7 +121,7 @@ TEST_SUITE("checkpoint") {
     CHECK(back.notes == c.notes);
     CHECK(back.texts == c.texts);
     CHECK(back.formats == c.formats);
-    CHECK(back.formats.at("fc1.weight.master") == "e6m9:sr");
+    CHECK(back.formats.at("fc1.weight.master.codes") == "e6m9:sr");
     CHECK(std::memcmp(&back.state, &c.state, sizeof c.state) == 0);
     REQUIRE(back.tensors.size() == c.tensors.size());
     for (const auto& [name, tensor] : c.tensors)
@@ -133,7 +133,7 @@ TEST_SUITE("checkpoint") {
     CHECK(plain.has_checksum);
     CHECK(plain.metadata.at("ulp_checkpoint") == "1");
     CHECK(plain.metadata.at("state.optimizer_step") == "7");
-    CHECK(plain.metadata.at("format.fc1.weight.master") == "e6m9:sr");
+    CHECK(plain.metadata.at("format.fc1.weight.master.codes") == "e6m9:sr");
     CHECK(plain.tensors.at("text.long").numel() == 100'001);
   }
 
@@ -178,22 +178,23 @@ TEST_SUITE("checkpoint") {
     CHECK(contains(refusal([](C& c) { c.tensors["more"] = c.tensors.at("fc2.bias"); }),
                    "it holds more, which the run has not"));
     CHECK(contains(refusal([](C& c) {
-                     Tensor& t = c.tensors.at("fc1.weight.master");
+                     Tensor& t = c.tensors.at("fc1.weight");
                      t = t.reshape({t.size(1), t.size(0)});
                    }),
-                   "fc1.weight.master must be F32 (12, 64), got F32 (64, 12)"));
+                   "fc1.weight must be F8_E4M3 (12, 64), got F8_E4M3 (64, 12)"));
     CHECK(contains(refusal([](C& c) {
-                     Tensor& t = c.tensors.at("fc2.bias.momentum");
+                     Tensor& t = c.tensors.at("fc2.bias.moment1");
                      t = Tensor::empty(t.shape(), DType::F64, kCpu);
                    }),
-                   "fc2.bias.momentum must be"));
-    CHECK(contains(refusal([](C& c) { c.formats["fc1.weight.master"] = "e5m10"; }),
-                   "the format of fc1.weight.master is e5m10 and the run's e6m9:sr"));
-    CHECK(contains(refusal([](C& c) { c.formats.erase("fc1.weight.master"); }),
+                   "fc2.bias.moment1 must be"));
+    CHECK(contains(refusal([](C& c) { c.formats["fc1.weight.master.codes"] = "e5m10"; }),
+                   "the format of fc1.weight.master.codes is e5m10 and the run's e6m9:sr"));
+    CHECK(contains(refusal([](C& c) { c.formats.erase("fc1.weight.master.codes"); }),
                    "is none and the run's e6m9:sr"));
     // What a file says stays on the line.
     const std::string lines(1000, '\n');
-    CHECK(contains(refusal([&](C& c) { c.formats["fc1.weight.master"] = "a" + lines; }), "a???"));
+    CHECK(contains(refusal([&](C& c) { c.formats["fc1.weight.master.codes"] = "a" + lines; }),
+                   "a???"));
     CHECK(contains(refusal([&](C& c) { c.tensors["a" + lines] = c.tensors.at("fc2.bias"); }),
                    "it holds a???"));
     // A run that knows a delayed scale cannot forget it.
