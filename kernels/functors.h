@@ -200,7 +200,7 @@ ULP_HD float direction_of(const UpdateScalars& s, float d, float& m, float& v) {
     return c > 0.0f ? 1.0f : c < 0.0f ? -1.0f : c;  // 0 and NaN stay
   } else if constexpr (kRule == UpdateRule::Momentum) {
     m = fma_of(s.beta1, m, d);
-    return s.nesterov ? fma_of(s.beta1, m, d) : m;
+    return choose(s.nesterov, fma_of(s.beta1, m, d), m);  // no branch: loops vectorise
   } else {
     return d;
   }

@@ -382,7 +382,7 @@ TEST_SUITE("tools") {
       if (i == 240)
         CHECK(nlohmann::json::parse(output("formats --json" + tables)).back().at("max") == i);
     }
-    check_refused("formats" + tables, 2, {"/t25", "256 tables"});
+    check_refused("formats" + tables, 2, {"/t24", "256 tables"});
     check_refused("formats e4m3 0.9", 2, {"formats", "0.9"});
   }
 

@@ -96,7 +96,8 @@ Outcome compare_training(Comparison& comparison, const TrainingCase& training, i
   const std::string name = training.forward == training.backward
                                ? training.forward
                                : training.forward + " / " + training.backward;
-  return comparison.outcome_of("training " + name, [&](Comparison& compare) {
+  const std::string how = training.optimizer == "sgd" ? "" : ", " + training.optimizer;
+  return comparison.outcome_of("training " + name + how, [&](Comparison& compare) {
     std::vector<std::pair<std::string, Tensor>> reference, other;
     compare.on_both([&](Side side) {
       (side == Side::Reference ? reference : other) =
