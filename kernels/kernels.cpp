@@ -42,6 +42,14 @@ void check_quantise(Stream stream, const QuantiseArgs& args) {
   ULP_CHECK(is_float_up_to_32(args.in.dtype()),
             "quantise: the input must be a float of up to 32 bits, got {}", args.in.dtype());
   const bool apart = args.factors.defined();
+  const auto check_dtype = [](const char* what, const Tensor& tensor, DType wanted) {
+    ULP_CHECK(!tensor.defined() || tensor.dtype() == wanted, "quantise: {} must be {}, got {}",
+              what, wanted, tensor);
+  };
+  check_dtype("factors", args.factors, DType::F32);
+  check_dtype("scaling", args.scaling, DType::F32);
+  check_dtype("the mask", args.mask, DType::U8);
+  check_dtype("stats", args.stats, DType::U8);
   ULP_CHECK(is_float_up_to_32(args.out.dtype()) && fits(q, args.out.dtype()),
             "quantise: {} values do not fit the output's {}", q, args.out.dtype());
   ULP_CHECK(apart || !q.has_factor() || args.out.dtype() == DType::F32,

@@ -356,6 +356,15 @@ inline Tensor contiguous(Stream stream, const Tensor& tensor) {
 
 }  // namespace kernels
 
+namespace cuda {
+/// For tests: the most blocks of kernels that go round in loops; 0: the usual number. No result depends on it.
+#if defined(ULP_HAS_CUDA)
+void set_most_blocks(int64_t blocks);
+#else
+inline void set_most_blocks(int64_t) {}
+#endif
+}  // namespace cuda
+
 /// How many factors a quantizer has for a tensor: one for each F32-scaled block, else one, or 0 if it has none.
 int64_t factor_count(const Quantizer& quantizer, const Shape& shape, int group_axis);
 

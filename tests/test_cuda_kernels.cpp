@@ -39,6 +39,19 @@ TEST_SUITE("cuda_kernels") {
     }
   }
 
+  TEST_CASE("no result depends on the number of blocks") {
+    const int threads = omp_get_max_threads();
+    cuda::set_most_blocks(3);  // small tensors go round more than once, too
+    cases::Comparison comparison({{kCpu, cpu::current_isa(), threads},
+                                  {kGpu, cpu::current_isa(), threads},
+                                  cases::Extent::Quick});
+    for (const cases::Outcome& outcome : cases::compare_kernels(comparison)) {
+      CAPTURE(outcome.name);
+      CHECK(outcome.problem == "");
+    }
+    cuda::set_most_blocks(0);
+  }
+
   TEST_CASE("no kernel writes outside its tensors") { CHECK(guard_violations() == 0); }
 
   TEST_CASE("what a kernel refuses on the CPU it refuses on the GPU") {

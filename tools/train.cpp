@@ -104,6 +104,7 @@ void run_train(const TrainOptions& o) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Dataset data = nn::load_dataset(e.data);
   e.data = lasting_name(e.data);
+  stream_of(e.device);  // throws if there is no such device
   const std::filesystem::path dir = o.out;
   make_folder(dir);
   if (o.baseline) make_folder(dir / "baseline");

@@ -42,7 +42,7 @@ std::string units_text(size_t before) {
 
 std::string memory_text(Device device, int64_t saved_bytes) {
   const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-  return fmt::format("memory {:.1f} MiB at most on {}, {:.2f} MiB of it kept for a backward pass\n",
+  return fmt::format("memory {:.1f} MiB of tensors at most on {}, {:.2f} MiB of it kept for a backward pass\n",
                      mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
 }
 

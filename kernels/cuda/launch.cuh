@@ -16,9 +16,13 @@ inline constexpr int kThreads = 256;
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 
-/// Blocks for `n` items, `per_block` at a time, in a grid-stride loop: enough to fill any GPU a few times.
+/// Most blocks of a grid-stride loop: enough to fill any GPU a few times. Tests set it lower (set_most_blocks in kernels.h), so
+/// that small tensors go round more than once.
+inline int64_t most_blocks = 8192;
+
+/// Blocks for `n` items, `per_block` at a time, in a grid-stride loop.
 inline int64_t blocks_for(int64_t n, int64_t per_block) {
-  return std::min<int64_t>((n + per_block - 1) / per_block, 8192);
+  return std::min((n + per_block - 1) / per_block, most_blocks);
 }
 
 /// Queues function(args...) on the stream; no blocks, no launch. Throws with the kernel's name if it cannot start.

@@ -4,6 +4,12 @@
 #include "kernels/kernels.h"
 
 namespace ulp::cuda {
+
+void set_most_blocks(int64_t blocks) {
+  static const int64_t usual = most_blocks;
+  most_blocks = blocks > 0 ? blocks : usual;
+}
+
 namespace {
 
 /// A strided tensor; axes that run into each other are merged.

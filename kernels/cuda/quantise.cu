@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
 /// Rounding that draws: x lies in the interval from number i to the next. A share of it in fp32 decides, unless the word lies
-/// so close that its errors matter: less than 2^12 of 2^32, for three roundings of 2^−24 and the word's own. Those elements
+/// so close that its errors matter: less than 2^12 of 2^32, for four roundings of 2^−24 and the word's own. Those elements
 /// stay as they are, with their bits in the result.
 __device__ __forceinline__ uint32_t draw_quad(const TableTree& tree, const PhiloxWords& words,
                                               float (&x)[kQuad]) {

@@ -103,6 +103,8 @@ __global__ void __launch_bounds__(kThreads)
     sum = round_interior(w.interior[2], random[2], row, sum);
     const float log = round_interior(w.interior[3], random[3], row, log_of(sum));
     const int64_t label = w.labels == nullptr ? -1 : w.labels[row];
+    if (w.labels != nullptr && (label < 0 || label >= columns))
+      w.losses[row] = float_of(kNanBits);  // there is no such class
     for (int64_t j = threadIdx.x % kWarp; j < columns; j += kWarp) {
       const float y = canonical(difference(j) - log);
       w.out[begin + j] = y;
@@ -126,7 +128,8 @@ __device__ __forceinline__ float larger(float a, float b) {
   return result;
 }
 
-/// Of +0 and −0 either may come: where a row holds both, its sum of exps is at least 2 and no result a zero.
+/// Of +0 and −0 either may come. Without an interior format that does not matter: where a row holds both, its sum of exps is
+/// at least 2 and no result a zero.
 __device__ __forceinline__ float largest_of_warp(float own) {
 #pragma unroll
   for (int lanes = 1; lanes < kWarp; lanes *= 2)
@@ -158,6 +161,14 @@ __global__ void __launch_bounds__(kThreads, kRound ? 1 : 3)
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) most = larger(most, x[j]);
     most = canonical(largest_of_warp(most));
+    if (kRound && most == 0) {  // the first zero's sign
+      int first = kHeld * kWarp;
+      for_held<kHeld>(columns, [&](int j, int at, bool there) {
+        if (there && x[j] == 0 && first > at) first = at, most = x[j];
+      });
+      const auto of_all = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(first));
+      most = __shfl_sync(kFullWarp, most, static_cast<int>(of_all % kWarp));
+    }
     float sums[2] = {};  // of lanes t and t + 32
     for_held<kHeld>(columns, [&](int j, int, bool there) {
       const int64_t i = own + j * kWarp;
@@ -167,6 +178,8 @@ __global__ void __launch_bounds__(kThreads, kRound ? 1 : 3)
     });
     const float sum = round(2, row, warp_sum_lanes(sums[0], sums[1]));
     const float log = round(3, row, log_of(sum));
+    if (w.labels != nullptr && (label < 0 || label >= columns))
+      w.losses[row] = float_of(kNanBits);  // there is no such class
     for_held<kHeld>(columns, [&](int j, int at, bool there) {
       const float y = canonical(x[j] - log);
       if (there) out[j * kWarp] = y;

@@ -337,6 +337,17 @@ void check_quantise(Comparison& compare) {
     }
   if (compare.options().formats.empty()) check_quantise_layouts(compare);
   if (compare.options().extent == Extent::Quick) return;
+  // Large enough for segments, without and with Inf and NaN, neither masks nor statistics.
+  for (const Domain domain : {Domain::Modest, Domain::Hard})
+    for (const char* format :
+         {"e4m3:sr", "e4m3", "e5m2:sr", "fp16", "bf16:sr", "bf16", "fixed8.6", "fixed8.6-sat:sr",
+          "e4m3-nan", "e6m9-ftz:sr", "posit8.1:sr", "nf4:sr", "nvfp4:sr"}) {
+      const Quantizer q = Quantizer::parse(format);
+      const Pair in = compare.input({2061, 1056}, DType::F32, domain, 7);
+      quantise_once(compare, q, in, DType::F32, false, 1);
+      if (storage_type(q) != DType::F32 && !q.has_factor())
+        quantise_once(compare, q, in, storage_type(q), false, 1);
+    }
   const Pair large = compare.input({17000003}, DType::F32, Domain::Wide, 6);
   quantise_once(compare, Quantizer::parse("e4m3:sr"), large, DType::F8E4M3, true);
   quantise_once(compare, Quantizer::parse("bfp8:sr"), large, DType::BF16, false);
@@ -728,6 +739,9 @@ void check_log_softmax(Comparison& compare) {
     });
     compare.same(out, to_string(in.reference.shape()), " interior ", std::string(interior));
   };
+  // A logarithm that rounds to zero shows which of two zeros was the largest.
+  once(compare.both(Tensor::from(std::vector<float>{-0.0f, 0.0f, 0.0f, -0.0f}, {2, 2})),
+       "e2m1-bias0:rtz");
   for (const char* interior :
        {"fp32", "e5m2", "bf16:sr", "fixed8.4:sr", "fixed8.-2", "e4m3:rtz", "e6m9:sr4c"}) {
     for (const Shape& shape : kRows)
