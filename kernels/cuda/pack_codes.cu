@@ -126,10 +126,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void set_count_kernel(unsigned long long* count, int64_t value) {
-  *count = static_cast<unsigned long long>(value);
-}
-
 // ---- short forms ----------------------------------------------------------------------------------------------------
 /// The scale of a quad's block, and what divides by it.
 struct QuadScale {
