@@ -331,7 +331,7 @@ echo mounted
 eval "$ulp $one" >/dev/null || exit
 before=$(cksum out/checkpoint-22.safetensors)
 head -c 1000000 /dev/zero >fill 2>/dev/null
-truncate -s -8192 fill # room for half a checkpoint
+truncate -s -4096 fill # room for the small files, not for a checkpoint
 eval "$ulp $three --resume" 2>&1 >/dev/null
 echo "status $?"
 [ "$before" = "$(cksum out/checkpoint-22.safetensors)" ] && echo kept
