@@ -27,8 +27,8 @@ struct Parameter {
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 constexpr int kMost = 192;
 
-/// Blocks for one parameter: a GPU's worth, so that what each reads before it starts counts little.
-constexpr int64_t kMostBlocks = 792;
+/// Blocks for one parameter: a few of a GPU's worth, so that what each reads before it starts counts little.
+constexpr int64_t kMostBlocks = 2112;
 
 struct Work {
   const Parameter* table;  // null: there is only one parameter
@@ -75,42 +75,191 @@ __device__ void copy_parameter(const Parameter& from, Parameter& to) {
     reinterpret_cast<uint32_t*>(&to)[i] = words[i];
 }
 
-/// kCoded: states may be kept as codes, and roundings may have no short form. kOctets: codes of any width.
-template <bool kCoded, bool kOctets>
-__global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
-    optimizer_kernel(const __grid_constant__ Work w) {
-  __shared__ UpdateScalars shared_scalars;
-  __shared__ Parameter shared_parameter;
-  __shared__ int32_t shared_which, shared_end;
-  __shared__ uint32_t shared_skipped;
-  __shared__ StateLookup lookups[kCoded ? kStates : 1];
+/// What the threads of a block share: the parameter that it works on, and the scalars of the step.
+struct BlockStart {
+  UpdateScalars scalars;
+  Parameter parameter;
+  const void* grad;  // null: there is nothing to do
+  int32_t end;       // the block behind the parameter's last one
+};
+
+/// Called by all threads of a block, who wait for each other afterwards. Two warps work apart: what they read from afar they wait
+/// for together.
+__device__ __forceinline__ void begin_block(const Work& w, BlockStart& start) {
   const auto block = static_cast<int32_t>(blockIdx.x);
-  // Warps of their own: what they read from afar they wait for together.
   if (threadIdx.x == 0) {
-    shared_skipped = w.state->found_inf;
-    shared_scalars =
+    start.scalars =
         functors::scalars_of(w.settings, w.rates, w.rate_count, *w.updates, *w.steps, *w.state);
   } else if (threadIdx.x / kWarp == 1) {
+    const bool skipped = w.state->found_inf != 0;
     const int which = w.table == nullptr ? 0 : parameter_of(w, block);
-    copy_parameter(w.table == nullptr ? w.only : w.table[which], shared_parameter);
+    copy_parameter(w.table == nullptr ? w.only : w.table[which], start.parameter);
     if (threadIdx.x % kWarp == 0) {
-      shared_which = which;
-      shared_end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
+      start.grad = skipped ? nullptr : w.grads[which];
+      start.end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
     }
   }
-  if constexpr (kCoded) {
-#pragma unroll
-    for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
-  }
-  __syncthreads();
-  if (shared_skipped != 0) return;
-  const void* const grad_data = w.grads[shared_which];
-  if (grad_data == nullptr) return;
+}
 
-  const UpdateScalars s = shared_scalars;
-  const Parameter& p = shared_parameter;
-  const Source grad{grad_data, p.grad_type,
-                    reinterpret_cast<uintptr_t>(grad_data) % (4 * size_of(p.grad_type)) == 0};
+__device__ __forceinline__ Source gradient_of(const BlockStart& start) {
+  const DType dtype = start.parameter.grad_type;
+  return {start.grad, dtype, is_aligned_for_quads(start.grad, dtype)};
+}
+
+// ---- quads ----------------------------------------------------------------------------------------------------------
+/// Element-wise states in native types or in codes of small floats: a quad a thread, in little code, because a step of a small
+/// network waits for instructions too.
+__device__ __forceinline__ void read_quad(const StateRule& rule, const StateArray& s, int64_t i,
+                                          int count, float (&x)[kQuad]) {
+  if (s.dtype != DType::U8) return load_quad(s.source(), i, count, x);
+  const int32_t bits = rule.code.bits;
+  const uint8_t* at = static_cast<const uint8_t*>(s.data) + i / 2 * bits / 4;
+  uint64_t piece = 0;
+  if (!s.aligned || count < kQuad) {
+    for (int byte = 0; byte < (count * bits + 7) / 8; ++byte)
+      piece |= uint64_t{at[byte]} << (8 * byte);
+  } else if (bits == 16) {
+    piece = *reinterpret_cast<const uint64_t*>(at);
+  } else {
+    piece =
+        bits == 8 ? *reinterpret_cast<const uint32_t*>(at) : *reinterpret_cast<const uint16_t*>(at);
+  }
+  const ShortFloat& quick = rule.quick;
+  bool finite = true;
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    const uint32_t code = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
+    const uint32_t magnitude = code & (quick.sign - 1);
+    finite = finite && magnitude < quick.limit;
+    x[k] = float_of(bits_of(quick.scaled(magnitude) * quick.unit) | quick.float_sign(code));
+  }
+  if (!finite) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k)
+      x[k] = number_of_any(rule.code, static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits));
+  }
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k)
+    if (k >= count) x[k] = 0;
+}
+
+/// Rounds x, which becomes what is stored, and stores it.
+__device__ __forceinline__ void write_quad(const StateRule& rule, const StateArray& s,
+                                           RandomSource random, int64_t i, int count,
+                                           float (&x)[kQuad]) {
+  random.stream = s.stream;
+  round_quad(rule.rounder, random, i, x);
+  if (s.dtype != DType::U8) return store_quad(s.sink(), i, count, x);
+  const int32_t bits = rule.code.bits;
+  uint8_t* at = static_cast<uint8_t*>(s.data) + i / 2 * bits / 4;
+  const ShortFloat& quick = rule.quick;
+  uint32_t code[kQuad];
+  bool finite = true;
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    const uint32_t magnitude = quick.magnitude(fabsf(x[k]) * quick.inverse_unit);
+    finite = finite && magnitude < quick.limit;
+    code[k] = magnitude | quick.sign_of(x[k]);
+  }
+  if (!finite) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const uint32_t own = code_of_any(rule.code, x[k]);
+      code[k] = own == kNoCode ? 0u : own;
+    }
+  }
+  uint64_t piece = 0;
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k)
+    if (k < count) piece |= uint64_t{code[k]} << (k * bits);
+  if (!s.aligned || count < kQuad) {
+    for (int byte = 0; byte < (count * bits + 7) / 8; ++byte)
+      at[byte] = static_cast<uint8_t>(piece >> (8 * byte));
+  } else if (bits == 16) {
+    *reinterpret_cast<uint64_t*>(at) = piece;
+  } else if (bits == 8) {
+    *reinterpret_cast<uint32_t*>(at) = static_cast<uint32_t>(piece);
+  } else {
+    *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(piece);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_constant__ Work w) {
+  __shared__ BlockStart start;
+  begin_block(w, start);
+  __syncthreads();
+  if (start.grad == nullptr) return;
+  const UpdateScalars s = start.scalars;
+  const Parameter& p = start.parameter;
+  const Source grad = gradient_of(start);
+  const RandomSource random(w.key);
+  RandomSource grad_random = random;
+  grad_random.stream = p.grad_stream;
+  const bool has_master = p.states[kMaster].data != nullptr;
+  const bool has_moment1 = p.states[kMoment1].data != nullptr;
+  const bool has_moment2 = p.states[kMoment2].data != nullptr;
+  const bool kahan = p.states[kCompensation].data != nullptr;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) - p.first_block,
+                blocks = start.end - p.first_block;
+  for (int64_t i = (first * kThreads + threadIdx.x) * kQuad; i < p.n;
+       i += blocks * kThreads * kQuad) {
+    const int count = quad_count(i, p.n);
+    float g[kQuad], x[kQuad], m[kQuad] = {}, v[kQuad] = {}, owed[kQuad] = {}, old[kQuad];
+    load_quad(grad, i, count, g);
+    if (has_master)
+      read_quad(w.rules[kMaster], p.states[kMaster], i, count, x);
+    else
+      load_quad(p.weight.source(), i, count, x);
+    if (has_moment1) read_quad(w.rules[kMoment1], p.states[kMoment1], i, count, m);
+    if (has_moment2) read_quad(w.rules[kMoment2], p.states[kMoment2], i, count, v);
+    if (kahan) read_quad(w.rules[kCompensation], p.states[kCompensation], i, count, owed);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) g[k] = g[k] * s.grad_scaling;
+    round_quad(w.grad_rule, grad_random, i, g);
+    for_rule(s.rule, [&]<UpdateRule kRule>() {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const float d = functors::decayed_gradient(s, x[k], g[k]);
+        const float u = functors::direction_of<kRule>(s, d, m[k], v[k]);
+        old[k] = x[k];
+        if (kahan) {
+          owed[k] = functors::owed(s, x[k], u, owed[k]);
+          x[k] = x[k] + owed[k];
+        } else {
+          x[k] = functors::moved(s, x[k], u);
+        }
+      }
+    });
+    if (has_moment1) write_quad(w.rules[kMoment1], p.states[kMoment1], random, i, count, m);
+    if (has_moment2) write_quad(w.rules[kMoment2], p.states[kMoment2], random, i, count, v);
+    if (has_master)
+      write_quad(w.rules[kMaster], p.states[kMaster], random, i, count, x);
+    else
+      write_quad(w.weight_rule, p.weight, random, i, count, x);
+    if (kahan) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) owed[k] = functors::lost(old[k], owed[k], x[k]);
+      write_quad(w.rules[kCompensation], p.states[kCompensation], random, i, count, owed);
+    }
+    if (has_master) write_quad(w.weight_rule, p.weight, random, i, count, x);
+  }
+}
+
+// ---- tiles ----------------------------------------------------------------------------------------------------------
+/// Groups, and codes of every kind. kOctets: of any width.
+template <bool kOctets>
+__global__ void __launch_bounds__(kThreads, 2) optimizer_kernel(const __grid_constant__ Work w) {
+  __shared__ BlockStart start;
+  __shared__ StateLookup lookups[kStates];
+  begin_block(w, start);
+#pragma unroll
+  for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
+  __syncthreads();
+  if (start.grad == nullptr) return;
+
+  const UpdateScalars s = start.scalars;
+  const Parameter& p = start.parameter;
+  const Source grad = gradient_of(start);
   const RandomSource random(w.key);
   RandomSource grad_random = random;
   grad_random.stream = p.grad_stream;
@@ -119,20 +268,22 @@ __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
   const bool has_moment2 = p.states[kMoment2].data != nullptr;
   const bool kahan = p.states[kCompensation].data != nullptr;
   constexpr int kWarps = kThreads / kWarp;
-  const int64_t step = static_cast<int64_t>(shared_end - p.first_block) * kWarps * kTile;
+  const int64_t step = static_cast<int64_t>(start.end - p.first_block) * kWarps * kTile;
   const int64_t first =
-      (static_cast<int64_t>(block - p.first_block) * kWarps + threadIdx.x / kWarp) * kTile;
+      (static_cast<int64_t>(static_cast<int32_t>(blockIdx.x) - p.first_block) * kWarps +
+       threadIdx.x / kWarp) *
+      kTile;
 
   for (int64_t begin = first; begin < p.n; begin += step) {
     const Tile<kOctets> tile{begin, p.n};
     const auto fetch_one = [&](StateIndex i, RawQuads& raw) {
-      fetch_state<kCoded>(w.rules[i], p.states[i], tile, raw);
+      fetch_state(w.rules[i], p.states[i], tile, raw);
     };
     const auto read_one = [&](StateIndex i, const RawQuads& raw, Values& x) {
-      read_state<kCoded>(w.rules[i], &lookups[kCoded ? i : 0], p.states[i], tile, raw, x);
+      read_state(w.rules[i], &lookups[i], p.states[i], tile, raw, x);
     };
     const auto write_one = [&](StateIndex i, Values& x) {
-      write_state<kCoded>(w.rules[i], &lookups[kCoded ? i : 0], p.states[i], random, tile, x);
+      write_state(w.rules[i], &lookups[i], p.states[i], random, tile, x);
     };
     RawQuads raw_g, raw_x, raw_m, raw_v, raw_c;
     fetch(grad, tile, raw_g);
@@ -181,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
     if (has_master)
       write_one(kMaster, x);
     else
-      write_state<kCoded>(w.weight_rule, lookups, p.weight, random, tile, x);
+      write_state(w.weight_rule, lookups, p.weight, random, tile, x);
     if (kahan) {
 #pragma unroll
       for (int j = 0; j < kTileQuads; ++j)
@@ -190,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
           owed[j][k] = canonical(functors::lost(old[j][k], owed[j][k], x[j][k]));
       write_one(kCompensation, owed);
     }
-    if (has_master) write_state<kCoded>(w.weight_rule, lookups, p.weight, random, tile, x);
+    if (has_master) write_state(w.weight_rule, lookups, p.weight, random, tile, x);
   }
 }
 
@@ -270,18 +421,24 @@ const Parameter* table_of(Stream stream, ParameterTable& table,
   return static_cast<const Parameter*>(table.on_device.raw());
 }
 
-bool is_lattice(const Rounder& rounder) { return rounder.how <= Rounder::How::StochasticCut; }
-
-void launch_optimizer(Stream stream, const Work& w) {
-  bool coded = !is_lattice(w.grad_rule) || !is_lattice(w.weight_rule.rounder), octets = false;
+/// What optimizer_quads_kernel serves.
+bool takes_quads(const Work& w) {
   for (const StateRule& rule : w.rules) {
-    coded = coded || !is_lattice(rule.rounder) || rule.code.bits != 0;
-    octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
+    const bool coded = rule.code.bits != 0;
+    if (rule.group != 0 || (coded && !(rule.quick.serves && has_piece(rule.code.bits))))
+      return false;
   }
+  return true;
+}
+
+void launch_optimizer(Stream stream, const Work& w, bool quads) {
+  bool octets = false;
+  for (const StateRule& rule : w.rules)
+    octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
   launch("optimizer_step", stream, w.blocks, kThreads,
-         octets  ? optimizer_kernel<true, true>
-         : coded ? optimizer_kernel<true, false>
-                 : optimizer_kernel<false, false>,
+         quads    ? optimizer_quads_kernel
+         : octets ? optimizer_kernel<true>
+                  : optimizer_kernel<false>,
          w);
 }
 
@@ -318,6 +475,8 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   w.steps = args.steps.data<int32_t>();
   w.state = args.state;
 
+  const bool quads = takes_quads(w);
+  const int64_t per_block = quads ? kThreads * kQuad : kThreads / kWarp * kTile;
   std::vector<Parameter> parameters;
   std::vector<int32_t> blocks(1, 0);  // of each launch
   for (const OptimizerParameter& from : args.parameters) {
@@ -325,8 +484,7 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
     Parameter p = make_parameter(from);
     if (from.grad.defined()) p.grad_type = from.grad.dtype();
     p.first_block = blocks.back();
-    blocks.back() +=
-        static_cast<int32_t>(std::min(blocks_for(p.n, kThreads / kWarp * kTile), kMostBlocks));
+    blocks.back() += static_cast<int32_t>(std::min(blocks_for(p.n, per_block), kMostBlocks));
     parameters.push_back(p);
   }
   ParameterTable of_call;
@@ -343,7 +501,7 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
       const Tensor& grad = args.parameters[begin + i].grad;
       w.grads[i] = grad.defined() ? grad.raw() : nullptr;
     }
-    launch_optimizer(stream, w);
+    launch_optimizer(stream, w, quads);
   }
 }
 

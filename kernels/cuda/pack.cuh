@@ -33,6 +33,11 @@ inline bool is_aligned(const void* data, DType dtype) {
   return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
+/// Four neighbours from a multiple of four on are one access.
+__device__ __forceinline__ bool is_aligned_for_quads(const void* data, DType dtype) {
+  return reinterpret_cast<uintptr_t>(data) % (4 * size_of(dtype)) == 0;
+}
+
 inline Source source_of(const Tensor& tensor) {
   return {tensor.raw(), tensor.dtype(), is_aligned(tensor.raw(), tensor.dtype())};
 }

@@ -353,135 +353,127 @@ __device__ __noinline__ inline float number_of_any(const CodeRule& rule, uint32_
 }
 
 // ---- states ---------------------------------------------------------------------------------------------------------
-/// kCoded: the state may be kept as codes.
-template <bool kCoded, bool kOctets>
+template <bool kOctets>
 __device__ __forceinline__ void fetch_state(const StateRule& rule, const StateArray& s,
                                             const Tile<kOctets>& tile, RawQuads& raw) {
-  if constexpr (kCoded) {
-    if (s.dtype == DType::U8) {
-      if constexpr (kOctets) {
-        if (!has_piece(rule.code.bits)) return fetch_octet(s, rule.code.bits, tile, raw);
-      }
-      return fetch_pieces(s, rule.code.bits, tile, raw);
+  if (s.dtype == DType::U8) {
+    if constexpr (kOctets) {
+      if (!has_piece(rule.code.bits)) return fetch_octet(s, rule.code.bits, tile, raw);
     }
+    return fetch_pieces(s, rule.code.bits, tile, raw);
   }
   fetch(s.source(), tile, raw);
 }
 
-template <bool kCoded, bool kOctets>
+template <bool kOctets>
 __device__ __forceinline__ void read_state(const StateRule& rule, const StateLookup* lookup,
                                            const StateArray& s, const Tile<kOctets>& tile,
                                            const RawQuads& raw, Values& x) {
-  if constexpr (kCoded) {
-    if (s.dtype == DType::U8) {
-      const int32_t bits = rule.code.bits;
+  if (s.dtype == DType::U8) {
+    const int32_t bits = rule.code.bits;
 #pragma unroll
-      for (int j = 0; j < kTileQuads; ++j) {
-        uint32_t code[kQuad];
-        if (!has_piece(bits)) {
+    for (int j = 0; j < kTileQuads; ++j) {
+      uint32_t code[kQuad];
+      if (!has_piece(bits)) {
 #pragma unroll
-          for (int k = 0; k < kQuad; ++k) code[k] = raw.word[j][k];
-        } else {
-          const uint64_t piece = raw.word[j][0] | uint64_t{raw.word[j][1]} << 32;
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k)
-            code[k] = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
-        }
-        bool finite = rule.quick.serves;
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          const uint32_t magnitude = code[k] & (rule.quick.sign - 1);
-          finite = finite && magnitude < rule.quick.limit;
-          x[j][k] = float_of(bits_of(rule.quick.scaled(magnitude) * rule.quick.unit) |
-                             rule.quick.float_sign(code[k]));
-        }
-        if (!finite) {
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k)
-            x[j][k] = bits <= 8 ? lookup->numbers[code[k]] : number_of_any(rule.code, code[k]);
-        }
-        if (rule.group != 0) {
-          const int64_t i = tile.at(j);
-          const float factor = i < tile.n ? s.factors[i >> rule.group_shift] : 1.0f;
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k) x[j][k] = grouped_number(x[j][k], factor);
-        }
-        // What is not there is zero, whatever the code 0 stands for.
+        for (int k = 0; k < kQuad; ++k) code[k] = raw.word[j][k];
+      } else {
+        const uint64_t piece = raw.word[j][0] | uint64_t{raw.word[j][1]} << 32;
 #pragma unroll
         for (int k = 0; k < kQuad; ++k)
-          if (k >= tile.count(j)) x[j][k] = 0;
+          code[k] = static_cast<uint32_t>(piece >> (k * bits)) & low_bits(bits);
       }
-      return;
+      bool finite = rule.quick.serves;
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const uint32_t magnitude = code[k] & (rule.quick.sign - 1);
+        finite = finite && magnitude < rule.quick.limit;
+        x[j][k] = float_of(bits_of(rule.quick.scaled(magnitude) * rule.quick.unit) |
+                           rule.quick.float_sign(code[k]));
+      }
+      if (!finite) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k)
+          x[j][k] = bits <= 8 ? lookup->numbers[code[k]] : number_of_any(rule.code, code[k]);
+      }
+      if (rule.group != 0) {
+        const int64_t i = tile.at(j);
+        const float factor = i < tile.n ? s.factors[i >> rule.group_shift] : 1.0f;
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) x[j][k] = grouped_number(x[j][k], factor);
+      }
+      // What is not there is zero, whatever the code 0 stands for.
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k)
+        if (k >= tile.count(j)) x[j][k] = 0;
     }
+    return;
   }
   numbers_of(s.source(), tile, raw, x);
 }
 
 /// Rounds x, which becomes what is stored, and stores it. Called by whole warps.
-template <bool kCoded, bool kOctets>
+template <bool kOctets>
 __device__ __forceinline__ void write_state(const StateRule& rule, const StateLookup* lookup,
                                             const StateArray& s, RandomSource random,
                                             const Tile<kOctets>& tile, Values& x) {
   random.stream = s.stream;
-  if constexpr (kCoded) {
-    if (s.dtype == DType::U8) {
-      float factor[kTileQuads];
-      if (rule.group != 0) {
-        uint32_t amax[kTileQuads];
-        group_amax(rule.group, tile, x, amax);
+  if (s.dtype == DType::U8) {
+    float factor[kTileQuads];
+    if (rule.group != 0) {
+      uint32_t amax[kTileQuads];
+      group_amax(rule.group, tile, x, amax);
 #pragma unroll
-        for (int j = 0; j < kTileQuads; ++j) {
-          const BlockScale scale = block_scale(rule.block, amax[j], 1.0f);
-          factor[j] = scale.factor;
-          const int64_t i = tile.at(j);
-          if (i < tile.n && (i & (rule.group - 1)) == 0)
-            s.factors[i >> rule.group_shift] = scale.factor;
+      for (int j = 0; j < kTileQuads; ++j) {
+        const BlockScale scale = block_scale(rule.block, amax[j], 1.0f);
+        factor[j] = scale.factor;
+        const int64_t i = tile.at(j);
+        if (i < tile.n && (i & (rule.group - 1)) == 0)
+          s.factors[i >> rule.group_shift] = scale.factor;
 #pragma unroll
-          for (int k = 0; k < kQuad; ++k) x[j][k] *= scale.before;
-        }
+        for (int k = 0; k < kQuad; ++k) x[j][k] *= scale.before;
       }
-      Codes code;
-      const int32_t bits = rule.code.bits;
-      if (rule.tree.size != 0) {
-        TableTree tree = rule.tree;
-        tree.steps = lookup->steps;
-        tree.numbers = lookup->numbers;
-        round_to_table(rule.rounder, tree, random, tile, x, code);
-      } else {
-        round_tile(rule.rounder, random, tile, x);
-#pragma unroll
-        for (int j = 0; j < kTileQuads; ++j) {
-          bool finite = rule.quick.serves;
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k) {
-            const uint32_t magnitude =
-                rule.quick.magnitude(fabsf(x[j][k]) * rule.quick.inverse_unit);
-            finite = finite && magnitude < rule.quick.limit;
-            code[j][k] = magnitude | rule.quick.sign_of(x[j][k]);
-          }
-          if (!finite) {
-#pragma unroll
-            for (int k = 0; k < kQuad; ++k) {
-              const uint32_t own = code_of_any(rule.code, x[j][k]);
-              code[j][k] = own == kNoCode ? 0u : own;
-            }
-          }
-        }
-      }
-      if (rule.group != 0) {
-#pragma unroll
-        for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k) {
-            code[j][k] = grouped_code(code[j][k], factor[j]);
-            x[j][k] = grouped_number(x[j][k], factor[j]);
-          }
-      }
-      if constexpr (kOctets) {
-        if (!has_piece(bits)) return store_octet(s, bits, tile, code);
-      }
-      return store_pieces(s, bits, tile, code);
     }
+    Codes code;
+    const int32_t bits = rule.code.bits;
+    if (rule.tree.size != 0) {
+      TableTree tree = rule.tree;
+      tree.steps = lookup->steps;
+      tree.numbers = lookup->numbers;
+      round_to_table(rule.rounder, tree, random, tile, x, code);
+    } else {
+      round_tile(rule.rounder, random, tile, x);
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j) {
+        bool finite = rule.quick.serves;
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          const uint32_t magnitude = rule.quick.magnitude(fabsf(x[j][k]) * rule.quick.inverse_unit);
+          finite = finite && magnitude < rule.quick.limit;
+          code[j][k] = magnitude | rule.quick.sign_of(x[j][k]);
+        }
+        if (!finite) {
+#pragma unroll
+          for (int k = 0; k < kQuad; ++k) {
+            const uint32_t own = code_of_any(rule.code, x[j][k]);
+            code[j][k] = own == kNoCode ? 0u : own;
+          }
+        }
+      }
+    }
+    if (rule.group != 0) {
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          code[j][k] = grouped_code(code[j][k], factor[j]);
+          x[j][k] = grouped_number(x[j][k], factor[j]);
+        }
+    }
+    if constexpr (kOctets) {
+      if (!has_piece(bits)) return store_octet(s, bits, tile, code);
+    }
+    return store_pieces(s, bits, tile, code);
   }
   round_tile(rule.rounder, random, tile, x);
   store(s.sink(), tile, x);
