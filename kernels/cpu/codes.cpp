@@ -11,27 +11,45 @@ namespace ulp::cpu {
 // ---- bits -----------------------------------------------------------------------------------------------------------
 namespace {
 
+/// What a loop uses, copied to where stores of bytes cannot change it.
+struct Copying {
+  const uint32_t* codes;
+  uint8_t* out;
+  int64_t n;
+};
+
 void write_bytes(const uint32_t* codes, int64_t n, uint8_t* out) {
   with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(codes[i]);
+    const Copying c{codes, out, n};
+#pragma GCC ivdep
+    for (int64_t i = 0; i < c.n; ++i) c.out[i] = static_cast<uint8_t>(c.codes[i]);
   });
 }
 
 void write_nibbles(const uint32_t* codes, int64_t n, uint8_t* out) {
   with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n / 2; ++i)
-      out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+    const Copying c{codes, out, n / 2};
+#pragma GCC ivdep
+    for (int64_t i = 0; i < c.n; ++i)
+      c.out[i] = static_cast<uint8_t>(c.codes[2 * i] | c.codes[2 * i + 1] << 4);
   });
   if (n % 2 != 0) out[n / 2] = static_cast<uint8_t>(codes[n - 1]);
 }
 
 void write_halves(const uint32_t* codes, int64_t n, uint8_t* out) {
   with_isa([=]() ULP_INLINE {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto code = static_cast<uint16_t>(codes[i]);
-      __builtin_memcpy(out + 2 * i, &code, sizeof code);
+    const Copying c{codes, out, n / 2};
+    // Two at a time: a word's bytes are those of two codes.
+#pragma GCC ivdep
+    for (int64_t i = 0; i < c.n; ++i) {
+      const uint32_t both = c.codes[2 * i] | c.codes[2 * i + 1] << 16;
+      __builtin_memcpy(c.out + 4 * i, &both, sizeof both);
     }
   });
+  if (n % 2 != 0) {
+    out[2 * n - 2] = static_cast<uint8_t>(codes[n - 1]);
+    out[2 * n - 1] = static_cast<uint8_t>(codes[n - 1] >> 8);
+  }
 }
 
 }  // namespace

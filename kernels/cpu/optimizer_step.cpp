@@ -91,8 +91,8 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
       for_rule(s.rule, [&]<UpdateRule kRule>() {
         kahan ? update_block<kRule, true>(s, b, n) : update_block<kRule, false>(s, b, n);
       });
-      if (moment1.exists()) moment1.write(b.m, begin, n);
-      if (moment2.exists()) moment2.write(b.v, begin, n);
+      if (moment1.exists()) moment1.write(b.m, begin, n, StateBlocks::After::Dropped);
+      if (moment2.exists()) moment2.write(b.v, begin, n, StateBlocks::After::Dropped);
       if (kahan) {
         // The old values are needed once more, and may lie where the new ones go.
         if (b.old_p != old_block.data()) std::copy(b.old_p, b.old_p + n, old_block.data());
@@ -103,7 +103,7 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
           for (int64_t i = 0; i < n; ++i)
             c[i] = canonical(functors::lost(old[i], owed[i], stored[i]));
         });
-        compensation.write(c, begin, n);
+        compensation.write(c, begin, n, StateBlocks::After::Dropped);
       } else {
         kept.write(b.p, begin, n);
       }

@@ -135,9 +135,9 @@ void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& s
   });
 }
 
-/// Long tables; words: null for roundings that draw nothing.
+/// Long tables; words: null for roundings that draw nothing. codes: null, or where the numbers' indices go, 0 for NaN.
 void long_table_span(const float* in, float* out, int64_t n, const TableSteps& steps,
-                     const uint32_t* words, uint8_t* mask) {
+                     const uint32_t* words, uint8_t* mask, uint32_t* codes = nullptr) {
   std::array<int32_t, kBlock> buffer;
   BlockBuffer rounded;
   int32_t* found = buffer.data();
@@ -154,7 +154,18 @@ void long_table_span(const float* in, float* out, int64_t n, const TableSteps& s
       for (int64_t i = 0; i < n; ++i) {
         const int32_t at = found[i] < last ? found[i] : last - 1;
         const float low = values[at], high = values[at + 1];
-        y[i] = words[i] < fraction_between(in[i], low, high) ? high : low;
+        const bool up = words[i] < fraction_between(in[i], low, high);
+        y[i] = up ? high : low;
+        found[i] = at + (up ? 1 : 0);
+      }
+    }
+    if (codes != nullptr) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        const float x = in[i];
+        const int32_t at = x <= values[0] ? 0 : x >= values[last] ? last : found[i];
+        const bool finite = (bits_of(x) & ~kSignBit) < kInfinityBits;
+        codes[i] = finite ? static_cast<uint32_t>(at) : 0u;
       }
     }
     finish_table(in, y, out, mask, n, values[0], values[last]);
@@ -509,6 +520,17 @@ void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
   else
     general_span(in, out, n, grid.grid, {}, words, to.mask);
   count_mask(to, n);
+}
+
+bool quantise_span_to_codes(const float* in, float* out, int64_t n, const SpanGrid& grid,
+                            const RandomSource& random, int64_t index, uint32_t* codes) {
+  if (grid.steps == nullptr || grid.steps->values.size() <= kShortTable) return false;
+  WordBuffer buffer;
+  const bool stochastic = grid.grid.rounding == Rounding::Stochastic;
+  const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
+  std::array<uint8_t, kBlock> unwanted;
+  long_table_span(in, out, n, *grid.steps, words, unwanted.data(), codes);
+  return true;
 }
 
 void make_steps(const BlockRule& rule, float tensor, bool apart, int64_t n, const uint32_t* amax,

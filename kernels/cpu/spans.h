@@ -32,6 +32,10 @@ struct Clamped {
 void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
                    const RandomSource& random, int64_t index, Clamped clamped = {});
 
+/// The same for long tables, with the numbers' indices; false, and nothing done, for every other grid. NaN: 0.
+bool quantise_span_to_codes(const float* in, float* out, int64_t n, const SpanGrid& grid,
+                            const RandomSource& random, int64_t index, uint32_t* codes);
+
 /// What a loop needs to know of consecutive blocks (see BlockScale).
 struct BlockSteps {
   const uint32_t* amax = nullptr;

@@ -4,7 +4,6 @@
 
 #include "core/codes.h"
 #include "kernels/cpu/spans.h"
-#include "kernels/cpu/table_search.h"
 #include "kernels/kernels.h"
 
 namespace ulp::cpu {
@@ -18,12 +17,12 @@ class StateBlocks {
   bool exists() const { return data_ != nullptr; }
   /// Elements begin … begin + n − 1 as fp32: in `buffer`, or where they lie.
   const float* read(int64_t begin, int64_t n, float* buffer) const;
-  /// Rounds the values, which become what is stored, and stores them.
-  void write(float* values, int64_t begin, int64_t n) const;
+  /// Rounds the values and stores them. They become what is stored if they are kept, else anything.
+  enum class After : bool { Dropped, Kept };
+  void write(float* values, int64_t begin, int64_t n, After after = After::Kept) const;
 
  private:
-  void make_codes(const float* numbers, int64_t n, uint32_t* codes) const;
-  void write_groups(float* values, int64_t begin, int64_t n) const;
+  void write_groups(float* values, int64_t begin, int64_t n, After after) const;
 
   void* data_ = nullptr;
   DType dtype_ = DType::F32;
@@ -32,8 +31,8 @@ class StateBlocks {
   SpanGrid grid_{};
   // codes
   CodeRule code_{};
-  std::array<float, 256> numbers_{};     // of all codes of up to 8 bits
-  const TableSearch* search_ = nullptr;  // among a table's numbers
+  bool looks_up_ = false;
+  std::array<float, 256> numbers_{};  // of all codes, where they are looked up
   // groups
   int64_t group_ = 0;
   float* factors_ = nullptr;

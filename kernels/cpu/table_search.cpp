@@ -8,7 +8,7 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int kTopBits = 14;  // the sign, the exponent and five bits of the fraction
+constexpr int kTopBits = 16;  // the sign, the exponent and seven bits of the fraction
 
 /// Ascends with x; −0 counts as +0.
 ULP_HD uint32_t ordered(float x) {
@@ -21,18 +21,15 @@ ULP_HD uint32_t ordered(float x) {
 TableSearch::TableSearch(const std::vector<float>& steps)
     : below_(size_t{1} << kTopBits), steps_(steps) {
   steps_.push_back(float_of(kNanBits));
-  std::vector<int> among(below_.size(), 0);
+  size_t next = 1;
   for (size_t top = 0; top < below_.size(); ++top) {
     const uint32_t least = static_cast<uint32_t>(top) << (32 - kTopBits);
-    for (size_t i = 1; i < steps.size(); ++i) {
-      const uint32_t at = ordered(steps[i]);
-      if (at <= least)
-        ++below_[top];
-      else if (at >> (32 - kTopBits) == top)
-        ++among[top];
-    }
+    while (next < steps.size() && ordered(steps[next]) <= least) ++next;
+    below_[top] = static_cast<int32_t>(next) - 1;
+    int among = 0;
+    for (; next < steps.size() && ordered(steps[next]) >> (32 - kTopBits) == top; ++next) ++among;
+    rounds_ = std::max(rounds_, among);
   }
-  rounds_ = *std::max_element(among.begin(), among.end());
 }
 
 void TableSearch::find(const float* x, int64_t n, int32_t* found) const {
