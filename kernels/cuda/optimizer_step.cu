@@ -216,6 +216,8 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) g[k] = g[k] * s.grad_scaling;
     round_quad(w.grad_rule, grad_random, i, g);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) g[k] = g[k] * s.grad_scaling_after;
     for_rule(s.rule, [&]<UpdateRule kRule>() {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
@@ -302,6 +304,11 @@ __global__ void __launch_bounds__(kThreads, 2) optimizer_kernel(const __grid_con
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
     round_tile(w.grad_rule, grad_random, tile, g);
+    if (s.grad_scaling_after != 1.0f)
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling_after);
     if (has_master)
       read_one(kMaster, raw_x, x);
     else
