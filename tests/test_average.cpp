@@ -6,7 +6,7 @@
 #include "nn/models.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
-#include "optim/sgd.h"
+#include "optim/optimizer.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -28,7 +28,7 @@ TEST_SUITE("average") {
         for (const int64_t every : {1, 3}) {
           Run run;
           Parameter p{"w", random_tensor({4, 9}, -1, 1, 1), {}};
-          optim::Sgd sgd(run, {&p}, {.lr = 0.1});
+          optim::Optimizer sgd(run, {&p}, {.lr = 0.1});
           Average average(run, {&p}, {kind, {}, start, every, 0.75});
           std::vector<double> expected(36, 0.0);
           int64_t count = 0;
@@ -65,9 +65,9 @@ TEST_SUITE("average") {
       CAPTURE(std::string(c.format));
       Run run;
       Parameter p{"w", random_tensor({8, 16}, -1, 1, 1), {}};
-      optim::SgdOptions o{.lr = 0.02};
+      optim::OptimizerOptions o{.lr = 0.02};
       o.weight = "bf16:sr";
-      optim::Sgd sgd(run, {&p}, o);
+      optim::Optimizer sgd(run, {&p}, o);
       AverageOptions options;
       options.format = c.format;
       Average average(run, {&p}, options);
@@ -107,7 +107,7 @@ TEST_SUITE("average") {
       CAPTURE(std::string(format));
       Run run;
       Parameter p{"w", random_tensor({4, 9}, -1, 1, 1), {}};
-      optim::Sgd sgd(run, {&p}, {.lr = 0.1});
+      optim::Optimizer sgd(run, {&p}, {.lr = 0.1});
       optim::GradScaler scaler(run, {&p}, {.dynamic = true});
       AverageOptions options{kEma, {}, 2, 2, 0.5};
       options.format = format;
@@ -131,9 +131,9 @@ TEST_SUITE("average") {
   TEST_CASE("the average takes the weights' place for a while") {
     Run run;
     Parameter p{"w", random_tensor({3}, -1, 1, 1), {}};
-    optim::SgdOptions o{.lr = 0.5};
+    optim::OptimizerOptions o{.lr = 0.5};
     o.weight = "e4m3";
-    optim::Sgd sgd(run, {&p}, o);
+    optim::Optimizer sgd(run, {&p}, o);
     Average average(run, {&p}, {});
     for (int step = 0; step < 3; ++step) {
       p.grad = random_tensor({3}, -1, 1, static_cast<uint64_t>(step));

@@ -8,8 +8,8 @@
 #include "nn/models.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
+#include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "optim/sgd.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -37,12 +37,12 @@ Trained train(Device device, const Setting& s, StepGraph::Use use) {
   const auto net =
       nn::mlp(64, std::vector<int64_t>{48, 33}, 10, OpFormats::make(s.forward, s.backward));
   net->initialise(run);
-  optim::SgdOptions o;
+  optim::OptimizerOptions o;
   o.momentum = 0.9;
-  o.weight = o.momentum_format = o.grad = s.state;
+  o.weight = o.moment1 = o.grad = s.state;
   o.accumulator = Quantizer("bf16:sr");
   o.grad_order = s.order;
-  optim::Sgd sgd(run, net->parameters(), o);
+  optim::Optimizer sgd(run, net->parameters(), o);
   optim::GradScalerOptions scaling;
   scaling.dynamic = s.dynamic;
   scaling.loss_scale = s.dynamic ? 1 << 18 : 1;
@@ -84,9 +84,8 @@ Trained train(Device device, const Setting& s, StepGraph::Use use) {
   }
   CHECK((graph.nodes() > 0) == (use == StepGraph::Use::Auto && graph.enabled()));
   Trained result;
-  for (const auto& state : sgd.states())
-    for (const Tensor& t : {state.parameter->value, state.master, state.momentum})
-      if (t.defined()) result.tensors.push_back(t.to(kCpu));
+  for (const auto& state : sgd.states()) result.tensors.push_back(state.parameter->value.to(kCpu));
+  for (const auto& [name, tensor] : sgd.tensors()) result.tensors.push_back(tensor.to(kCpu));
   for (const auto& [stream, scaling_state] : run.scalings())
     result.tensors.push_back(scaling_state.to(kCpu));
   for (const auto& [name, tensor] : average.tensors()) result.tensors.push_back(tensor.to(kCpu));
