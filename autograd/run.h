@@ -26,14 +26,18 @@ class Run {
   uint64_t seed() const { return seed_; }
   Math math() const { return math_; }
 
-  /// The host's copy. Random draws of step 0 are those of initialisation; training begins at random_step 1.
-  const StepState& state() const { return state_; }
+  /// The state; waits for the device where that may know more than the host (after check_gradients). Random draws of step 0
+  /// are those of initialisation; training begins at random_step 1.
+  const StepState& state() const;
   void set_state(const StepState& state);
   /// The copy that kernels read, and that some of them move on.
   StepState* device_state() const;
 
-  /// Ends a step on both sides: ulp::advance. `updates` and `steps` (I32, one value; `steps` optional) count the steps of the
-  /// caller, the latter without those that were skipped.
+  /// Looks at a step's gradients between the backward pass and the optimizer's step, see CheckGradientsArgs.
+  void check_gradients(std::vector<Tensor> gradients, const GradPolicy& policy);
+  /// Ends a step on both sides: ulp::advance. A skipped step leaves what delayed scaling remembers as it was before it.
+  /// `updates` and `steps` (I32, one value; `steps` optional) count the steps of the caller, the latter without those that were
+  /// skipped.
   void advance(const Tensor& updates, const Tensor& steps = {});
 
   using Change = std::function<void()>;
@@ -55,6 +59,8 @@ class Run {
   /// All of it, for checkpoints: by random stream.
   const std::map<uint32_t, Tensor>& scalings() const { return scalings_; }
   void set_scaling(uint32_t stream, const Tensor& state);
+  /// A skipped step goes back to what they are now. For whoever changes them between steps.
+  void keep_scalings();
 
   /// Counts how often memory that a recorded step may read was replaced; such a step must be recorded again.
   uint64_t replaced() const { return replaced_; }
@@ -66,12 +72,14 @@ class Run {
   Stream stream_;
   uint64_t seed_;
   Math math_;
-  StepState state_;
+  mutable StepState state_;  // but for what only the device knows, while behind_
+  mutable bool behind_ = false;
   Tensor on_device_;  // U8, sizeof(StepState)
   std::vector<Change>* recording_ = nullptr;
   uint64_t replaced_ = 0;
   std::unordered_map<uint32_t, uint32_t> ordinals_;
   std::map<uint32_t, Tensor> scalings_;
+  std::map<uint32_t, Tensor> kept_scalings_;  // as of the end of the last step that was not skipped
 };
 
 }  // namespace ulp

@@ -67,12 +67,12 @@ Var Tape::record(const char* op, const OpFormats& formats, std::initializer_list
       .front();
 }
 
-void Tape::backward(const Var& loss) {
+void Tape::backward(const Var& loss, double share) {
   ULP_CHECK(loss.value.defined() && loss.value.numel() == 1,
             "backward: wanted a loss of one value, got {}; give a gradient of its shape instead",
             loss.value);
   Tensor grad = Tensor::empty(loss.shape(), loss.value.dtype(), loss.value.device());
-  kernels::fill(stream(), {grad, 0, run_.device_state()});
+  kernels::fill(stream(), {grad, share, run_.device_state()});
   backward(loss, grad);
 }
 

@@ -109,8 +109,9 @@ class Tape {
   Var record(const char* op, const OpFormats& formats, std::initializer_list<Var> inputs,
              Tensor output, Backward backward);
 
-  /// Sweeps from `loss` (one value), whose gradient is the step state's loss_scale.
-  void backward(const Var& loss);
+  /// Sweeps from `loss` (one value), whose gradient is the step state's loss_scale times its share in the step's loss: with
+  /// 1 / N, N tapes one after another add up to the gradients of one batch of all their samples (ops take means).
+  void backward(const Var& loss, double share = 1);
   /// Sweeps from any output with its gradient.
   void backward(const Var& output, Tensor grad);
   /// The gradient of a leaf after backward; undefined if the result does not depend on it.

@@ -134,7 +134,8 @@ struct MaskGradient {
 struct UpdateScalars {
   UpdateRule rule;
   bool nesterov;
-  float grad_scaling;
+  float grad_scaling,
+      grad_scaling_after;            // before and after gradients are rounded: one of them is 1
   float beta1, rest1, beta2, rest2;  // rest = 1 − beta
   float eps, root;                   // root: Adam's 1 / √(1 − β2^t), else 1
   float step;                        // lr; Adam's lr / (1 − β1^t)
@@ -159,7 +160,9 @@ ULP_HD UpdateScalars scalars_of(const UpdateSettings& u, const float* rates, int
   UpdateScalars s;
   s.rule = u.rule;
   s.nesterov = u.nesterov;
-  s.grad_scaling = u.scaled ? 1.0f : u.grad_scaling * state.grad_factor;
+  const float scaling = u.scaled ? 1.0f : u.grad_scaling * state.grad_factor;
+  s.grad_scaling = u.grad_order == GradOrder::ScaleFirst ? scaling : 1.0f;
+  s.grad_scaling_after = u.grad_order == GradOrder::ScaleFirst ? 1.0f : scaling;
   s.beta1 = static_cast<float>(u.beta1);
   s.beta2 = static_cast<float>(u.beta2);
   s.rest1 = static_cast<float>(1 - u.beta1);
@@ -219,5 +222,10 @@ ULP_HD float owed(const UpdateScalars& s, float p, float direction, float compen
 }
 /// Kahan: what is lost when p + owed was stored as `stored`.
 ULP_HD float lost(float p, float owed, float stored) { return owed - (stored - p); }
+
+/// average + factor·(weight − average)
+ULP_HD float average_of(float average, float weight, float factor) {
+  return fma_of(weight - average, factor, average);
+}
 
 }  // namespace ulp::functors

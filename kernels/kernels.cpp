@@ -224,4 +224,37 @@ void check_optimizer_step(Stream stream, const OptimizerArgs& args) {
   }
 }
 
+void check_check_gradients(Stream stream, const CheckGradientsArgs& args) {
+  ULP_CHECK(args.state != nullptr, "check_gradients: the step state is missing");
+  for (const Tensor& gradient : args.gradients) {
+    check_kernel_tensor("check_gradients", stream, gradient, gradient.shape());
+    ULP_CHECK(is_float_up_to_32(gradient.dtype()),
+              "check_gradients: wanted floats of up to 32 bits, got {}", gradient.dtype());
+  }
+}
+
+void check_settle_scalings(Stream stream, const SettleScalingsArgs& args) {
+  ULP_CHECK(args.state != nullptr, "settle_scalings: the step state is missing");
+  for (const KeptScaling& s : args.scalings)
+    for (const Tensor& one : {s.now, s.kept}) {
+      check_kernel_tensor("settle_scalings", stream, one, s.now.shape());
+      ULP_CHECK(one.dtype() == DType::F32, "settle_scalings: wanted F32, got {}", one.dtype());
+    }
+}
+
+void check_average(Stream stream, const AverageArgs& args) {
+  ULP_CHECK(args.state != nullptr, "average: its state is missing");
+  for (const AveragedWeight& w : args.weights) {
+    ULP_CHECK(w.weight.defined(), "average: a weight is missing");
+    for (const Tensor& one : {w.weight, w.average}) {
+      check_kernel_tensor("average", stream, one, w.weight.shape());
+      ULP_CHECK(is_float_up_to_32(one.dtype()), "average: wanted floats of up to 32 bits, got {}",
+                one.dtype());
+    }
+    const RandomKey& first = args.weights.front().key;
+    ULP_CHECK(w.key.seed == first.seed && w.key.state == first.state,
+              "average: random keys of one step must have one seed and one state");
+  }
+}
+
 }  // namespace ulp

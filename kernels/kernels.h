@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "core/average_state.h"
 #include "core/error.h"
+#include "core/grad_policy.h"
 #include "core/grid.h"
 #include "core/op_formats.h"
 #include "core/quantise_stats.h"
@@ -171,12 +173,13 @@ struct CopyArgs {
   const StepState* state = nullptr;  // on the stream's device
 };
 
-/// out[...] = value, or the loss_scale of a state, or fl(value · grad_factor) of one. out: F32 or F64.
+/// out[...] = value, or fl(value · loss_scale), or fl(value · grad_factor) of a state. out: F32 or F64; of a state both numbers
+/// are rounded to fp32 first.
 struct FillArgs {
   Tensor out;
   double value = 0;
   const StepState* loss_scale_of = nullptr;   // on the stream's device
-  const StepState* grad_factor_of = nullptr;  // on the stream's device; F32 only
+  const StepState* grad_factor_of = nullptr;  // the same
 };
 
 /// out[i] = low + (high − low)·u_i, u_i uniform in [0, 1) from word i of `key`; one fma.
@@ -220,7 +223,8 @@ struct ParameterTable {
 };
 
 /// One update for any number of parameters, one pass, in the order of OptimLP's step:
-///   g ← Qg(grad · fl(grad_scaling · state.grad_factor));  p ← master, or weight where there is none
+///   s = fl(grad_scaling · state.grad_factor);  g ← Qg(grad · s), or Qg(grad) · s as grad_order says
+///   p ← master, or weight where there is none
 ///   d ← g + weight_decay·p (unless decoupled)
 ///   Sgd       u ← d
 ///   Momentum  m ← β1·m + d;  u ← nesterov ? d + β1·m : m
@@ -243,6 +247,46 @@ struct OptimizerArgs {
   Tensor rates, updates, steps;
   const StepState* state = nullptr;         // on the stream's device
   std::shared_ptr<ParameterTable> table{};  // none: made for this call
+};
+
+/// Looks at all gradients of a step: settle_gradients(*state, Σ g², policy). gradients: any float. The sum is in fp64, where
+/// squares of fp32 are exact: in the order of core/sum.h over each tensor, then in that order over the tensors' sums.
+struct CheckGradientsArgs {
+  std::vector<Tensor> gradients;
+  GradPolicy policy;
+  StepState* state = nullptr;  // on the stream's device
+};
+
+/// What +scale=delayedN remembers (QuantiseArgs), and the same as of the end of the last step that was not skipped. F32.
+struct KeptScaling {
+  Tensor now, kept;
+};
+
+/// Ends a step for delayed scaling: kept ← now, or now ← kept if the step is skipped (state.found_inf).
+struct SettleScalingsArgs {
+  std::vector<KeptScaling> scalings;
+  const StepState* state = nullptr;  // on the stream's device
+};
+
+/// Looks whether a step's weights are to be averaged: begin_average(*average, *state, rule).
+struct BeginAverageArgs {
+  AverageState* average = nullptr;  // on the stream's device, as is state
+  const StepState* state = nullptr;
+  AverageRule rule;
+};
+
+/// A weight and its average, any floats of one shape; average: a type that fits the format.
+struct AveragedWeight {
+  Tensor weight, average;
+  RandomKey key;
+};
+
+/// average ← Q(average_of(average, weight, state.factor)) for any number of weights, nothing where state.gate.found_inf.
+/// Quantizer: element-wise; block formats are applied around this kernel. The weights' keys differ in stream and ordinal only.
+struct AverageArgs {
+  std::vector<AveragedWeight> weights;
+  Quantizer format;
+  const AverageState* state = nullptr;  // on the stream's device
 };
 
 /// Ends a step: advance(*state), updates (I32, one value) + 1; steps (the same, optional) + 1 unless found_inf was set.
@@ -289,6 +333,10 @@ struct Kernel {
   X(uniform, UniformArgs)                               \
   X(gather_rows, GatherRowsArgs)                        \
   X(optimizer_step, OptimizerArgs)                      \
+  X(check_gradients, CheckGradientsArgs)                \
+  X(settle_scalings, SettleScalingsArgs)                \
+  X(begin_average, BeginAverageArgs)                    \
+  X(average, AverageArgs)                               \
   X(advance_step, AdvanceStepArgs)
 
 /// X(name, functor, inputs): element-wise kernels, both sides made from one functor of kernels/functors.h.
@@ -375,6 +423,9 @@ void check_scaled_add(Stream stream, const ScaledAddArgs& args);
 void check_matmul_factors(Stream stream, const MatmulArgs& args);
 void check_gather_rows(Stream stream, const GatherRowsArgs& args);
 void check_optimizer_step(Stream stream, const OptimizerArgs& args);
+void check_check_gradients(Stream stream, const CheckGradientsArgs& args);
+void check_settle_scalings(Stream stream, const SettleScalingsArgs& args);
+void check_average(Stream stream, const AverageArgs& args);
 
 /// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
 void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,

@@ -7,9 +7,14 @@ namespace ulp {
 /// The arithmetic of an optimizer's update (kernels/functors.h). Sgd keeps no moment, Momentum and Lion one, Adam two.
 enum class UpdateRule : uint8_t { Sgd, Momentum, Adam, Lion };
 
+/// Whether gradients are multiplied before they are rounded to their format (QPyTorch's OptimLP) or afterwards: then the
+/// format sees them as the backward pass left them, with the loss scale (QPyTorch#59).
+enum class GradOrder : uint8_t { ScaleFirst, QuantiseFirst };
+
 /// What an update multiplies by, as it was asked for.
 struct UpdateSettings {
   UpdateRule rule = UpdateRule::Sgd;
+  GradOrder grad_order = GradOrder::ScaleFirst;
   bool nesterov = false;   // Momentum
   bool decoupled = false;  // weight decay
   bool scaled =

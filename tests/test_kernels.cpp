@@ -194,6 +194,7 @@ void check_advance_step() {
   state.found_inf = 1;
   kernels::advance_step(kStream, {&state, updates});
   CHECK((state.random_step == 9 && state.optimizer_step == 6 && state.found_inf == 0));
+  CHECK(state.skipped_steps == 1);
   CHECK(updates.data<int32_t>()[0] == 5);
   Tensor steps = Tensor::from(std::vector<int32_t>{3}, {1});
   for (const uint32_t found_inf : {0u, 1u, 0u}) {  // a skipped step does not count
@@ -202,6 +203,146 @@ void check_advance_step() {
   }
   CHECK(updates.data<int32_t>()[0] == 8);
   CHECK(steps.data<int32_t>()[0] == 5);
+}
+
+void check_check_gradients() {
+  // Two tensors, the second of more than one chunk, against the order of core/sum.h written out in fp64.
+  const Tensor a = random_tensor({3, 5}, -1, 1, 1), b = random_tensor({9001}, -1e3, 1e3, 2);
+  const auto sum_of = [](const std::vector<double>& v) {  // at most one chunk of chunks
+    std::vector<double> chunks;
+    for (size_t begin = 0; begin < v.size(); begin += 4096) {
+      double lane[64] = {};
+      for (size_t i = begin; i < std::min(v.size(), begin + 4096); ++i)
+        lane[(i - begin) % 64] += v[i];
+      for (size_t width = 32; width > 0; width /= 2)
+        for (size_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+      chunks.push_back(lane[0]);
+    }
+    double lane[64] = {};
+    for (size_t i = 0; i < chunks.size(); ++i) lane[i] += chunks[i];
+    for (size_t width = 32; width > 0; width /= 2)
+      for (size_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+    return lane[0];
+  };
+  const auto squares_of = [&](const Tensor& t) {
+    std::vector<double> squares;
+    for (const double x : t.to_doubles()) squares.push_back(x * x);
+    return sum_of(squares);
+  };
+  const double norm = std::sqrt(sum_of({squares_of(a), squares_of(b)}));
+  StepState state;
+  CheckGradientsArgs args{{a, b}, {}, &state};
+  kernels::check_gradients(kStream, args);
+  CHECK(state.grad_norm == static_cast<float>(norm));
+  CHECK((state.grad_factor == 1 && state.found_inf == 0 && state.good_steps == 0));
+  state.loss_scale = 8;
+  args.policy.undo_loss_scale = true;
+  args.policy.grad_scaling = 0.25f;
+  args.policy.clip_norm = 1;
+  kernels::check_gradients(kStream, args);
+  CHECK(state.grad_norm == static_cast<float>(norm / 32));
+  CHECK(state.grad_factor == static_cast<float>(0.125 * (1 / (norm / 32))));
+  args.policy.clip_norm = 1e6f;
+  kernels::check_gradients(kStream, args);
+  CHECK(state.grad_factor == 0.125f);
+  // Squares that fp32 has not.
+  args.gradients = {Tensor::from(std::vector<float>{3e38f, 0}, {2}),
+                    Tensor::from(std::vector<float>{1e-38f, 3e-30f}, {2})};
+  args.policy = {};
+  kernels::check_gradients(kStream, args);
+  CHECK((state.grad_norm == 3e38f && state.found_inf == 0));
+  args.gradients = {Tensor::from(std::vector<float>{3e-30f, 4e-30f}, {2})};
+  kernels::check_gradients(kStream, args);
+  CHECK(state.grad_norm == static_cast<float>(std::hypot(double{3e-30f}, double{4e-30f})));
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> values(9000, 1.0f);
+    values[8191] = bad;
+    args.gradients = {a, Tensor::from(values, {9000})};
+    state = {};
+    state.grad_norm = 5;
+    kernels::check_gradients(kStream, args);
+    CHECK((state.found_inf == 1 && state.grad_norm == 5 && state.grad_factor == 1));
+  }
+  args.gradients = {};
+  state = {};
+  kernels::check_gradients(kStream, args);
+  CHECK((state.grad_norm == 0 && state.found_inf == 0));
+  args.gradients = {Tensor::zeros({2}, DType::I32, kCpu)};
+  CHECK_THROWS_WITH_AS(kernels::check_gradients(kStream, args), doctest::Contains("floats"), Error);
+}
+
+void check_settle_scalings() {
+  const auto of = [](float a, float b) { return Tensor::from(std::vector<float>{a, b}, {2}); };
+  const Tensor now = of(1, 2), kept = of(3, 4);
+  StepState state;
+  state.found_inf = 1;
+  kernels::settle_scalings(kStream, {{{now, kept}}, &state});
+  CHECK(now.to_floats() == std::vector<float>{3, 4});
+  CHECK(kept.to_floats() == std::vector<float>{3, 4});
+  const Tensor next = of(5, 6);
+  state.found_inf = 0;
+  kernels::settle_scalings(kStream, {{{next, kept}}, &state});
+  CHECK(next.to_floats() == std::vector<float>{5, 6});
+  CHECK(kept.to_floats() == std::vector<float>{5, 6});
+}
+
+void check_begin_average() {
+  // Weights of steps 3, 5, 7 … but of none that is skipped: then of the next.
+  StepState step;
+  AverageState average;
+  const AverageRule rule{true, 0.25f, 3, 2};
+  std::vector<uint32_t> taken;
+  for (uint32_t i = 1; i <= 9; ++i) {
+    if (i != 5) ++step.optimizer_step;
+    kernels::begin_average(kStream, {&average, &step, rule});
+    if (average.gate.found_inf == 0) {
+      taken.push_back(i);
+      CHECK(average.factor == (taken.size() == 1 ? 1.0f : 0.25f));
+    }
+    CHECK(average.steps == i);
+    CHECK(average.count == taken.size());
+  }
+  CHECK(taken == std::vector<uint32_t>{3, 6, 7, 9});
+  average = {};
+  step.optimizer_step = 0;
+  for (uint32_t i = 1; i <= 4; ++i) {
+    ++step.optimizer_step;
+    kernels::begin_average(kStream, {&average, &step, {}});
+    CHECK(average.factor == 1.0f / static_cast<float>(i));
+  }
+}
+
+void check_average() {
+  const int64_t n = 2051;
+  StepState step;
+  step.random_step = 6;
+  AverageState state;
+  state.factor = 0.3f;
+  for (const char* format : {"fp32", "e5m2:sr", "bf16"}) {
+    const Quantizer q = Quantizer::parse(format);
+    const Tensor weight = random_tensor({n}, -2, 2, 1);
+    const Tensor average = quantise(random_tensor({n}, -2, 2, 2), format, 0, {}, storage_type(q));
+    const auto before = average.to_floats(), w = weight.to_floats();
+    const RandomKey key{1, 10, 0, &step}, other{1, 11, 0, &step};
+    const Tensor second = Tensor::zeros({3}, storage_type(q), kCpu);
+    const AverageArgs args{
+        {{Tensor::zeros({3}, DType::F32, kCpu), second, other}, {weight, average, key}}, q, &state};
+    state.gate.found_inf = 1;
+    kernels::average(kStream, args);
+    CHECK(average.to_floats() == before);
+    state.gate.found_inf = 0;
+    kernels::average(kStream, args);
+    const auto after = average.to_floats();
+    bool right = true;
+    for (size_t i = 0; i < w.size(); ++i) {
+      const float exact = std::fma(w[i] - before[i], 0.3f, before[i]);
+      const float wanted =
+          q.is_identity() ? exact : quantise_value(exact, make_grid(q), RandomSource(key).word(i));
+      right = right && after[i] == wanted;
+      if (!right) break;
+    }
+    CHECK(right);
+  }
 }
 
 void check_copy() {
@@ -229,6 +370,13 @@ void check_fill() {
   kernels::fill(kStream, {d, 0.1});
   CHECK(f.to_floats() == std::vector<float>(9, 0.1f));
   CHECK(d.to_doubles() == std::vector<double>(2, 0.1));
+  StepState state;
+  state.loss_scale = 3;
+  state.grad_factor = 0.3f;
+  kernels::fill(kStream, {f, 0.1, &state});
+  CHECK(f.to_floats() == std::vector<float>(9, 0.1f * 3.0f));
+  kernels::fill(kStream, {f, 0.1, nullptr, &state});
+  CHECK(f.to_floats() == std::vector<float>(9, 0.1f * 0.3f));
 }
 
 void check_uniform() {
@@ -471,6 +619,10 @@ const std::vector<KernelRow>& kernel_rows() {
       {"pack_scales", check_pack},
       {"pack_codes", check_pack},
       {"unpack_codes", check_pack},
+      {"check_gradients", check_check_gradients},
+      {"settle_scalings", check_settle_scalings},
+      {"begin_average", check_begin_average},
+      {"average", check_average},
   };
   return rows;
 }

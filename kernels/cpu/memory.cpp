@@ -71,9 +71,11 @@ void copy(Stream stream, const CopyArgs& args) {
 void fill(Stream stream, const FillArgs& args) {
   check_kernel_tensor("fill", stream, args.out, args.out.shape());
   Tensor out = args.out;
-  double value = args.loss_scale_of == nullptr ? args.value : args.loss_scale_of->loss_scale;
+  double value = args.value;
+  if (args.loss_scale_of != nullptr)
+    value = static_cast<float>(value) * args.loss_scale_of->loss_scale;
   if (args.grad_factor_of != nullptr)
-    value = static_cast<float>(args.value) * args.grad_factor_of->grad_factor;
+    value = static_cast<float>(value) * args.grad_factor_of->grad_factor;
   if (args.out.dtype() == DType::F64)
     std::fill_n(out.mutable_data<double>(), out.numel(), value);
   else

@@ -75,6 +75,7 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
         for (int64_t i = 0; i < n; ++i) g[i] = canonical(grad[i] * s.grad_scaling);
       });
       grad_q.apply(g, n, begin);
+      if (s.grad_scaling_after != 1.0f) scale_span(g, n, s.grad_scaling_after);
       Block b{g,
               nullptr,
               nullptr,

@@ -84,9 +84,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     fill_kernel(T* out, T value, int64_t n, const StepState* loss_scale_of,
                 const StepState* grad_factor_of) {
-  if (loss_scale_of != nullptr) value = canonical(static_cast<T>(loss_scale_of->loss_scale));
-  if (grad_factor_of != nullptr)
-    value = canonical(static_cast<T>(static_cast<float>(value) * grad_factor_of->grad_factor));
+  if (loss_scale_of != nullptr) value = static_cast<float>(value) * loss_scale_of->loss_scale;
+  if (grad_factor_of != nullptr) value = static_cast<float>(value) * grad_factor_of->grad_factor;
+  value = canonical(value);
   for_elements(n, [&](int64_t i) { out[i] = value; });
 }
 
@@ -205,7 +205,7 @@ void fill(Stream stream, const FillArgs& args) {
                   args.grad_factor_of);
   check_type("fill", args.out, DType::F32);
   launch("fill", stream, blocks, kThreads, fill_kernel<float>,
-         static_cast<float*>(written(args.out)), canonical(static_cast<float>(args.value)), n,
+         static_cast<float*>(written(args.out)), static_cast<float>(args.value), n,
          args.loss_scale_of, args.grad_factor_of);
 }
 

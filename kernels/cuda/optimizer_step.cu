@@ -151,6 +151,11 @@ __global__ void __launch_bounds__(kThreads, kCoded ? 2 : 3)
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
     round_tile(w.grad_rule, grad_random, tile, g);
+    if (s.grad_scaling_after != 1.0f)
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling_after);
     if (has_master)
       read_one(kMaster, raw_x, x);
     else

@@ -255,6 +255,7 @@ void restore(const Checkpoint& saved, const std::string& name, Run& run, const C
     else
       run.set_scaling(stream, copy_on(run.device(), state));
   }
+  run.keep_scalings();
   run.set_state(saved.state);
 }
 
