@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "kernels/quantised.h"
 #include "kernels/state.h"
+#include "optim/parameter_format.h"
 #include "optim/pattern.h"
 
 namespace ulp::optim {
@@ -22,20 +23,6 @@ void check_coefficient(const std::string& who, const char* name, double value) {
 void check_beta(const std::string& who, const char* name, double value) {
   ULP_CHECK(value >= 0 && value < 1, "{}: {} must be a number >= 0 and below 1, got {}", who, name,
             value);
-}
-
-/// The format as one parameter has it: a vector has one axis, whatever axis is asked for.
-Quantizer at_rank(Quantizer q, int rank) {
-  if (q.block.kind == Block::Kind::Axis && rank == 1) q.block.axis = 0;
-  return q;
-}
-
-void check_axis(const std::string& who, const Parameter& parameter, const char* what,
-                const Quantizer& q) {
-  ULP_CHECK(q.block.kind != Block::Kind::Axis || parameter.value.rank() == 1 ||
-                q.block.axis < parameter.value.rank(),
-            "{}: the {} format {} needs axis {}, but {} has shape {}", who, what, q, q.block.axis,
-            parameter.path, parameter.value.shape());
 }
 
 Tensor as_f32(Stream stream, const Tensor& tensor) {
@@ -220,6 +207,7 @@ Optimizer::Optimizer(Run& run, std::vector<Parameter*> parameters, const Optimiz
   }
   updates_on_device_ = Tensor::zeros({1}, DType::I32, run_.device());
   steps_on_device_ = Tensor::zeros({1}, DType::I32, run_.device());
+  run_.keep_scalings();  // weights and states were quantised
   set_lr(options.lr);
 }
 
@@ -340,6 +328,7 @@ OptimizerArgs Optimizer::arguments(const State& like) const {
   s.nesterov = o.nesterov;
   s.decoupled = o.resolved_decay() == Decay::Decoupled;
   s.grad_scaling = static_cast<float>(o.grad_scaling);
+  s.grad_order = o.grad_order;
   s.lr_factor = static_cast<float>(like.lr_factor);
   s.weight_decay = static_cast<float>(o.weight_decay);
   s.eps = static_cast<float>(o.eps);
@@ -402,13 +391,16 @@ void Optimizer::update_blocks(const State& state) {
   OptimizerArgs args = arguments(state);
   OptimizerParameter update = parameter_of(state);
   if (!o.grad.is_elementwise()) {
-    Tensor grad = Tensor::empty(shape, DType::F32, p.grad.device());
-    const Tensor factor = Tensor::empty({1}, DType::F32, p.grad.device());
-    kernels::fill(stream, {factor, args.settings.grad_scaling, nullptr, args.state});
-    kernels::multiply(stream, {{p.grad, factor, {}}, grad, 0, {}, {}});
+    Tensor grad = p.grad;
+    if (o.grad_order == GradOrder::ScaleFirst) {
+      grad = Tensor::empty(shape, DType::F32, p.grad.device());
+      const Tensor factor = Tensor::empty({1}, DType::F32, p.grad.device());
+      kernels::fill(stream, {factor, args.settings.grad_scaling, nullptr, args.state});
+      kernels::multiply(stream, {{p.grad, factor, {}}, grad, 0, {}, {}});
+      args.settings.scaled = true;
+    }
     update.grad = quantised(grad, o.grad, key(p, "grad"), DType::F32);
     args.grad_format = {};
-    args.settings.scaled = true;
   }
   update.grad_key = key(p, "grad");
   update.weight_key = key(p, "weight");

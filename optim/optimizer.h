@@ -42,7 +42,8 @@ struct OptimizerOptions {
   double beta1 = 0.9;            // adam, adamw, lion
   double beta2 = 0.999;          // adam, adamw, lion
   double eps = 1e-8;             // adam, adamw
-  double grad_scaling = 1;       // gradients are multiplied by it before they are quantised
+  double grad_scaling = 1;       // gradients are multiplied by it and the state's grad_factor
+  GradOrder grad_order = GradOrder::ScaleFirst;  // before or after they are quantised
   Update update = Update::Plain;
   Quantizer weight{};  // what the layers read, stored in its storage_type
   std::optional<Quantizer>
@@ -66,7 +67,7 @@ inline constexpr std::array<Slot, 4> kSlots = {Slot::Master, Slot::Moment1, Slot
 const char* to_string(Slot slot);
 
 /// One step for every parameter that has a gradient, in OptimLP's order:
-///   g ← Qg(g·grad_scaling·grad_factor);  p ← accumulator;  d ← g + λ·p (coupled decay)
+///   g ← Qg(g·s), or Qg(g)·s as grad_order says, s = grad_scaling·grad_factor;  p ← accumulator;  d ← g + λ·p (coupled decay)
 ///   sgd          m ← momentum·m + d;  u ← nesterov ? d + momentum·m : m
 ///   adam, adamw  m ← β1·m + (1 − β1)·d;  v ← β2·v + (1 − β2)·d²
 ///                u ← (m / (1 − β1^t)) / (√(v / (1 − β2^t)) + eps),  t = 1, 2 … counts this optimizer's updates
