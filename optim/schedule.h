@@ -7,27 +7,71 @@
 
 namespace ulp::optim {
 
-/// The learning rate of each step, from the fraction of the run that is done.
-///   constant  base
-///   cosine    base·½(1 + cos(π·step/total)): from base toward 0.   Source: Loshchilov, Hutter, arXiv 1608.03983, eq. 5
-///   step      base, a tenth of it after half of the run, a hundredth after three quarters
+/// A moment of a run: "0.5" is half of its steps, "300" is after 300 steps, "12e" after 12 epochs.
+struct Moment {
+  enum class Unit : uint8_t { Fraction, Steps, Epochs };
+  double value = 0;
+  Unit unit = Unit::Steps;
+
+  /// Throws ulp::Error, naming `what`, for another text: fractions have a point and are at most 1.0, numbers are whole.
+  static Moment parse(std::string_view text, const std::string& what);
+  std::string text() const;
+  /// How many steps are made by then; fractions are rounded to the nearest step. epoch_steps 0: epochs are an error.
+  int64_t steps(int64_t total_steps, int64_t epoch_steps) const;
+  bool operator==(const Moment&) const = default;
+};
+
+/// The learning rate of each step as a text: [warmup:MOMENT+]KIND. A step is one of the optimizer, skipped ones too. With
+/// t = the fraction of the run that is done, counted from the end of the warm-up:
+///   constant
+///   linear[:FLOOR]              base·(1 − (1 − FLOOR)·t)
+///   cosine[:FLOOR]              base·(FLOOR + (1 − FLOOR)·½(1 + cos πt))      Source: arXiv 1608.03983, eq. 5
+///   step[:FACTOR[@MOMENT,…]]    base·FACTOR^k after k of the moments of the whole run; 0.1@0.5,0.75
+///   onecycle[:UP[,DIV[,FINAL]]] base/DIV → base while t < UP, back to base/DIV while t < 2·UP, then to base/(DIV·FINAL) at t = 1,
+///                               all linear; 0.45,10,100. The momentum stays.   Source: Smith, Topin, arXiv 1708.07120
+///   swalp[:RATIO[@MOMENT]]      base for the first half of the time until MOMENT, linear to RATIO·base until 0.9 of it, then
+///                               constant, for averaging from MOMENT on; 0.2@0.67
+///                               Sources: SWA, arXiv 1803.05407; SWALP, arXiv 1904.11943
+///   warmup:W+                   before: base·(s + 1) / W in step s < W. Not before onecycle, which rises by itself.
+/// FLOOR, FACTOR and RATIO are shares of base, at most 1.
+struct ScheduleSpec {
+  enum class Kind : uint8_t { Constant, Linear, Cosine, Step, OneCycle, Swalp };
+  Kind kind = Kind::Constant;
+  Moment warmup{};                        // 0 steps: none
+  double floor = 0;                       // Linear, Cosine
+  double factor = 0;                      // Step: FACTOR; Swalp: RATIO
+  std::vector<Moment> moments{};          // Step: ascending; Swalp: one
+  double up = 0, div = 1, final_div = 1;  // OneCycle
+
+  /// Throws ulp::Error naming what is wrong and what is allowed.
+  static ScheduleSpec parse(std::string_view text);
+  /// Parses back to the same schedule; defaults are written out.
+  std::string text() const;
+  bool operator==(const ScheduleSpec&) const = default;
+};
+
+/// The learning rates of one run.
 class Schedule {
  public:
-  enum class Kind : uint8_t { Constant, Cosine, Step };
-  /// Throws, listing the names, for another one.
-  static Kind parse(std::string_view name);
+  using Kind = ScheduleSpec::Kind;
+  static ScheduleSpec parse(std::string_view text) { return ScheduleSpec::parse(text); }
 
-  Schedule(Kind kind, double base, int64_t total_steps)
-      : kind_(kind), base_(base), total_(total_steps) {}
+  /// Throws unless the warm-up is shorter than the run, and for moments in epochs without epoch_steps.
+  Schedule(ScheduleSpec spec, double base, int64_t total_steps, int64_t epoch_steps = 0);
   /// step counts from 0.
   double lr(int64_t step) const;
   /// Those of `count` steps from `first` on, as Optimizer::set_rates takes them.
   std::vector<float> rates(int64_t first, int64_t count) const;
+  /// For people, all moments in steps and all rates.
+  std::string describe() const;
 
  private:
-  Kind kind_;
+  double factor(int64_t step) const;  // of base
+
+  ScheduleSpec spec_;
   double base_;
-  int64_t total_;
+  int64_t total_, warmup_;
+  std::vector<int64_t> moments_;
 };
 
 }  // namespace ulp::optim

@@ -145,7 +145,7 @@ class SmallRun {
   /// The order of the epoch that step `at` lies in, and the rates from there on.
   void begin(int64_t at, int64_t batch_offset = 0) {
     batches_.shuffle(at / batches_.steps(), batch_offset);
-    const optim::Schedule schedule(optim::Schedule::Kind::Cosine, lr_, kTotal);
+    const optim::Schedule schedule(optim::Schedule::parse("cosine"), lr_, kTotal);
     optimizer_->set_rates(schedule.rates(at, batches_.steps() - at % batches_.steps()));
   }
 

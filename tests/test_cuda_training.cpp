@@ -37,7 +37,7 @@ Trained train(Device device, const OpFormats& formats, const optim::OptimizerOpt
   state.loss_scale = 4;
   run.set_state(state);
   nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
-  const optim::Schedule schedule(optim::Schedule::Kind::Cosine, options.lr, steps);
+  const optim::Schedule schedule(optim::Schedule::parse("cosine"), options.lr, steps);
   nn::Tally tally(run);
   StepGraph graph(run, use);
   int step = 0;

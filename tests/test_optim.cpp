@@ -261,18 +261,4 @@ TEST_SUITE("optim") {
     CHECK_THROWS_WITH_AS(optim::Optimizer(run, {&empty}, {}), doctest::Contains("initialise"),
                          Error);
   }
-
-  TEST_CASE("schedules") {
-    using S = optim::Schedule;
-    const S constant(S::parse("constant"), 0.1, 100), cosine(S::parse("cosine"), 0.1, 100),
-        step(S::parse("step"), 0.1, 100);
-    CHECK(constant.lr(99) == 0.1);
-    CHECK(cosine.lr(0) == 0.1);
-    CHECK(cosine.lr(50) == doctest::Approx(0.05));
-    CHECK(cosine.lr(99) < 0.0001);
-    CHECK(step.lr(49) == 0.1);
-    CHECK(step.lr(50) == doctest::Approx(0.01));
-    CHECK(step.lr(75) == doctest::Approx(0.001));
-    CHECK_THROWS_WITH_AS(S::parse("cosin"), doctest::Contains("constant, cosine or step"), Error);
-  }
 }

@@ -96,7 +96,7 @@ TEST_SUITE("step_graph") {
     Parameter p{"w", Tensor::from(std::vector<float>{0}, {1}), {}};
     optim::Optimizer sgd(run, {&p}, {.lr = 8});
     CHECK(sgd.lr() == 8);
-    const optim::Schedule schedule(optim::Schedule::Kind::Step, 4, 4);
+    const optim::Schedule schedule(optim::Schedule::parse("step"), 4, 4);
     sgd.set_rates(schedule.rates(1, 3));
     float w = 0;
     for (const float rate : {4.0f, 0.4f, 0.04f, 0.04f}) {
