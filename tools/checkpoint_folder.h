@@ -59,7 +59,8 @@ class CheckpointFolder {
 };
 
 /// Compares two configurations, texts of config.json. Throws ulp::Error naming `file`, where `saved` comes from, and the
-/// first key that differs. Only "epochs" may: where the learning rate is constant, so that no step depends on it.
+/// first key that differs. Only "epochs" may: where the learning rate is constant and an average's moments are no shares of
+/// the run, so that no step depends on it.
 void check_same_config(const std::string& saved, const std::string& wanted,
                        const std::string& file);
 

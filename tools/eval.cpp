@@ -19,6 +19,7 @@ struct EvalOptions {
   std::string dir, device = "cpu";
   std::optional<std::string> data, threads, math;
   FormatOptions formats{FormatOptions::Passes::Forward};
+  bool last = false;
 };
 
 /// Throws unless the data's samples and labels are those that the model was made for.
@@ -50,8 +51,10 @@ void run_eval(const EvalOptions& o) {
   Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
-  load_weights(run, *model, dir / "model.safetensors");
-  fmt::print("weights    {} as stored in {}\n", to_string(e.optimizer.weight),
+  const std::string which = load_weights(run, *model, dir / "model.safetensors",
+                                         o.last ? Weights::Last : Weights::Average);
+  fmt::print("weights    {} as stored in {}\n",
+             which.empty() ? to_string(e.optimizer.weight) : which,
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("formats    input {}  weight {}  output {}  interior {}\n", to_string(e.formats.input),
@@ -75,6 +78,9 @@ void add_eval(CLI::App& app) {
   add_text(*cmd, "--threads", o->threads, "CPU threads (default: all cores)");
   cmd->add_option("--device", o->device, "cpu, cuda or cuda:N")->capture_default_str();
   add_math(*cmd, o->math);
+  cmd->add_flag("--last", o->last,
+                "the last weights, of a model that was trained with --average: its average is "
+                "evaluated otherwise");
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_eval(*o); });
 }

@@ -37,6 +37,47 @@ std::string steps_text(const Experiment& e) {
                      : "one CUDA graph a step";
 }
 
+const char* order_text(GradOrder order) {
+  return order == GradOrder::ScaleFirst ? "scale-first" : "quantise-first";
+}
+
+const char* kind_text(const Averaging& a) {
+  return a.options.kind == optim::AverageOptions::Kind::Ema ? "ema" : "swa";
+}
+
+Json dynamic_json(const optim::GradScalerOptions& o) {
+  if (!o.dynamic) return nullptr;
+  return {{"growth", o.growth},
+          {"interval", o.interval},
+          {"backoff", o.backoff},
+          {"min", o.least},
+          {"max", o.most}};
+}
+
+Json average_json(const std::optional<Averaging>& a) {
+  if (!a) return nullptr;
+  Json json{{"kind", kind_text(*a)},
+            {"format", to_string(a->options.format)},
+            {"start", a->start.text()},
+            {"every", a->every.text()}};
+  if (a->options.kind == optim::AverageOptions::Kind::Ema) json["decay"] = a->options.decay;
+  return json;
+}
+
+/// "gradients × 0.125, then rounded", "…, each step's own …".
+std::string scaling_text(const Experiment& e) {
+  const optim::GradScalerOptions& s = e.scaling;
+  std::string text = s.dynamic ? fmt::format(
+                                     "loss × {} at first, × {} after {} good steps, × {} after one "
+                                     "that is skipped, from {} to {}; undone in gradients",
+                                     s.loss_scale, s.growth, s.interval, s.backoff, s.least, s.most)
+                               : fmt::format("loss × {}", s.loss_scale);
+  text += fmt::format(", gradients × {} {} they are rounded", e.optimizer.grad_scaling,
+                      e.optimizer.grad_order == GradOrder::ScaleFirst ? "before" : "after");
+  if (s.clip_norm > 0) text += fmt::format(", their norm at most {}", s.clip_norm);
+  return text;
+}
+
 /// An object inside config.json. Errors name the file and the key with its path.
 class Keys {
  public:
@@ -111,7 +152,9 @@ Json parse_config(const fs::path& file) {
 Experiment Experiment::baseline() const {
   Experiment plain = *this;
   plain.formats = {};
-  plain.loss_scale = 1;
+  plain.scaling = {};
+  plain.scaling.clip_norm = scaling.clip_norm;
+  if (plain.average) plain.average->options.format = Quantizer{};
   plain.optimizer = in_fp32(optimizer);
   return plain;
 }
@@ -127,7 +170,10 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
   for (const Role& role : kRoles) roles[role.name] = to_string(e.formats.*role.quantizer);
   Json optimizer = to_json(e.optimizer);
   optimizer["lr_schedule"] = e.lr_schedule;
-  optimizer["loss_scale"] = e.loss_scale;
+  optimizer["loss_scale"] = e.scaling.loss_scale;
+  optimizer["dynamic_loss_scale"] = dynamic_json(e.scaling);
+  optimizer["clip_norm"] = e.scaling.clip_norm > 0 ? Json(e.scaling.clip_norm) : Json(nullptr);
+  optimizer["grad_order"] = order_text(e.optimizer.grad_order);
   return {{"data", e.data},
           {"classes", data.classes},
           {"inputs", data.sample_shape.numel()},
@@ -135,9 +181,11 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
           {"hidden", e.hidden},
           {"epochs", e.epochs},
           {"batch_size", e.batch_size},
+          {"accumulate_steps", e.accumulate_steps},
           {"seed", e.seed},
           {"math", std::string(to_string(e.math))},
           {"optimizer", optimizer},
+          {"average", average_json(e.average)},
           {"formats", roles}};
 }
 
@@ -184,11 +232,21 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
                    fmt::join(sample, "×"), data.classes));
   line("model", fmt::format("{}, {} parameters", e.model, parameter_count(model)));
   line("training",
-       fmt::format("{} epochs, batches of {} (a last partial batch is dropped), seed {}, {}",
-                   e.epochs, e.batch_size, e.seed, to_string(e.device)));
+       fmt::format("{} epochs, batches of {}{} (a last partial one is dropped), seed {}, {}",
+                   e.epochs, e.batch_size,
+                   e.accumulate_steps == 1 ? "" : fmt::format(", {} a step", e.accumulate_steps),
+                   e.seed, to_string(e.device)));
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
   line("optimizer", describe_rule(e.optimizer, e.lr_schedule));
-  line("scaling", fmt::format("loss × {}, gradients × {}", e.loss_scale, e.optimizer.grad_scaling));
+  line("scaling", scaling_text(e));
+  if (e.average)
+    line("average", fmt::format("{}{}, {} ({}), from {} on, every {}", kind_text(*e.average),
+                                e.average->options.kind == optim::AverageOptions::Kind::Ema
+                                    ? fmt::format(" {}", e.average->options.decay)
+                                    : "",
+                                to_string(e.average->options.format),
+                                to_string(storage_type(e.average->options.format)),
+                                e.average->start.text(), e.average->every.text()));
   bool first_state = true;
   for (const std::string& state : describe_states(e.optimizer)) {
     line(first_state ? "states" : "", state);

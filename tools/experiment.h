@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,12 +12,20 @@
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
 #include "nn/sequential.h"
+#include "optim/average.h"
+#include "optim/grad_scaler.h"
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
 
 namespace ulp::tools {
 
 inline constexpr int64_t kMaxWidth = 1000000;  // of a hidden layer
+
+/// An average as it is asked for; the training makes steps of its moments.
+struct Averaging {
+  optim::AverageOptions options;
+  optim::Moment start, every;
+};
 
 /// Everything that decides a training run. What it prints and what config.json holds is this, resolved.
 struct Experiment {
@@ -30,11 +39,13 @@ struct Experiment {
   Math math = Math::Strict;
   StepGraph::Use graph = StepGraph::Use::Auto;
   OpFormats formats;
-  optim::OptimizerOptions optimizer;  // its lr is the schedule's base
-  std::string lr_schedule = "constant";
-  double loss_scale = 1;
+  optim::OptimizerOptions optimizer;     // its lr is the schedule's base
+  std::string lr_schedule = "constant";  // as ScheduleSpec::text writes it
+  optim::GradScalerOptions scaling;
+  int64_t accumulate_steps = 1;  // batches a step
+  std::optional<Averaging> average;
 
-  /// The same run in fp32 throughout, without loss scaling.
+  /// The same run in fp32 throughout, without loss scaling; clipped and averaged alike.
   Experiment baseline() const;
 };
 

@@ -14,16 +14,40 @@ namespace ulp::tools {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kRandomStep = "random_step";  // metadata
+constexpr const char* kRandomStep = "random_step";                 // metadata
+constexpr const char* kAverageRandomStep = "average_random_step";  // the same
+constexpr const char* kAverageFormat = "average";                  // the same
+constexpr const char* kAverageCount = "average_count";             // the same
+constexpr const char* kAverageSuffix = ".average";                 // of tensors
 
-uint32_t parse_random_step(const std::string& text, const fs::path& file) {
+uint32_t parse_random_step(const nn::SafetensorsFile& saved, const char* key,
+                           const fs::path& file) {
+  const std::string& text = saved.metadata.at(key);
   uint32_t step = 0;
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, step);
   ULP_CHECK(error == std::errc() && stop == end && step >= 1,
             "{}: the metadata \"{}\" must be a whole number from 1 to {}, got '{}'", file.string(),
-            kRandomStep, UINT32_MAX, text);
+            key, UINT32_MAX, text);
   return step;
+}
+
+/// A parameter's tensor in the file.
+const Tensor& tensor_of(const nn::SafetensorsFile& saved, const std::string& name,
+                        const Shape& shape, const fs::path& file) {
+  const auto at = saved.tensors.find(name);
+  ULP_CHECK(at != saved.tensors.end(), "{}: there is no tensor {}", file.string(), name);
+  const Tensor& tensor = at->second;
+  ULP_CHECK(tensor.shape() == shape && is_float_up_to_32(tensor.dtype()),
+            "{}: {} must be a float tensor of shape {}, got {}", file.string(), name, shape,
+            tensor);
+  check_finite(file.string() + ": ", name, tensor, "");
+  return tensor;
+}
+
+std::string note(const nn::SafetensorsFile& saved, const char* key, const char* absent) {
+  const auto at = saved.metadata.find(key);
+  return at == saved.metadata.end() ? absent : at->second;
 }
 
 /// What delayed scaling remembers; returns how many tensors that are.
@@ -51,36 +75,48 @@ void check_finite(const std::string& before, const std::string& path, const Tens
 }
 
 void save_model(const Run& run, nn::Module& model, const fs::path& file, uint32_t random_step,
-                const std::string& weights) {
+                const std::string& weights, const std::optional<SavedAverage>& average) {
   std::map<std::string, Tensor> tensors;
   for (const Parameter* p : model.parameters()) tensors[p->path] = p->value;
   for (const auto& [stream, state] : run.scalings()) tensors[nn::scaling_name(stream)] = state;
-  nn::save_safetensors(
-      file, tensors,
-      {{"format", "ulp"}, {"weights", weights}, {kRandomStep, std::to_string(random_step)}});
+  std::map<std::string, std::string> metadata{
+      {"format", "ulp"}, {"weights", weights}, {kRandomStep, std::to_string(random_step)}};
+  if (average) {
+    for (const Parameter* p : model.parameters())
+      tensors[p->path + kAverageSuffix] = average->tensors.at(p->path + kAverageSuffix);
+    metadata[kAverageFormat] = average->format;
+    metadata[kAverageCount] = std::to_string(average->count);
+    metadata[kAverageRandomStep] = std::to_string(average->random_step);
+  }
+  nn::save_safetensors(file, tensors, metadata);
 }
 
-void load_weights(Run& run, nn::Module& model, const fs::path& file) {
+std::string load_weights(Run& run, nn::Module& model, const fs::path& file, Weights which) {
   const nn::SafetensorsFile saved = nn::load_safetensors(file);
   const std::vector<Parameter*> parameters = model.parameters();
+  const bool averaged = saved.metadata.contains(kAverageFormat);
+  const bool take_average = averaged && which == Weights::Average;
   for (Parameter* p : parameters) {
-    const auto at = saved.tensors.find(p->path);
-    ULP_CHECK(at != saved.tensors.end(), "{}: there is no tensor {}", file.string(), p->path);
-    const Tensor& tensor = at->second;
-    ULP_CHECK(tensor.shape() == p->value.shape() && is_float_up_to_32(tensor.dtype()),
-              "{}: {} must be a float tensor of shape {}, got {}", file.string(), p->path,
-              p->value.shape(), tensor);
-    check_finite(file.string() + ": ", p->path, tensor, "");
-    p->value = tensor.to(run.device());
+    const Shape shape = p->value.shape();
+    const Tensor& weight = tensor_of(saved, p->path, shape, file);
+    const Tensor& value =
+        averaged ? tensor_of(saved, p->path + kAverageSuffix, shape, file) : weight;
+    p->value = (take_average ? value : weight).to(run.device());
   }
   const size_t scalings = load_scalings(run, saved, file);
-  ULP_CHECK(saved.tensors.size() == parameters.size() + scalings,
-            "{}: it holds {} tensors and the model has {}", file.string(), saved.tensors.size(),
-            parameters.size() + scalings);
-  if (!saved.metadata.contains(kRandomStep)) return;  // made by another program
-  StepState state = run.state();
-  state.random_step = parse_random_step(saved.metadata.at(kRandomStep), file);
-  run.set_state(state);
+  const size_t known = parameters.size() * (averaged ? 2 : 1) + scalings;
+  ULP_CHECK(saved.tensors.size() == known, "{}: it holds {} tensors and the model has {}",
+            file.string(), saved.tensors.size(), known);
+  const char* step = take_average ? kAverageRandomStep : kRandomStep;
+  if (saved.metadata.contains(step)) {  // else made by another program
+    StepState state = run.state();
+    state.random_step = parse_random_step(saved, step, file);
+    run.set_state(state);
+  }
+  if (!averaged) return "";
+  if (!take_average) return "the last ones,";
+  return "the average of " + note(saved, kAverageCount, "some") + " in " +
+         note(saved, kAverageFormat, "") + ",";
 }
 
 }  // namespace ulp::tools

@@ -41,7 +41,8 @@ void Progress::clear() {
   drawn_ = false;
 }
 
-void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy) {
+void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy,
+                    const std::string& more) {
   if (!terminal_) return;
   const auto now = std::chrono::steady_clock::now();
   if (now - last_ < std::chrono::milliseconds(100) && step + 1 < steps_) return;
@@ -52,9 +53,10 @@ void Progress::step(int64_t epoch, int64_t step, double loss, double accuracy) {
   const auto filled = static_cast<size_t>(kBar * (step + 1) / steps_);
   const std::string bar = std::string(filled, '=') + std::string(kBar - filled, ' ');
   say(fmt::format(
-      "\r\033[Kepoch {}/{} [{}] loss {:.4f}  accuracy {:.4f}  {:.0f} samples/s  {} left", epoch + 1,
-      epochs_, bar, loss, accuracy, done * static_cast<double>(samples_) / std::max(seconds, 1e-9),
-      time_left(seconds / done * (total - done))));
+      "\r\033[Kepoch {}/{} [{}] loss {:.4f}  accuracy {:.4f}  {:.0f} samples/s  {} left{}",
+      epoch + 1, epochs_, bar, loss, accuracy,
+      done * static_cast<double>(samples_) / std::max(seconds, 1e-9),
+      time_left(seconds / done * (total - done)), more));
   drawn_ = true;
 }
 

@@ -16,7 +16,9 @@ class Progress {
   Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_step, int64_t first = 0);
   ~Progress();
 
-  void step(int64_t epoch, int64_t step, double loss, double accuracy);
+  /// `more` is shown behind the rest.
+  void step(int64_t epoch, int64_t step, double loss, double accuracy,
+            const std::string& more = "");
   /// Ends the drawn line and prints `line`.
   void epoch_done(const std::string& line);
 

@@ -16,6 +16,7 @@
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
 #include "tools/progress.h"
+#include "tools/scaling_options.h"
 #include "tools/training.h"
 
 namespace ulp::tools {
@@ -24,11 +25,11 @@ namespace {
 struct TrainOptions {
   Experiment experiment;
   FormatOptions formats{FormatOptions::Passes::Both};
+  ScalingOptions scaling;
   CheckpointOptions checkpoints;
   OptimizerFlags optimizer;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
-  std::string loss_scale = "1";
-  std::optional<std::string> grad_scaling, threads, math;
+  std::optional<std::string> threads, math;
   std::string out = "runs/train", device = "cpu";
   bool baseline = false, no_graph = false;
 };
@@ -50,23 +51,6 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
   }
 }
 
-/// What undoes the loss scale.
-double inverse_scale(const TrainOptions& o, double loss_scale) {
-  const double inverse = 1 / loss_scale;
-  if (std::isinf(static_cast<float>(inverse)))
-    throw UsageError("--loss-scale " + o.loss_scale +
-                     ": gradients × 1 / loss scale is beyond fp32; give a --grad-scaling too");
-  return inverse;
-}
-
-optim::OptimizerOptions resolve_optimizer(const TrainOptions& o, double loss_scale) {
-  optim::OptimizerOptions optimizer = o.optimizer.resolve();
-  optimizer.grad_scaling =
-      o.grad_scaling ? number_value("--grad-scaling", *o.grad_scaling, Zero::Refused, "--grads")
-                     : inverse_scale(o, loss_scale);
-  return optimizer;
-}
-
 Experiment resolve(const TrainOptions& o) {
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
@@ -78,17 +62,12 @@ Experiment resolve(const TrainOptions& o) {
   if (o.no_graph) e.graph = StepGraph::Use::Off;
   if (!is_model(e.model))
     throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
-  try {
-    optim::Schedule::parse(e.lr_schedule);
-  } catch (const Error& error) {
-    throw UsageError(std::string("--lr-schedule: ") + error.what());
-  }
   if (e.data.empty())
     throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
-  e.loss_scale = number_value("--loss-scale", o.loss_scale, Zero::Refused);
   e.formats = o.formats.apply({});
-  e.optimizer = resolve_optimizer(o, e.loss_scale);
+  e.optimizer = o.optimizer.resolve();
+  o.scaling.resolve(e);
   return e;
 }
 
@@ -189,18 +168,8 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
   o->checkpoints.add_to(*cmd);
-  const char* opt = "Optimizer";
   o->optimizer.add_to(*cmd);
-  cmd->add_option("--lr-schedule", e.lr_schedule,
-                  "constant, cosine (to 0), step (×0.1 after 1/2 and 3/4)")
-      ->capture_default_str()
-      ->group(opt);
-  cmd->add_option("--loss-scale", o->loss_scale, "the loss gradient is multiplied by it")
-      ->capture_default_str()
-      ->group(opt);
-  add_text(*cmd, "--grad-scaling", o->grad_scaling,
-           "gradients are multiplied by it before --grads rounds them (default: 1 / loss scale)")
-      ->group(opt);
+  o->scaling.add_to(*cmd);
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_train(*o); });
 }

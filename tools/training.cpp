@@ -42,15 +42,49 @@ std::string units_text(size_t before) {
 
 std::string memory_text(Device device, int64_t saved_bytes) {
   const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-  return fmt::format("memory {:.1f} MiB of tensors at most on {}, {:.2f} MiB of it kept for a backward pass\n",
-                     mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
+  return fmt::format(
+      "memory {:.1f} MiB of tensors at most on {}, {:.2f} MiB of it kept for a backward pass\n",
+      mib(memory_use(device).peak), to_string(device), mib(saved_bytes));
 }
 
-std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds) {
+/// `more`: further keys.
+std::string metrics_line(int64_t epoch, const char* split, const nn::Score& s, double seconds,
+                         const std::string& more = "") {
   return fmt::format(
-      "{{\"epoch\":{},\"split\":\"{}\",\"loss\":{:.9g},\"accuracy\":{:.6g},\"seconds\":{:.3g}}}\n",
-      epoch, split, s.loss, s.accuracy, seconds);
+      "{{\"epoch\":{},\"split\":\"{}\",\"loss\":{:.9g},\"accuracy\":{:.6g}{},\"seconds\":{:.3g}}}"
+      "\n",
+      epoch, split, s.loss, s.accuracy, more, seconds);
 }
+
+/// The average of a training with its moments in steps; none if none is asked for.
+std::optional<optim::Average> make_average(Run& run, nn::Module& model, const Experiment& e,
+                                           int64_t epoch_steps) {
+  if (!e.average) return {};
+  optim::AverageOptions options = e.average->options;
+  const int64_t total = e.epochs * epoch_steps;
+  options.start = e.average->start.steps(total, epoch_steps);
+  options.every = std::max<int64_t>(1, e.average->every.steps(total, epoch_steps));
+  // The first step from `start` on whose turn it is.
+  const int64_t first = options.start == 0 ? options.every : options.start;
+  ULP_CHECK(first <= total,
+            "--average: its first weights are those after step {}, and the run has {} steps", first,
+            total);
+  return std::optional<optim::Average>(std::in_place, run, model.parameters(), options);
+}
+
+/// Steps of an epoch.
+int64_t step_count(const nn::Batches& batches, int64_t accumulate) {
+  ULP_CHECK(batches.steps() >= accumulate,
+            "--accumulate-steps {}: an epoch has {} batches of {} samples", accumulate,
+            batches.steps(), batches.size());
+  return batches.steps() / accumulate;
+}
+
+/// A test and the random step of its draws.
+struct Tested {
+  nn::Score score;
+  uint32_t random_step = 0;
+};
 
 /// Removes what earlier runs left in the folder of a run, and in the folder of its baseline.
 void clear_folder(const fs::path& dir) {
@@ -129,14 +163,12 @@ class Training {
         optimizer_(run_, model_->parameters(), e.optimizer),
         batches_(run_, data, data.train, e.batch_size),
         tests_(test_batches(run_, data)),
-        steps_(batches_.steps()),
-        schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_),
+        steps_(step_count(batches_, e.accumulate_steps)),
+        schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_, steps_),
+        scaler_(run_, model_->parameters(), e.scaling),
+        average_(make_average(run_, *model_, e, steps_)),
         tally_(run_),
-        graph_(run_, e.graph) {
-    StepState state = run_.state();
-    state.loss_scale = static_cast<float>(e.loss_scale);
-    run_.set_state(state);
-  }
+        graph_(run_, e.graph) {}
 
   nn::Module& model() { return *model_; }
 
@@ -157,9 +189,14 @@ class Training {
               step, e_.epochs);
     const double most = std::numeric_limits<double>::max();
     seconds_ = notes.number("seconds", 0.0, most);
-    test_.loss = notes.number("test_loss", -most, most);
-    test_.accuracy = notes.number("test_accuracy", 0.0, 1.0);
-    test_step_ = notes.number<uint32_t>("test_random_step", 0, UINT32_MAX);
+    test_.score.loss = notes.number("test_loss", -most, most);
+    test_.score.accuracy = notes.number("test_accuracy", 0.0, 1.0);
+    test_.random_step = notes.number<uint32_t>("test_random_step", 0, UINT32_MAX);
+    if (average_) {
+      average_test_.score.loss = notes.number("average_loss", -most, most);
+      average_test_.score.accuracy = notes.number("average_accuracy", 0.0, 1.0);
+      average_test_.random_step = notes.number<uint32_t>("average_random_step", 0, UINT32_MAX);
+    }
     const auto metrics = found->checkpoint.texts.find("metrics");
     ULP_CHECK(metrics != found->checkpoint.texts.end(), "{}: it has no text.metrics", file);
 
@@ -180,8 +217,8 @@ class Training {
       fs::remove(dir_ / "model.safetensors");
       nn::remove_temporary_files(dir_);
     }
-    say(fmt::format("--- {}\n{}{:<11}{}\n", title, describe(e_, data, *model_), "",
-                    describe_bytes(optimizer_)));
+    say(fmt::format("--- {}\n{}{:<11}{}\n{:<11}{}\n", title, describe(e_, data, *model_), "",
+                    describe_bytes(optimizer_), "schedule", schedule_.describe()));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (resumed_.empty()) return;
     say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
@@ -194,18 +231,29 @@ class Training {
   }
 
   nn::Score train() {
-    Progress progress(e_.epochs, steps_, batches_.size(), epoch_ * steps_ + first_step_);
+    Progress progress(e_.epochs, steps_, batches_.size() * e_.accumulate_steps,
+                      epoch_ * steps_ + first_step_);
     while (epoch_ < e_.epochs) train_epoch(progress);
     say(memory_text(e_.device, saved_bytes_));
     for (const Parameter* p : model_->parameters())
       check_finite(
           "", p->path, p->value,
           fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
+    const int64_t averaged = average_ ? average_->count() : 0;
+    std::optional<SavedAverage> average;
+    if (averaged > 0) {
+      average = {average_->tensors(), to_string(e_.average->options.format), averaged,
+                 average_test_.random_step};
+      say(fmt::format("last weights: test loss {:.4f} accuracy {:.4f}; below: the average of {}\n",
+                      test_.score.loss, test_.score.accuracy, averaged));
+    } else if (average_) {
+      say("no average: every step whose weights it would take was skipped\n");
+    }
     files_.guard([&] {
-      save_model(run_, *model_, dir_ / "model.safetensors", test_step_,
-                 to_string(e_.optimizer.weight));
+      save_model(run_, *model_, dir_ / "model.safetensors", test_.random_step,
+                 to_string(e_.optimizer.weight), average);
     });
-    return test_;
+    return average ? average_test_.score : test_.score;
   }
 
  private:
@@ -217,21 +265,26 @@ class Training {
   }
 
   void step() {
-    const nn::Batch batch = batches_.next();
-    Tape tape(run_);
-    const Var logits = (*model_)(tape, tape.constant(batch.images));
-    const Var loss =
-        ops::cross_entropy(tape, logits, batch.labels, loss_formats(e_), RandomSite("loss"));
-    tally_.add(loss.value, logits.value, batch.labels);
-    saved_bytes_ = tape.saved_bytes();
-    tape.backward(loss);
+    for (int64_t k = 0; k < e_.accumulate_steps; ++k) {
+      const nn::Batch batch = batches_.next();
+      Tape tape(run_);
+      const Var logits = (*model_)(tape, tape.constant(batch.images));
+      const Var loss =
+          ops::cross_entropy(tape, logits, batch.labels, loss_formats(e_), RandomSite("loss"));
+      tally_.add(loss.value, logits.value, batch.labels);
+      saved_bytes_ = tape.saved_bytes();
+      tape.backward(loss, 1.0 / static_cast<double>(e_.accumulate_steps));
+    }
+    scaler_.check();
     optimizer_.step();
+    if (average_) average_->update();
   }
 
   /// All that changes from step to step.
   nn::Checkpoint states() const {
     nn::Checkpoint c = nn::checkpoint_of(run_, model_->parameters());
     c.add(optimizer_.tensors(), optimizer_.formats());
+    if (average_) c.add(average_->tensors(), average_->formats());
     c.add(tally_.tensors(), {});
     return c;
   }
@@ -245,9 +298,14 @@ class Training {
                {"step", std::to_string(step)},
                {"epoch_steps", std::to_string(steps_)},
                {"seconds", fmt::format("{}", seconds)},
-               {"test_loss", fmt::format("{}", test_.loss)},
-               {"test_accuracy", fmt::format("{}", test_.accuracy)},
-               {"test_random_step", std::to_string(test_step_)}};
+               {"test_loss", fmt::format("{}", test_.score.loss)},
+               {"test_accuracy", fmt::format("{}", test_.score.accuracy)},
+               {"test_random_step", std::to_string(test_.random_step)}};
+    if (average_) {
+      c.notes["average_loss"] = fmt::format("{}", average_test_.score.loss);
+      c.notes["average_accuracy"] = fmt::format("{}", average_test_.score.accuracy);
+      c.notes["average_random_step"] = std::to_string(average_test_.random_step);
+    }
     c.texts["metrics"] = metrics_;
     files_.write(epoch * steps_ + step, c);
   }
@@ -283,27 +341,64 @@ class Training {
     ULP_CHECK(so_far.bad_batch < 0,
               "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
               "--loss-scale",
-              so_far.bad_loss, epoch_ + 1, so_far.bad_batch + 1, steps_);
-    progress.step(epoch_, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy);
+              so_far.bad_loss, epoch_ + 1, so_far.bad_batch / e_.accumulate_steps + 1, steps_);
+    progress.step(epoch_, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy, scaling_text());
+  }
+
+  /// The loss scale and how many steps were skipped; empty where nothing looks at gradients.
+  std::string scaling_text() const {
+    if (!e_.scaling.checks()) return "";
+    const StepState& state = run_.state();
+    const std::string skipped = fmt::format("  skipped {}", state.skipped_steps);
+    return e_.scaling.dynamic ? fmt::format("  loss scale {}{}", state.loss_scale, skipped)
+                              : skipped;
+  }
+  /// The same as keys of metrics.jsonl.
+  std::string scaling_keys() const {
+    if (!e_.scaling.checks()) return "";
+    const StepState& state = run_.state();
+    return fmt::format(",\"loss_scale\":{},\"skipped_steps\":{},\"grad_norm\":{}", state.loss_scale,
+                       state.skipped_steps, state.grad_norm);
+  }
+
+  Tested test(const char* what) {
+    Tested tested;
+    tested.random_step = run_.state().random_step;
+    tested.score = test_score(run_, *model_, tests_, e_);
+    ULP_CHECK(std::isfinite(tested.score.loss),
+              "the test loss{} is {} after epoch {}; try a smaller --lr or wider formats", what,
+              tested.score.loss, epoch_ + 1);
+    return tested;
   }
 
   /// Tests, writes down how the epoch went, and goes to the beginning of the next one.
   void end_epoch(double seconds, Progress& progress) {
     const nn::Score trained = tally_.score();
-    const auto start = Clock::now();
-    test_step_ = run_.state().random_step;
-    test_ = test_score(run_, *model_, tests_, e_);
-    ULP_CHECK(std::isfinite(test_.loss),
-              "the test loss is {} after epoch {}; try a smaller --lr or wider formats", test_.loss,
-              epoch_ + 1);
-    metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds);
-    metrics_ += metrics_line(epoch_ + 1, "test", test_, seconds_since(start));
+    ULP_CHECK(run_.state().skipped_steps < static_cast<uint64_t>((epoch_ + 1) * steps_),
+              "all {} steps until epoch {} were skipped, for a gradient with Inf or NaN; try a "
+              "smaller --loss-scale-start or --loss-scale-min, or wider formats",
+              (epoch_ + 1) * steps_, epoch_ + 1);
+    auto start = Clock::now();
+    metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds, scaling_keys());
+    const std::string scaling = scaling_text();
+    test_ = test("");
+    metrics_ += metrics_line(epoch_ + 1, "test", test_.score, seconds_since(start));
+    std::string averaged;
+    if (average_ && average_->count() > 0) {
+      start = Clock::now();
+      const optim::Average::InPlace in_place(*average_);
+      average_test_ = test(" of the average");
+      metrics_ += metrics_line(epoch_ + 1, "average", average_test_.score, seconds_since(start),
+                               fmt::format(",\"weights\":{}", average_->count()));
+      averaged = fmt::format("  average loss {:.4f} accuracy {:.4f}", average_test_.score.loss,
+                             average_test_.score.accuracy);
+    }
     files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
     progress.epoch_done(fmt::format(
-        "epoch {}/{}  train loss {:.4f} accuracy {:.4f}  test loss {:.4f} accuracy {:.4f}  {:.3g} "
-        "s",
-        epoch_ + 1, e_.epochs, trained.loss, trained.accuracy, test_.loss, test_.accuracy,
-        seconds));
+        "epoch {}/{}  train loss {:.4f} accuracy {:.4f}  test loss {:.4f} accuracy {:.4f}{}{}  "
+        "{:.3g} s",
+        epoch_ + 1, e_.epochs, trained.loss, trained.accuracy, test_.score.loss,
+        test_.score.accuracy, averaged, scaling, seconds));
     ++epoch_;
     first_step_ = 0;
     seconds_ = 0;
@@ -321,6 +416,8 @@ class Training {
   nn::Batches batches_, tests_;
   int64_t steps_;  // of an epoch
   optim::Schedule schedule_;
+  optim::GradScaler scaler_;
+  std::optional<optim::Average> average_;
   nn::Tally tally_;
   StepGraph graph_;
   std::optional<size_t> units_ = matrix_units_used().size();  // until the first step is made
@@ -329,8 +426,7 @@ class Training {
   double seconds_ = 0;                                        // what this epoch took before
   std::string resumed_;  // the checkpoint's name; empty: from the beginning
   std::string metrics_;
-  nn::Score test_;
-  uint32_t test_step_ = 0;
+  Tested test_, average_test_;
 };
 
 }  // namespace
