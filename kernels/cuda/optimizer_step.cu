@@ -1,4 +1,4 @@
-#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "core/step_state.h"
@@ -21,7 +21,9 @@ struct Parameter {
   int32_t first_block;
   uint32_t grad_stream;
   DType grad_type;
+  uint8_t unused[7];
 };
+static_assert(std::has_unique_object_representations_v<Parameter>);  // compared byte by byte
 
 /// Gradients of one launch: as many as fit its 4 KB of arguments beside the rest. They lie elsewhere in every step that is
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
@@ -392,20 +394,12 @@ StateArray array_of(const StoredState& state, const RandomKey& key) {
 }
 
 Parameter make_parameter(const OptimizerParameter& from) {
-  Parameter p;
-  std::memset(&p, 0, sizeof p);  // compared byte by byte
-  const auto set = [](StateArray& to, const StateArray& array) {
-    to.data = array.data;
-    to.factors = array.factors;
-    to.stream = array.stream;
-    to.dtype = array.dtype;
-    to.aligned = array.aligned;
-  };
-  set(p.weight, array_of({from.weight}, from.weight_key));
-  set(p.states[kMaster], array_of(from.master, from.master_key));
-  set(p.states[kMoment1], array_of(from.moment1, from.moment1_key));
-  set(p.states[kMoment2], array_of(from.moment2, from.moment2_key));
-  set(p.states[kCompensation], array_of(from.compensation, from.compensation_key));
+  Parameter p{};
+  p.weight = array_of({from.weight}, from.weight_key);
+  p.states[kMaster] = array_of(from.master, from.master_key);
+  p.states[kMoment1] = array_of(from.moment1, from.moment1_key);
+  p.states[kMoment2] = array_of(from.moment2, from.moment2_key);
+  p.states[kCompensation] = array_of(from.compensation, from.compensation_key);
   p.n = from.weight.numel();
   p.grad_stream = from.grad_key.counted_stream();
   p.grad_type = DType::F32;
