@@ -279,7 +279,8 @@ void bench_matmul_cuda(const CudaMatmulOptions& options) {
   std::vector<std::string> algorithms;
   if (!options.json)
     fmt::print(
-        "{}; medians of {} runs in turn with a cold L2; strict results checked bit by bit, others "
+        "{}; medians of {} runs in turn with a cold L2; samples of strict results checked bit by "
+        "bit, of others "
         "against strict; copy {:.0f} GB/s\n",
         timer.description(), options.repeats, measure.copy() / 1e9);
   const char* heading = options.markdown
