@@ -261,7 +261,8 @@ TEST_SUITE("ops") {
         OpFormats f;
         f.input = f.grad_output_dx = Quantizer::parse(a);
         f.output = f.grad_input = Quantizer::parse("e5m2:sr");
-        std::vector<Tensor> in = {random_tensor({17, 33}, -3, 3, 8)};
+        std::vector<Tensor> in;
+        in.push_back(random_tensor({17, 33}, -3, 3, 8));
         const bool biased = row.shapes[0].size() == 2;  // the bias and its gradient are not rounded
         if (biased) in.push_back(random_tensor({33}, -1, 1, 9));
         const Pass pass = run_row(row, run, in, f);

@@ -102,28 +102,48 @@ TEST_SUITE("scaling") {
   }
 
   TEST_CASE("an overflow leaves weights, states and delayed scales as they were") {
-    for (const char* format : {"fp32", "e5m2+scale=delayed4:sr", "bfp8:sr", "e4m3+scale=current"})
+    using optim::Algorithm;
+    struct Case {
+      Algorithm algorithm;
+      const char *weight, *master, *moment1, *moment2;  // master: nullptr for kahan
+    };
+    const Case cases[] = {
+        {Algorithm::Sgd, "fp32", "fp32", "fp32", "fp32"},
+        {Algorithm::Sgd, "bfp8:sr", "bfp8:sr", "bfp8:sr", "fp32"},
+        {Algorithm::Sgd, "e5m2+scale=delayed4:sr", "e5m2+scale=delayed4:sr",
+         "e5m2+scale=delayed4:sr", "fp32"},
+        {Algorithm::Sgd, "e4m3+scale=current", "fp32", "e4m3+scale=current", "fp32"},
+        {Algorithm::AdamW, "bf16:sr", "fp32", "dynamic8-g256-scalef32",
+         "dynamic8u-g256-scalef32:sr"},
+        {Algorithm::Adam, "bf16", nullptr, "bf16:sr", "bf16:sr"},
+        {Algorithm::Lion, "e4m3", "e6m9:sr", "e2m1-g32-scalef32:sr", "fp32"},
+    };
+    for (const Case& c : cases)
       for (const float bad : {INFINITY, NAN}) {
-        CAPTURE(std::string(format));
+        CAPTURE(to_string(c.algorithm));
+        CAPTURE(std::string(c.weight));
         Run run;
         OpFormats f = OpFormats::make("e4m3+scale=delayed3", "e5m2+scale=delayed4:sr");
         f.output = "e4m3+scale=delayed2";
         const auto net = nn::mlp(8, std::vector<int64_t>{16}, 4, f);
         net->initialise(run);
-        optim::OptimizerOptions o{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.01};
-        o.weight = o.grad = o.moment1 = format;
-        o.accumulator = Quantizer(format);
+        auto o = optim::OptimizerOptions::of(c.algorithm);
+        if (c.algorithm == Algorithm::Sgd) o.momentum = 0.9;
+        o.weight_decay = 0.01;
+        o.lr = 0.1;
+        o.weight = o.grad = c.weight;
+        o.moment1 = c.moment1;
+        o.moment2 = c.moment2;
+        if (c.master != nullptr) o.accumulator = Quantizer(c.master);
+        if (c.master == nullptr) o.update = optim::Update::Kahan;
         optim::Optimizer sgd(run, net->parameters(), o);
         optim::GradScaler scaler(run, net->parameters(),
                                  {.loss_scale = 16, .dynamic = true, .interval = 100});
         const auto everything = [&] {
           std::vector<std::vector<uint32_t>> all;
           for (const auto& state : sgd.states())
-            for (const Tensor& t : {state.parameter->value, sgd.read(state, optim::Slot::Master),
-                                    sgd.read(state, optim::Slot::Moment1)}) {
-              all.emplace_back();
-              for (const float x : t.to_floats()) all.back().push_back(bits_of(x));
-            }
+            all.push_back(bits_of_tensor(state.parameter->value));
+          for (const auto& [name, tensor] : sgd.tensors()) all.push_back(bits_of_tensor(tensor));
           for (const auto& [stream, scaling] : run.scalings())
             all.push_back(bits_of_tensor(scaling));
           return all;
