@@ -14,7 +14,8 @@ namespace {
 
 constexpr const char* kNames =
     "fp32, fp16, bf16, tf32, eXmY (e4m3, e5m2, e3m2 …), fixedW.F (fixed8.4), bfpW (bfp8), hbfpM, "
-    "mxfp8, mxfp6, mxfp4, mxint8, nvfp4, positN.E, binary8pP, nf4, pow2xW or table=FILE";
+    "mxfp8, mxfp6, mxfp4, mxint8, nvfp4, positN.E, binary8pP, nf4, pow2xW, dynamic8, dynamic8u "
+    "or table=FILE";
 
 struct Alias {
   const char* name;

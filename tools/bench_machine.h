@@ -8,9 +8,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
+#include <ctime>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "core/tensor.h"
 #include "kernels/cpu/isa.h"
 
 #if defined(ULP_X86_ISA)
@@ -28,6 +32,29 @@ inline double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+/// "2026-11-28", UTC.
+inline std::string today() {
+  const std::time_t now = std::time(nullptr);
+  char date[16];
+  std::strftime(date, sizeof date, "%F", std::gmtime(&now));
+  return date;
+}
+
+/// memcpy of a CPU tensor, split over the threads.
+inline void copy_all(const Tensor& from, Tensor& to, int threads) {
+  const auto* source = static_cast<const char*>(from.raw());
+  auto* target = static_cast<char*>(to.mutable_raw());
+  const int64_t bytes = from.bytes();
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t begin = bytes * omp_get_thread_num() / threads / 64 * 64;
+    const int64_t end = omp_get_thread_num() + 1 == threads
+                            ? bytes
+                            : bytes * (omp_get_thread_num() + 1) / threads / 64 * 64;
+    std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
+  }
 }
 
 /// Long enough for the threads of any thread pool to stop spinning and free their cores.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -14,6 +13,7 @@
 #include "core/packed.h"
 #include "kernels/kernels.h"
 #include "tools/bench_cuda.h"
+#include "tools/bench_machine.h"
 #include "tools/bench_quantize.h"
 #include "tools/commands.h"
 
@@ -253,11 +253,8 @@ void run(const OpsOptions& o) {
         "move\n",
         timer.description(), o.log2_size, kColumns, o.repeats);
     if (o.markdown) {
-      const std::time_t now = std::time(nullptr);
-      char date[16];
-      std::strftime(date, sizeof date, "%F", std::gmtime(&now));
-      fmt::print("{}, `ulp bench ops --device {} --log2-size {} --repeats {} --markdown`\n\n", date,
-                 to_string(device), o.log2_size, o.repeats);
+      fmt::print("{}, `ulp bench ops --device {} --log2-size {} --repeats {} --markdown`\n\n",
+                 today(), to_string(device), o.log2_size, o.repeats);
       fmt::print("| kernel | of | bytes | GB/s | copy | ratio |\n|---|---|--:|--:|--:|--:|\n");
     } else {
       fmt::print("{:<26}{:<14}{:>8}{:>10}{:>10}{:>8}\n", "kernel", "of", "bytes", "GB/s", "copy",

@@ -4,8 +4,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
-#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -149,21 +147,6 @@ struct Row {
   double ratio() const { return bandwidth() / copy; }
 };
 
-/// memcpy split over the threads.
-void copy_all(const Tensor& from, Tensor& to, int threads) {
-  const auto* source = static_cast<const char*>(from.raw());
-  auto* target = static_cast<char*>(to.mutable_raw());
-  const int64_t bytes = from.bytes();
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t begin = bytes * omp_get_thread_num() / threads / 64 * 64;
-    const int64_t end = omp_get_thread_num() + 1 == threads
-                            ? bytes
-                            : bytes * (omp_get_thread_num() + 1) / threads / 64 * 64;
-    std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
-  }
-}
-
 Row measure_cpu(const Setting& s, int64_t n, int threads, int repeats) {
   check(s, kCpu);
   const Work work(s, n, kCpu);
@@ -254,14 +237,11 @@ void print_row(const BenchOptions& o, const Row& r) {
 }
 
 void print_head(const BenchOptions& o, const std::string& where, int log2_size) {
-  const std::time_t now = std::time(nullptr);
-  char date[16];
-  std::strftime(date, sizeof date, "%F", std::gmtime(&now));
   fmt::print(
       "{}, {}; 2^{} parameters, fp32 gradients, medians of {} runs; bytes: what an update of one "
       "must move;\nratio: to the speed of a copy in turn with it; every row checked against the "
       "CPU's portable code\n",
-      date, where, log2_size, o.repeats);
+      today(), where, log2_size, o.repeats);
   if (o.markdown)
     fmt::print(
         "\n| | weight | master | moment1 | moment2 | compensation | bytes | ms | GB/s | ratio |\n"

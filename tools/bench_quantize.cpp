@@ -4,7 +4,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -61,21 +60,6 @@ struct Row {
   std::string format, rounding, kind;
   double ns = 0, stats_ns = 0, memcpy_ns = 0;
 };
-
-/// memcpy split over the threads.
-void copy_all(const Tensor& from, Tensor& to, int threads) {
-  const auto* source = static_cast<const char*>(from.raw());
-  auto* target = static_cast<char*>(to.mutable_raw());
-  const int64_t bytes = from.bytes();
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t begin = bytes * omp_get_thread_num() / threads / 64 * 64;
-    const int64_t end = omp_get_thread_num() + 1 == threads
-                            ? bytes
-                            : bytes * (omp_get_thread_num() + 1) / threads / 64 * 64;
-    std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
-  }
-}
 
 /// The largest magnitude in each block, as bits.
 std::vector<uint32_t> amaxes_of(const Tensor& in, const BlockMap& map) {

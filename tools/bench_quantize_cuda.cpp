@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -10,6 +9,7 @@
 #include "core/error.h"
 #include "kernels/kernels.h"
 #include "tools/bench_cuda.h"
+#include "tools/bench_machine.h"
 #include "tools/bench_quantize.h"
 
 namespace ulp::tools {
@@ -116,11 +116,8 @@ std::vector<DType> outputs(const Quantizer& q) {
 
 /// "2026-11-27, `ulp bench quantize --device cuda:0 …`".
 std::string origin(const CudaQuantizeOptions& o) {
-  const std::time_t now = std::time(nullptr);
-  char date[16];
-  std::strftime(date, sizeof date, "%F", std::gmtime(&now));
   return fmt::format("{}, `ulp bench quantize --device {} --log2-size {} --repeats {} --markdown`",
-                     date, to_string(o.device), o.log2_size, o.repeats);
+                     today(), to_string(o.device), o.log2_size, o.repeats);
 }
 
 nlohmann::ordered_json json_of(const Row& r) {
