@@ -49,9 +49,7 @@ __device__ __forceinline__ void load_tile(const Source& in, int64_t i, Tile& x) 
 #pragma unroll
     for (int q = 0; q < kTileQuads; ++q) words[q] = at[q * kThreads];
 #pragma unroll
-    for (int q = 0; q < kTileQuads; ++q)
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) x[q][k] = decode(words[q][k], kType);
+    for (int q = 0; q < kTileQuads; ++q) decode_quad<kType>(words[q], x[q]);
   });
 }
 
@@ -90,60 +88,6 @@ __device__ __forceinline__ void load_input(const Work& w, int input, int64_t i, 
   }
   float values[kTileQuads * kQuad] = {};
   load_tile_slowly(in, reach, w.columns, i, w.n, values);
-#pragma unroll
-  for (int e = 0; e < kTileQuads * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
-}
-
-/// Rounding by the definition, for what the short forms do not serve. x[e] of 4·kTileQuads.
-__device__ __noinline__ void round_tile_slowly(const Rounder& rounder, const RandomSource& random,
-                                               int64_t i, float* x) {
-  const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
-  for (int e = 0; e < kTileQuads * kQuad; ++e) {
-    const int64_t at = i + e / kQuad * kTileStep + e % kQuad;
-    const uint32_t word = stochastic ? random.word(static_cast<uint64_t>(at)) : 0u;
-    x[e] = quantise_value(x[e], rounder.grid, rounder.grid.rounding, word);
-  }
-}
-
-__device__ __forceinline__ void round_tile(const Rounder& rounder, const RandomSource& random,
-                                           int64_t i, Tile& x) {
-  using How = Rounder::How;
-  const auto fast = [&]<How kHow>() {
-#pragma unroll
-    for (int q = 0; q < kTileQuads; ++q) {
-      PhiloxWords words{};
-      if constexpr (Rounder::draws(kHow))
-        words = random.words(static_cast<uint64_t>(i + q * kTileStep) / kQuad);
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k)
-        x[q][k] =
-            round_fast<kHow, fast::Specials::Absent>(x[q][k], rounder, 0, words.word[k]).value;
-    }
-  };
-  if (rounder.how == How::Copy) {
-#pragma unroll
-    for (int q = 0; q < kTileQuads; ++q)
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) x[q][k] = canonical(x[q][k]);
-    return;
-  }
-  float zero = 0;
-#pragma unroll
-  for (int q = 0; q < kTileQuads; ++q) zero = zero_of(x[q], zero);
-  if (rounder.stays_a_number && zero == 0) {
-    switch (rounder.how) {
-      case How::Nearest: return fast.template operator()<How::Nearest>();
-      case How::Stochastic: return fast.template operator()<How::Stochastic>();
-      case How::StochasticBounded: return fast.template operator()<How::StochasticBounded>();
-      case How::NearestCut: return fast.template operator()<How::NearestCut>();
-      case How::StochasticCut: return fast.template operator()<How::StochasticCut>();
-      default: break;
-    }
-  }
-  float values[kTileQuads * kQuad];
-#pragma unroll
-  for (int e = 0; e < kTileQuads * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
-  round_tile_slowly(rounder, random, i, values);
 #pragma unroll
   for (int e = 0; e < kTileQuads * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
 }
@@ -190,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kInputs == 1 ? 4 : 3)
 #pragma unroll
       for (int k = 0; k < kQuad; ++k)
         x[0][q][k] = call<Functor, kInputs>(x[0][q][k], x[1][q][k], x[2][q][k], w.alpha);
-    round_tile(w.rounder, random, i, x[0]);
+    round_quads(w.rounder, random, i, kTileStep, x[0]);
     store_tile(w.out, i, w.n, whole, x[0]);
   }
 }

@@ -25,15 +25,27 @@ inline int64_t blocks_for(int64_t n, int64_t per_block) {
   return std::min((n + per_block - 1) / per_block, most_blocks);
 }
 
+/// A launch's name for errors, and its bytes of dynamic shared memory.
+struct Launch {
+  const char* kernel;
+  size_t shared_bytes = 0;
+  Launch(const char* name, size_t bytes = 0) : kernel(name), shared_bytes(bytes) {}
+};
+
 /// Queues function(args...) on the stream; no blocks, no launch. Throws with the kernel's name if it cannot start.
 template <class... Params, class... Args>
-void launch(const char* kernel, Stream stream, int64_t blocks, dim3 threads,
+void launch(const Launch& as, Stream stream, int64_t blocks, dim3 threads,
             void (*function)(Params...), const Args&... args) {
   if (blocks <= 0) return;
+  const char* const kernel = as.kernel;
   ULP_CHECK(blocks <= INT32_MAX,
             "{}: {} blocks are more than a CUDA grid holds; use smaller tensors", kernel, blocks);
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
-  function<<<dim3(static_cast<unsigned>(blocks)), threads, 0,
+  constexpr size_t kUsualBytes = 32 << 10;  // beside static ones
+  if (as.shared_bytes > kUsualBytes)
+    ULP_CUDA_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(as.shared_bytes)));
+  function<<<dim3(static_cast<unsigned>(blocks)), threads, as.shared_bytes,
              static_cast<cudaStream_t>(stream.handle)>>>(args...);
   const cudaError_t status = cudaGetLastError();
   ULP_CHECK(status == cudaSuccess, "{}: its CUDA launch failed with {} ({})", kernel,

@@ -1,8 +1,9 @@
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/step_state.h"
-#include "kernels/cuda/state.cuh"
+#include "kernels/cuda/state_slot.cuh"
 #include "kernels/functors.h"
 #include "kernels/kernels.h"
 
@@ -11,12 +12,12 @@ namespace {
 
 using functors::UpdateScalars;
 
-/// The states that are kept beside the weight, by their number.
-enum StateIndex { kMaster, kMoment1, kMoment2, kCompensation, kStates };
+/// What is kept of a parameter, by number.
+enum StateIndex { kWeight, kMaster, kMoment1, kMoment2, kCompensation, kStates };
 
 /// One parameter's memory, gradient apart, and the blocks that work on it: from first_block to the next one's.
 struct Parameter {
-  StateArray weight, states[kStates];
+  StateArray states[kStates];
   int64_t n;
   int32_t first_block;
   uint32_t grad_stream;
@@ -29,6 +30,9 @@ static_assert(std::has_unique_object_representations_v<Parameter>);  // compared
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 constexpr int kMost = 192;
 
+/// Up to so many elements what counts is that many threads begin at once, in little code.
+constexpr int64_t kMostForQuads = int64_t{1} << 20;
+
 /// Blocks for one parameter: a few of a GPU's worth, so that what each reads before it starts counts little.
 constexpr int64_t kMostBlocks = 2112;
 
@@ -37,13 +41,15 @@ struct Work {
   Parameter only;
   int32_t count, blocks;
   Rounder grad_rule;
-  StateRule weight_rule, rules[kStates];
+  StateRule rules[kStates];
   UpdateSettings settings;
   RandomKey key;  // its stream apart
   const float* rates;
   int64_t rate_count;
   const int32_t *updates, *steps;
   const StepState* state;
+  bool is_short;                   // state_slot.cuh serves all of it
+  int8_t slots, slot_of[kStates];  // the gradient has slot 0; −1: there is no such state
   const void* grads[kMost];
 };
 static_assert(sizeof(Work) <= 4096);
@@ -55,6 +61,20 @@ __device__ __forceinline__ void for_rule(UpdateRule rule, const Call& call) {
     case UpdateRule::Momentum: return call.template operator()<UpdateRule::Momentum>();
     case UpdateRule::Adam: return call.template operator()<UpdateRule::Adam>();
     case UpdateRule::Lion: return call.template operator()<UpdateRule::Lion>();
+  }
+}
+
+/// One element's new numbers, unrounded. With Kahan `owed` becomes what is added to x.
+template <UpdateRule kRule>
+__device__ __forceinline__ void update_one(const UpdateScalars& s, bool kahan, float g, float& x,
+                                           float& m, float& v, float& owed) {
+  const float d = functors::decayed_gradient(s, x, g);
+  const float u = functors::direction_of<kRule>(s, d, m, v);
+  if (kahan) {
+    owed = functors::owed(s, x, u, owed);
+    x = x + owed;
+  } else {
+    x = functors::moved(s, x, u);
   }
 }
 
@@ -211,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
     if (has_master)
       read_quad(w.rules[kMaster], p.states[kMaster], i, count, x);
     else
-      load_quad(p.weight.source(), i, count, x);
+      load_quad(p.states[kWeight].source(), i, count, x);
     if (has_moment1) read_quad(w.rules[kMoment1], p.states[kMoment1], i, count, m);
     if (has_moment2) read_quad(w.rules[kMoment2], p.states[kMoment2], i, count, v);
     if (kahan) read_quad(w.rules[kCompensation], p.states[kCompensation], i, count, owed);
@@ -223,15 +243,8 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
     for_rule(s.rule, [&]<UpdateRule kRule>() {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
-        const float d = functors::decayed_gradient(s, x[k], g[k]);
-        const float u = functors::direction_of<kRule>(s, d, m[k], v[k]);
         old[k] = x[k];
-        if (kahan) {
-          owed[k] = functors::owed(s, x[k], u, owed[k]);
-          x[k] = x[k] + owed[k];
-        } else {
-          x[k] = functors::moved(s, x[k], u);
-        }
+        update_one<kRule>(s, kahan, g[k], x[k], m[k], v[k], owed[k]);
       }
     });
     if (has_moment1) write_quad(w.rules[kMoment1], p.states[kMoment1], random, i, count, m);
@@ -239,20 +252,228 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
     if (has_master)
       write_quad(w.rules[kMaster], p.states[kMaster], random, i, count, x);
     else
-      write_quad(w.weight_rule, p.weight, random, i, count, x);
+      write_quad(w.rules[kWeight], p.states[kWeight], random, i, count, x);
     if (kahan) {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) owed[k] = functors::lost(old[k], owed[k], x[k]);
       write_quad(w.rules[kCompensation], p.states[kCompensation], random, i, count, owed);
     }
-    if (has_master) write_quad(w.weight_rule, p.weight, random, i, count, x);
+    if (has_master) write_quad(w.rules[kWeight], p.states[kWeight], random, i, count, x);
   }
 }
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
-/// Groups, and codes of every kind. kOctets: of any width.
+/// What a block knows while it goes through its tiles.
+struct Walk {
+  const BlockStart* start;
+  const StateLookup* lookups;  // kStates
+  RandomSource random, grad_random;
+};
+
+/// By the definition: groups, codes of every kind, Inf and NaN, ends and arrays that lie askew. kOctets: codes of any width.
 template <bool kOctets>
-__global__ void __launch_bounds__(kThreads, 2) optimizer_kernel(const __grid_constant__ Work w) {
+__device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
+                                         const Tile<kOctets>& tile) {
+  const UpdateScalars& s = walk.start->scalars;
+  const Parameter& p = walk.start->parameter;
+  const Source grad = gradient_of(*walk.start);
+  const RandomSource& random = walk.random;
+  const StateLookup* lookups = walk.lookups;
+  const bool has_master = p.states[kMaster].data != nullptr;
+  const bool has_moment1 = p.states[kMoment1].data != nullptr;
+  const bool has_moment2 = p.states[kMoment2].data != nullptr;
+  const bool kahan = p.states[kCompensation].data != nullptr;
+  const auto fetch_one = [&](StateIndex i, RawQuads& raw) {
+    fetch_state(w.rules[i], p.states[i], tile, raw);
+  };
+  const auto read_one = [&](StateIndex i, const RawQuads& raw, Values& x) {
+    read_state(w.rules[i], &lookups[i], p.states[i], tile, raw, x);
+  };
+  const auto write_one = [&](StateIndex i, Values& x) {
+    write_state(w.rules[i], &lookups[i], p.states[i], random, tile, x);
+  };
+  RawQuads raw_g, raw_x, raw_m, raw_v, raw_c;
+  fetch(grad, tile, raw_g);
+  if (has_master)
+    fetch_one(kMaster, raw_x);
+  else
+    fetch(p.states[kWeight].source(), tile, raw_x);
+  if (has_moment1) fetch_one(kMoment1, raw_m);
+  if (has_moment2) fetch_one(kMoment2, raw_v);
+  if (kahan) fetch_one(kCompensation, raw_c);
+
+  Values g, x, m = {}, v = {}, owed = {}, old;
+  numbers_of(grad, tile, raw_g, g);
+#pragma unroll
+  for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
+  round_quads(w.grad_rule, walk.grad_random, tile.at(0), tile.at(1) - tile.at(0), g);
+  if (s.grad_scaling_after != 1.0f)
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling_after);
+  if (has_master)
+    read_one(kMaster, raw_x, x);
+  else
+    numbers_of(p.states[kWeight].source(), tile, raw_x, x);
+  if (has_moment1) read_one(kMoment1, raw_m, m);
+  if (has_moment2) read_one(kMoment2, raw_v, v);
+  if (kahan) read_one(kCompensation, raw_c, owed);
+  for_rule(s.rule, [&]<UpdateRule kRule>() {
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        old[j][k] = x[j][k];
+        update_one<kRule>(s, kahan, g[j][k], x[j][k], m[j][k], v[j][k], owed[j][k]);
+        x[j][k] = canonical(x[j][k]);
+        m[j][k] = canonical(m[j][k]);
+        v[j][k] = canonical(v[j][k]);
+      }
+  });
+  if (has_moment1) write_one(kMoment1, m);
+  if (has_moment2) write_one(kMoment2, v);
+  if (has_master)
+    write_one(kMaster, x);
+  else
+    write_state(w.rules[kWeight], lookups, p.states[kWeight], random, tile, x);
+  if (kahan) {
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k)
+        owed[j][k] = canonical(functors::lost(old[j][k], owed[j][k], x[j][k]));
+    write_one(kCompensation, owed);
+  }
+  if (has_master) write_state(w.rules[kWeight], lookups, p.states[kWeight], random, tile, x);
+}
+
+/// Gradients, weights, moments: 512 elements a warp in short forms, each in its slot. False, and nothing is written, where these
+/// do not serve. Called by whole warps.
+template <bool kKahan>
+__device__ __forceinline__ bool update_slots(const Work& w, const Walk& walk, int64_t begin,
+                                             float4* slots) {
+  // Copies: what is written to slots might be what they refer to, for all that the compiler knows.
+  const UpdateScalars s = walk.start->scalars;
+  const RandomSource random = walk.random;
+  const DType grad_type = walk.start->parameter.grad_type;
+  const auto array = [&](int i) -> StateArray { return walk.start->parameter.states[i]; };
+  const auto has = [&](int i) { return w.slot_of[i] >= 0; };
+  const auto slot_of = [&](int i) { return Slot{slots + w.slot_of[i] * (kSlot / kQuad)}; };
+  const StateIndex kept = has(kMaster) ? kMaster : kWeight;
+  const Slot grad{slots}, numbers = slot_of(kept);
+
+  __syncwarp();
+  fetch_bytes(walk.start->grad, 8 * static_cast<int32_t>(size_of(grad_type)), begin, grad);
+#pragma unroll 1
+  for (int i = kept; i < kStates; ++i)
+    if (has(i)) fetch_slot(w.rules[i], array(i), begin, slot_of(i));
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncwarp();
+
+  bool special = false;
+  decode_native(grad_type, grad);
+#pragma unroll 1
+  for (int i = kept; i < kStates; ++i)
+    if (has(i)) special |= decode_slot(w.rules[i], walk.lookups[i], array(i), begin, slot_of(i));
+
+  float zero = 0;
+  if (w.grad_rule.how != Rounder::How::Copy) {
+    SlotValues g;
+    grad.load(g);
+    for_slot([&](int j, int k) { g[j][k] *= s.grad_scaling; });
+    grad.store(g);
+    zero = beyond_reach(1, g, zero);
+    round_slot(w.grad_rule, walk.grad_random, begin, grad);
+  }
+  const float scaling = w.grad_rule.how != Rounder::How::Copy ? 1.0f : s.grad_scaling;
+  const float weight_reach = w.rules[kWeight].reach * (kept == kMaster ? 2.0f : 1.0f);
+  constexpr int kAtOnce = 2;  // quads
+  using Values = float[kAtOnce][kQuad];
+  for_rule(s.rule, [&]<UpdateRule kRule>() {
+#pragma unroll 1
+    for (int first = 0; first < kSlotQuads; first += kAtOnce) {
+      const auto load = [&](Slot slot, Values& to) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) slot.load(first + j, to[j]);
+      };
+      const auto store = [&](Slot slot, const Values& from) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) slot.store(first + j, from[j]);
+      };
+      constexpr bool kMoment = kRule != UpdateRule::Sgd, kTwo = kRule == UpdateRule::Adam;
+      Values g, x, m = {}, v = {}, owed = {};
+      load(grad, g);
+      load(numbers, x);
+      if constexpr (kMoment) load(slot_of(kMoment1), m);
+      if constexpr (kTwo) load(slot_of(kMoment2), v);
+      if constexpr (kKahan) {
+        load(slot_of(kCompensation), owed);
+        // What will be lost is less than this many times these.
+        constexpr float kRoom = 0x1p8f;
+        zero = beyond_reach(w.rules[kCompensation].reach * kRoom, x, zero);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) {
+          const float scaled = (g[j][k] * scaling) * s.grad_scaling_after;
+          if constexpr (kKahan) g[j][k] = x[j][k];  // the old one: its slot is free now
+          update_one<kRule>(s, kKahan, scaled, x[j][k], m[j][k], v[j][k], owed[j][k]);
+        }
+      if constexpr (kKahan) {
+        store(grad, g);
+        store(slot_of(kCompensation), owed);
+        zero = beyond_reach(w.rules[kCompensation].reach * 0x1p8f, owed, zero);
+      }
+      store(numbers, x);
+      zero = beyond_reach(weight_reach, x, zero);
+      if (kept == kMaster) zero = beyond_reach(w.rules[kMaster].reach, x, zero);
+      if constexpr (kMoment) {
+        store(slot_of(kMoment1), m);
+        zero = beyond_reach(w.rules[kMoment1].reach, m, zero);
+      }
+      if constexpr (kTwo) {
+        store(slot_of(kMoment2), v);
+        zero = beyond_reach(w.rules[kMoment2].reach, v, zero);
+      }
+    }
+  });
+  if (__any_sync(kFullWarp, special || !(zero == 0))) return false;
+
+    // The master before the weight, which is made of it; the compensation last.
+#pragma unroll 1
+  for (int turn = -1; turn < kStates; ++turn) {
+    const int i = turn < 0 ? kept : turn;
+    if (!has(i) || turn == kept) continue;
+    if (kKahan && i == kCompensation) {
+      SlotValues old, owed, x;
+      grad.load(old);
+      slot_of(i).load(owed);
+      numbers.load(x);
+      for_slot([&](int j, int k) { owed[j][k] = functors::lost(old[j][k], owed[j][k], x[j][k]); });
+      slot_of(i).store(owed);
+    }
+    const bool values = i == kMaster || (kKahan && i == kept);
+    keep_slot(w.rules[i], walk.lookups[i], array(i), random, begin, values, slot_of(i));
+  }
+  return true;
+}
+
+/// What a launch of optimizer_tiles_kernel meets: states with compensation, codes of any width.
+enum class Tiles : uint8_t { Plain, Kahan, Octets };
+
+/// Each warp has w.slots slots of dynamic shared memory.
+size_t slot_bytes(int slots) {
+  return static_cast<size_t>(slots) * (kThreads / kWarp) * kSlot * sizeof(float);
+}
+
+template <Tiles kTiles>
+__global__ void __launch_bounds__(kThreads, kTiles == Tiles::Plain ? 3 : 2)
+    optimizer_tiles_kernel(const __grid_constant__ Work w) {
   __shared__ BlockStart start;
   __shared__ StateLookup lookups[kStates];
   begin_block(w, start);
@@ -261,100 +482,45 @@ __global__ void __launch_bounds__(kThreads, 2) optimizer_kernel(const __grid_con
   __syncthreads();
   if (start.grad == nullptr) return;
 
-  const UpdateScalars s = start.scalars;
   const Parameter& p = start.parameter;
-  const Source grad = gradient_of(start);
-  const RandomSource random(w.key);
-  RandomSource grad_random = random;
-  grad_random.stream = p.grad_stream;
-  const bool has_master = p.states[kMaster].data != nullptr;
-  const bool has_moment1 = p.states[kMoment1].data != nullptr;
-  const bool has_moment2 = p.states[kMoment2].data != nullptr;
-  const bool kahan = p.states[kCompensation].data != nullptr;
+  Walk walk{&start, lookups, RandomSource(w.key), RandomSource(w.key)};
+  walk.grad_random.stream = p.grad_stream;
+  const auto lies_well = [](const void* data) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  };
+  bool is_short = w.is_short && lies_well(start.grad);
+  for (const StateArray& state : p.states) is_short = is_short && lies_well(state.data);
+  extern __shared__ float4 slots[];
   constexpr int kWarps = kThreads / kWarp;
-  const int64_t step = static_cast<int64_t>(start.end - p.first_block) * kWarps * kTile;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  float4* const own = slots + warp * w.slots * (kSlot / kQuad);
+  const int64_t step = static_cast<int64_t>(start.end - p.first_block) * kWarps * kSlot;
   const int64_t first =
-      (static_cast<int64_t>(static_cast<int32_t>(blockIdx.x) - p.first_block) * kWarps +
-       threadIdx.x / kWarp) *
-      kTile;
-
+      (static_cast<int64_t>(static_cast<int32_t>(blockIdx.x) - p.first_block) * kWarps + warp) *
+      kSlot;
   for (int64_t begin = first; begin < p.n; begin += step) {
-    const Tile<kOctets> tile{begin, p.n};
-    const auto fetch_one = [&](StateIndex i, RawQuads& raw) {
-      fetch_state(w.rules[i], p.states[i], tile, raw);
-    };
-    const auto read_one = [&](StateIndex i, const RawQuads& raw, Values& x) {
-      read_state(w.rules[i], &lookups[i], p.states[i], tile, raw, x);
-    };
-    const auto write_one = [&](StateIndex i, Values& x) {
-      write_state(w.rules[i], &lookups[i], p.states[i], random, tile, x);
-    };
-    RawQuads raw_g, raw_x, raw_m, raw_v, raw_c;
-    fetch(grad, tile, raw_g);
-    if (has_master)
-      fetch_one(kMaster, raw_x);
-    else
-      fetch(p.weight.source(), tile, raw_x);
-    if (has_moment1) fetch_one(kMoment1, raw_m);
-    if (has_moment2) fetch_one(kMoment2, raw_v);
-    if (kahan) fetch_one(kCompensation, raw_c);
-
-    Values g, x, m = {}, v = {}, owed = {}, old;
-    numbers_of(grad, tile, raw_g, g);
-#pragma unroll
-    for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
-    round_tile(w.grad_rule, grad_random, tile, g);
-    if (s.grad_scaling_after != 1.0f)
-#pragma unroll
-      for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling_after);
-    if (has_master)
-      read_one(kMaster, raw_x, x);
-    else
-      numbers_of(p.weight.source(), tile, raw_x, x);
-    if (has_moment1) read_one(kMoment1, raw_m, m);
-    if (has_moment2) read_one(kMoment2, raw_v, v);
-    if (kahan) read_one(kCompensation, raw_c, owed);
-    for_rule(s.rule, [&]<UpdateRule kRule>() {
-#pragma unroll
-      for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          const float d = functors::decayed_gradient(s, x[j][k], g[j][k]);
-          const float u = functors::direction_of<kRule>(s, d, m[j][k], v[j][k]);
-          old[j][k] = x[j][k];
-          if (kahan) {
-            owed[j][k] = functors::owed(s, x[j][k], u, owed[j][k]);
-            x[j][k] = canonical(x[j][k] + owed[j][k]);
-          } else {
-            x[j][k] = canonical(functors::moved(s, x[j][k], u));
-          }
-          m[j][k] = canonical(m[j][k]);
-          v[j][k] = canonical(v[j][k]);
-        }
-    });
-    if (has_moment1) write_one(kMoment1, m);
-    if (has_moment2) write_one(kMoment2, v);
-    if (has_master)
-      write_one(kMaster, x);
-    else
-      write_state(w.weight_rule, lookups, p.weight, random, tile, x);
-    if (kahan) {
-#pragma unroll
-      for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k)
-          owed[j][k] = canonical(functors::lost(old[j][k], owed[j][k], x[j][k]));
-      write_one(kCompensation, owed);
+    if constexpr (kTiles != Tiles::Octets) {
+      if (is_short && begin + kSlot <= p.n &&
+          update_slots<kTiles == Tiles::Kahan>(w, walk, begin, own))
+        continue;
     }
-    if (has_master) write_state(w.weight_rule, lookups, p.weight, random, tile, x);
+    for (int64_t at = begin; at < min(begin + kSlot, p.n); at += kTile)
+      update_tile(w, walk, Tile<kTiles == Tiles::Octets>{at, p.n});
   }
 }
 
 // ---- calls ----------------------------------------------------------------------------------------------------------
+/// The native type whose numbers are the format's; U8 if there is none.
+DType native_type(const Format& format) {
+  static const std::pair<Format, DType> kAll[] = {{Quantizer::parse("bf16").format, DType::BF16},
+                                                  {Quantizer::parse("fp16").format, DType::F16},
+                                                  {Quantizer::parse("e4m3").format, DType::F8E4M3},
+                                                  {Quantizer::parse("e5m2").format, DType::F8E5M2}};
+  for (const auto& [own, dtype] : kAll)
+    if (own == format) return dtype;
+  return DType::U8;
+}
+
 /// packed: some state of the rule is kept as codes.
 StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool packed) {
   StateRule rule{};
@@ -369,6 +535,13 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool 
   if (rule.rounder.how == Rounder::How::NearestPosit ||
       rule.rounder.how == Rounder::How::StochasticPosit)
     rule.rounder.how = Rounder::How::Any;
+  using How = Rounder::How;
+  const Rounder& r = rule.rounder;
+  rule.is_short = r.how == How::Copy || (r.how != How::Any && r.stays_a_number);
+  rule.native = native_type(q.format);
+  rule.converts = rule.native != DType::U8 && (r.how == How::Nearest || r.how == How::NearestCut);
+  rule.reach = 1;
+  if (rule.converts && rule.group == 0) rule.reach = 0x1.FFFFEp127f / float_of(r.fast.max);
   if (!packed) return rule;
   rule.code = make_code_rule(q.format);
   rule.quick = make_short_float(rule.code);
@@ -379,6 +552,9 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool 
     if (rule.code.kind == CodeRule::Kind::Table && q.bits == RandomBits{})
       rule.tree = tree_on(device, q);
   }
+  const bool has_short = rule.native != DType::U8 || rule.quick.serves;
+  rule.is_short =
+      has_piece(rule.code.bits) && (rule.tree.size != 0 || (rule.is_short && has_short));
   return rule;
 }
 
@@ -395,7 +571,7 @@ StateArray array_of(const StoredState& state, const RandomKey& key) {
 
 Parameter make_parameter(const OptimizerParameter& from) {
   Parameter p{};
-  p.weight = array_of({from.weight}, from.weight_key);
+  p.states[kWeight] = array_of({from.weight}, from.weight_key);
   p.states[kMaster] = array_of(from.master, from.master_key);
   p.states[kMoment1] = array_of(from.moment1, from.moment1_key);
   p.states[kMoment2] = array_of(from.moment2, from.moment2_key);
@@ -432,14 +608,12 @@ bool takes_quads(const Work& w) {
   return true;
 }
 
-void launch_optimizer(Stream stream, const Work& w, bool quads) {
-  bool octets = false;
-  for (const StateRule& rule : w.rules)
-    octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
-  launch("optimizer_step", stream, w.blocks, kThreads,
-         quads    ? optimizer_quads_kernel
-         : octets ? optimizer_kernel<true>
-                  : optimizer_kernel<false>,
+void launch_optimizer(Stream stream, const Work& w, Tiles tiles, bool quads) {
+  launch({"optimizer_step", quads ? 0 : slot_bytes(w.slots)}, stream, w.blocks, kThreads,
+         quads                   ? optimizer_quads_kernel
+         : tiles == Tiles::Plain ? optimizer_tiles_kernel<Tiles::Plain>
+         : tiles == Tiles::Kahan ? optimizer_tiles_kernel<Tiles::Kahan>
+                                 : optimizer_tiles_kernel<Tiles::Octets>,
          w);
 }
 
@@ -460,7 +634,7 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   if (w.grad_rule.how == Rounder::How::NearestPosit ||
       w.grad_rule.how == Rounder::How::StochasticPosit)
     w.grad_rule.how = Rounder::How::Any;
-  w.weight_rule = rule_of(device, args.weight_format, one.weight_key, false);
+  w.rules[kWeight] = rule_of(device, args.weight_format, one.weight_key, false);
   const auto set_rule = [&](StateIndex i, const Quantizer& q, auto member) {
     w.rules[i] = rule_of(device, q, one.weight_key, packed(member));
   };
@@ -476,8 +650,29 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   w.steps = args.steps.data<int32_t>();
   w.state = args.state;
 
-  const bool quads = takes_quads(w);
-  const int64_t per_block = quads ? kThreads * kQuad : kThreads / kWarp * kTile;
+  const Rounder& g = w.grad_rule;
+  w.is_short = w.rules[kWeight].is_short &&
+               (g.how == Rounder::How::Copy || (g.how != Rounder::How::Any && g.stays_a_number));
+  for (const StateRule& rule : w.rules) w.is_short = w.is_short && rule.is_short;
+  Tiles tiles = one.compensation.defined() ? Tiles::Kahan : Tiles::Plain;
+  for (const StateRule& rule : w.rules)
+    if (rule.code.bits != 0 && !has_piece(rule.code.bits)) tiles = Tiles::Octets;
+  w.slots = 1;
+  const auto take_slot = [&](StateIndex i, bool needed) {
+    w.slot_of[i] = needed ? w.slots++ : int8_t{-1};
+  };
+  take_slot(kWeight, true);
+  w.slot_of[kMaster] = one.master.defined() ? w.slot_of[kWeight] : int8_t{-1};
+  take_slot(kMoment1, one.moment1.defined());
+  take_slot(kMoment2, one.moment2.defined());
+  take_slot(kCompensation, one.compensation.defined());
+  int64_t elements = 0;
+  for (const OptimizerParameter& from : args.parameters) elements += from.weight.numel();
+  // Where nothing is rounded but the weight, memory is what takes time.
+  bool rounds = false;
+  for (int i = kMaster; i < kStates; ++i) rounds |= w.rules[i].rounder.how != Rounder::How::Copy;
+  const bool quads = takes_quads(w) && (elements <= kMostForQuads || !w.is_short || !rounds);
+  const int64_t per_block = quads ? kThreads * kQuad : kThreads / kWarp * kSlot;
   std::vector<Parameter> parameters;
   std::vector<int32_t> blocks(1, 0);  // of each launch
   for (const OptimizerParameter& from : args.parameters) {
@@ -502,7 +697,7 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
       const Tensor& grad = args.parameters[begin + i].grad;
       w.grads[i] = grad.defined() ? grad.raw() : nullptr;
     }
-    launch_optimizer(stream, w, quads);
+    launch_optimizer(stream, w, tiles, quads);
   }
 }
 

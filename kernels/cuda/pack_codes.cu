@@ -127,38 +127,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- short forms ----------------------------------------------------------------------------------------------------
-/// The scale of a quad's block, and what divides by it.
-struct QuadScale {
-  float scale, inverse;
-};
-
 /// 1 / scale within a few units in the last place, exact for powers of two. What it makes is checked.
 __device__ __forceinline__ float inverse_of(float scale) {
   float inverse;
   asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(scale));
   return inverse;
-}
-
-/// The code of x: scaled so that fp32's fields are the format's, then rounded, because 1 / scale may be rounded. `is_exact`
-/// becomes false if it does not mean x, or only the definition can tell.
-__device__ __forceinline__ uint32_t short_float_code(const Coding& c, const QuadScale& s, float x,
-                                                     bool& is_exact) {
-  const uint32_t magnitude = c.quick.magnitude(fabsf(x) * s.inverse * c.quick.inverse_unit);
-  const float back = c.quick.scaled(magnitude) * c.quick.unit * s.scale;
-  is_exact &= back == fabsf(x) && magnitude < c.quick.limit;
-  return magnitude | c.quick.sign_of(x);
-}
-
-__device__ __forceinline__ uint32_t short_integer_code(const Coding& c, const QuadScale& s, float x,
-                                                       bool& is_exact) {
-  constexpr float kMagic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
-  const float near = x * s.inverse * c.inverse_unit + kMagic;
-  const auto k = static_cast<int32_t>(bits_of(near) - bits_of(kMagic));
-  const float back = (near - kMagic) * c.unit * s.scale + 0.0f;  // +0 only
-  const auto sign = static_cast<int32_t>(c.rule.sign);
-  const uint32_t above = static_cast<uint32_t>(k + sign);  // the least number is 0
-  is_exact &= bits_of(back) == bits_of(x) && above <= low_bits(c.rule.bits);
-  return static_cast<uint32_t>(k) & low_bits(c.rule.bits);
 }
 
 /// Four codes of kBits bits each in one piece of the stream; 6 bits: in bits 0 … 23.
@@ -168,6 +141,51 @@ __device__ __forceinline__ uint64_t piece_of(const uint32_t (&code)[kQuad]) {
     return (code[0] | code[1] << 16) | uint64_t{code[2] | code[3] << 16} << 32;
   else
     return code[0] | code[1] << kBits | code[2] << (2 * kBits) | code[3] << (3 * kBits);
+}
+
+/// The scale of a quad's block, and what divides by it.
+struct QuadScale {
+  float scale, inverse;
+};
+
+/// Four codes in one piece of the stream (6 bits: in bits 0 … 23). `differs` gets bits, the sign apart, unless each value is
+/// what its code means: values are scaled so that fp32's fields are the format's, rounded, because 1 / scale may be, kept in the
+/// format and scaled back. Where it gets bits only the definition tells the codes.
+template <int kBits>
+__device__ __forceinline__ uint64_t short_float_piece(const ShortFloat& f, const QuadScale& s,
+                                                      const float (&x)[kQuad], uint32_t& differs) {
+  const uint32_t kept = ~0u << f.drop, half = 1u << f.drop >> 1, most = (f.limit - 1) << f.drop;
+  const int32_t sign_way = 32 - f.drop - kBits;  // from fp32's sign to that beside the fields
+  const uint32_t sign = f.sign << f.drop;
+  uint32_t fields[kQuad];
+  differs |= s.scale == 0;  // 0 · Inf means nothing
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    fields[k] = min((bits_of(fabsf(x[k]) * s.inverse * f.inverse_unit) + half) & kept, most);
+    differs |= bits_of(float_of(fields[k]) * f.unit * s.scale) ^ bits_of(x[k]);
+    fields[k] |= bits_of(x[k]) >> sign_way & sign;
+    fields[k] >>= f.drop;
+  }
+  return piece_of<kBits>(fields);
+}
+
+/// The same for integers; `beyond` gets bits above a code's unless each fits. s: of one in fp32.
+template <int kBits>
+__device__ __forceinline__ uint64_t short_integer_piece(const CodeRule& rule, const QuadScale& s,
+                                                        const float (&x)[kQuad], uint32_t& differs,
+                                                        uint32_t& beyond) {
+  constexpr float kMagic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
+  uint32_t code[kQuad];
+  differs |= s.scale == 0;  // 0 · Inf means nothing
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    const float near = fmaf(x[k], s.inverse, kMagic);
+    code[k] = bits_of(near) - bits_of(kMagic);
+    differs |= bits_of((near - kMagic) * s.scale + 0.0f) ^ bits_of(x[k]);  // no −0
+    beyond |= code[k] + rule.sign;                                         // the least number is 0
+    code[k] &= low_bits(kBits);
+  }
+  return piece_of<kBits>(code);
 }
 
 /// The pieces of a warp's row of 128 elements; `at`: the row's first byte.
@@ -218,40 +236,76 @@ __device__ __forceinline__ void codes_of(uint64_t piece, uint32_t (&code)[kQuad]
                           : own >> (k * kBits % 32) & low_bits(kBits);
 }
 
+/// What of_block(block) says of the blocks of a segment's quads. Called by whole warps.
+template <class OfBlock>
+__device__ __forceinline__ void of_segment(const Places& places, int64_t begin,
+                                           const OfBlock& of_block, float (&scale)[kRows]) {
+  const int32_t shift = places.run_shift;
+  if (shift >= kSegmentShift) {
+    const float all = of_block(begin >> shift);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) scale[j] = all;
+    return;
+  }
+  if (shift < kSegmentShift - 5) {
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) scale[j] = of_block(places.block(quad_at(begin, j)));
+    return;
+  }
+  // Up to 32 blocks: a thread looks at one.
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % kWarp;
+  const float own = lane < 1 << (kSegmentShift - shift) ? of_block((begin >> shift) + lane) : 1.0f;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j)
+    scale[j] =
+        __shfl_sync(kFullWarp, own, (j * static_cast<int32_t>(kRow) + lane * kQuad) >> shift);
+}
+
+/// A segment by the definition, out of line. Called by whole warps.
+template <int kBits>
+__device__ __noinline__ void pack_segment_slowly(const Source& values, const Coding& c,
+                                                 const float* numbers, int64_t begin,
+                                                 uint8_t* codes, unsigned long long* no_code) {
+  for (int j = 0; j < kRows; ++j) {
+    const int64_t i = quad_at(begin, j);
+    const float scale = scale_of(c, numbers, c.places.block(i)).scale;
+    uint32_t code[kQuad];
+    for (int k = 0; k < kQuad; ++k) {
+      const float value = load_one(values.data, values.dtype, i + k);
+      code[k] = told_code(code_of(c.rule, value, scale), i + k, no_code);
+    }
+    store_pieces<kBits>(codes + (begin + j * kRow) / kOctet * kBits, piece_of<kBits>(code));
+  }
+}
+
 /// Segments [0, segments).
 template <CodeRule::Kind kKind, int kBits>
 __global__ void __launch_bounds__(kThreads, 3)
-    pack_segments_kernel(Source values, const __grid_constant__ Coding c, int64_t segments,
-                         uint8_t* codes, unsigned long long* no_code) {
+    pack_segments_kernel(const __grid_constant__ Source values, const __grid_constant__ Coding c,
+                         int64_t segments, uint8_t* codes, unsigned long long* no_code) {
+  constexpr bool kFloat = kKind == CodeRule::Kind::Float;
   const float* numbers = shared_numbers(c);
   for_segments(segments * kSegment, [&](int64_t begin) {
     Segment x;
     load_segment(values, begin, segments * kSegment, x);
-    QuadScale scales[kRows];
+    float scale[kRows];
+    of_segment(
+        c.places, begin, [&](int64_t block) { return scale_of(c, numbers, block).scale; }, scale);
+    uint32_t differs = 0, beyond = 0;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      scales[j] = {1.0f, 1.0f};
-      if (c.kind == PackedScale::None) continue;
-      scales[j].scale = scale_of(c, numbers, c.places.block(quad_at(begin, j))).scale;
-      scales[j].inverse = inverse_of(scales[j].scale);
+      const QuadScale s{scale[j], inverse_of(scale[j])};
+      uint64_t piece;
+      if constexpr (kFloat)
+        piece = short_float_piece<kBits>(c.quick, s, x[j], differs);
+      else
+        piece = short_integer_piece<kBits>(c.rule, {s.scale * c.unit, s.inverse * c.inverse_unit},
+                                           x[j], differs, beyond);
+      store_pieces<kBits>(codes + (begin + j * kRow) / kOctet * kBits, piece);
     }
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const int64_t i = quad_at(begin, j);
-      const QuadScale& s = scales[j];
-      bool is_exact = true;
-      uint32_t code[kQuad];
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k)
-        code[k] = kKind == CodeRule::Kind::Float ? short_float_code(c, s, x[j][k], is_exact)
-                                                 : short_integer_code(c, s, x[j][k], is_exact);
-      if (!is_exact) {
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k)
-          code[k] = told_code(code_of(c.rule, x[j][k], s.scale), i + k, no_code);
-      }
-      store_pieces<kBits>(codes + (begin + j * kRow) / kOctet * kBits, piece_of<kBits>(code));
-    }
+    const bool fails = kFloat ? differs << 1 != 0 : (differs | beyond >> kBits) != 0;
+    if (__any_sync(kFullWarp, fails))
+      pack_segment_slowly<kBits>(values, c, numbers, begin, codes, no_code);
   });
 }
 
@@ -260,37 +314,44 @@ __global__ void __launch_bounds__(kThreads, 3)
     unpack_segments_kernel(const uint8_t* codes, const __grid_constant__ Coding c, int64_t segments,
                            Sink values) {
   const float* numbers = shared_numbers(c);
+  const bool is_factor = c.kind == PackedScale::Factor;
+  const float last = is_factor ? 1.0f : c.device_factor != nullptr ? *c.device_factor : c.factor;
   for_segments(segments * kSegment, [&](int64_t begin) {
     uint64_t piece[kRows];
-    ScaleOf scale[kRows];
+    float scale[kRows];
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
+    for (int j = 0; j < kRows; ++j)
       piece[j] = load_piece<kBits>(codes + (begin + j * kRow) / kOctet * kBits);
-      scale[j] = scale_of(c, numbers, c.places.block(quad_at(begin, j)));
-    }
+    // Of a scale and a factor of blocks there is one.
+    of_segment(
+        c.places, begin,
+        [&](int64_t block) {
+          const ScaleOf s = scale_of(c, numbers, block);
+          return is_factor ? s.factor : s.scale;
+        },
+        scale);
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       uint32_t code[kQuad];
       codes_of<kBits>(piece[j], code);
       float y[kQuad];
-      bool is_short = true;
+      uint32_t most = 0;
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
-        float number;
         if (kKind == CodeRule::Kind::Float) {
           const uint32_t magnitude = code[k] & (c.quick.sign - 1);
-          is_short &= magnitude < c.quick.limit;
-          number = c.quick.scaled(magnitude) * c.quick.unit;
-          number = float_of(bits_of(number) | c.quick.float_sign(code[k]));
+          most = max(most, magnitude);
+          y[k] = float_of(bits_of(c.quick.scaled(magnitude) * c.quick.unit) |
+                          c.quick.float_sign(code[k]));
         } else {
-          number = decode_integer(c.rule, code[k]);
+          y[k] = decode_integer(c.rule, code[k]);
         }
-        y[k] = canonical(number * scale[j].scale * scale[j].factor);
+        y[k] = y[k] * scale[j] * last;
       }
-      if (!is_short) {
+      if (!(all_finite(y)) || (kKind == CodeRule::Kind::Float && most >= c.quick.limit)) {
+        const ScaleOf s = scale_of(c, numbers, c.places.block(quad_at(begin, j)));
 #pragma unroll
-        for (int k = 0; k < kQuad; ++k)
-          y[k] = number_of(c.rule, code[k], scale[j].scale, scale[j].factor);
+        for (int k = 0; k < kQuad; ++k) y[k] = number_of(c.rule, code[k], s.scale, s.factor);
       }
       store_quad(values, quad_at(begin, j), y);
     }
@@ -358,6 +419,43 @@ __global__ void __launch_bounds__(kThreads)
       if (i < n) atomicMax(amax + places.block(i), most[j]);
     }
   });
+}
+
+/// Blocks of 4 … 128 elements in a row, whose scales follow from nothing else: one pass. n: a multiple of a block.
+__global__ void __launch_bounds__(kThreads, 4)
+    block_scales_kernel(const __grid_constant__ Source x, const __grid_constant__ ScaleRule rule,
+                        int32_t run_shift, int64_t n, void* scales, float* factor) {
+  const int32_t threads = (1 << run_shift) / kQuad;
+  for_segments(n, [&](int64_t begin) {
+    Segment values;
+    load_segment(x, begin, n, values);
+    uint32_t most[kRows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      most[j] = bits_of(values[j][0]) & ~kSignBit;
+#pragma unroll
+      for (int k = 1; k < kQuad; ++k) most[j] = max(most[j], bits_of(values[j][k]) & ~kSignBit);
+    }
+    for (int32_t other = 1; other < threads; other *= 2)
+#pragma unroll
+      for (int j = 0; j < kRows; ++j)
+        most[j] = max(most[j], __shfl_xor_sync(kFullWarp, most[j], other));
+    // Row j's scales are the business of every thread whose number within its block is j, so that all work.
+    const auto own = static_cast<int32_t>(threadIdx.x) % kWarp % threads;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int64_t i = quad_at(begin, j);
+      if (own == j % threads && i < n) {
+        const int64_t block = i >> run_shift;
+        if (rule.kind == PackedScale::Factor)
+          static_cast<float*>(scales)[block] = block_scale(rule.block, most[j], 1.0f).factor;
+        else
+          static_cast<uint8_t*>(scales)[block] =
+              static_cast<uint8_t>(scale_code(rule, most[j], 1.0f));
+      }
+    }
+  });
+  if (blockIdx.x == 0 && threadIdx.x == 0) *factor = tensor_factor(rule, 1.0f);
 }
 
 __global__ void packed_whole_kernel(const uint32_t* amax, int64_t blocks, uint32_t* whole) {
@@ -441,6 +539,14 @@ void pack_scales(Stream stream, const PackScalesArgs& args) {
   const Places places = make_places(args.how, args.x.shape(), args.group_axis);
   const ScaleRule rule = make_scale_rule(args.how, args.stored);
   const int64_t n = args.x.numel(), blocks = places.map.blocks;
+  const bool apart =
+      rule.block.scale.kind != Scale::Kind::E4M3Tensor;  // no scale needs another one's block
+  if (apart && places.keeps_quads && places.run_shift >= 2 && places.run_shift <= 7 && n > 0) {
+    launch("pack_scales", stream, segment_blocks(n), kThreads, block_scales_kernel,
+           source_of(args.x), rule, places.run_shift, n, written(args.scales),
+           static_cast<float*>(written(args.factor)));
+    return;
+  }
   Tensor found = Tensor::empty({blocks + 1}, DType::I32, stream.device);
   auto* amax = static_cast<uint32_t*>(found.mutable_raw());
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));

@@ -88,4 +88,71 @@ __device__ __forceinline__ void round_quad(const Rounder& rounder, const RandomS
   for (int k = 0; k < kQuad; ++k) x[k] = round_any(x[k], rounder.grid, words.word[k]).value;
 }
 
+/// Several quads, `step` elements apart from element `first` on, of finite numbers, in a short form that makes no NaN of these;
+/// false, and nothing is done, if the rounder has none.
+template <int kCount>
+__device__ __forceinline__ bool round_quads_short(const Rounder& rounder,
+                                                  const RandomSource& random, int64_t first,
+                                                  int64_t step, float (&x)[kCount][kQuad]) {
+  using How = Rounder::How;
+  if (rounder.how == How::Copy) return true;
+  if (!rounder.stays_a_number) return false;
+  const auto round = [&]<How kHow>() {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      PhiloxWords words{};
+      if constexpr (Rounder::draws(kHow))
+        words = random.words(static_cast<uint64_t>(first + j * step) / kQuad);
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k)
+        x[j][k] =
+            round_fast<kHow, fast::Specials::Absent>(x[j][k], rounder, 0, words.word[k]).value;
+    }
+  };
+  switch (rounder.how) {
+    case How::Nearest: round.template operator()<How::Nearest>(); return true;
+    case How::Stochastic: round.template operator()<How::Stochastic>(); return true;
+    case How::StochasticBounded: round.template operator()<How::StochasticBounded>(); return true;
+    case How::NearestCut: round.template operator()<How::NearestCut>(); return true;
+    case How::StochasticCut: round.template operator()<How::StochasticCut>(); return true;
+    default: return false;
+  }
+}
+
+/// By the definition, out of line. x: of count quads.
+__device__ __noinline__ inline void round_quads_slowly(const Rounder& rounder,
+                                                       const RandomSource& random, int64_t first,
+                                                       int64_t step, int count, float* x) {
+  const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
+  for (int e = 0; e < count * kQuad; ++e) {
+    const auto i = static_cast<uint64_t>(first + e / kQuad * step + e % kQuad);
+    x[e] =
+        quantise_value(x[e], rounder.grid, rounder.grid.rounding, stochastic ? random.word(i) : 0u);
+  }
+}
+
+/// Several quads of any numbers.
+template <int kCount>
+__device__ __forceinline__ void round_quads(const Rounder& rounder, const RandomSource& random,
+                                            int64_t first, int64_t step,
+                                            float (&x)[kCount][kQuad]) {
+  if (rounder.how == Rounder::How::Copy) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) x[j][k] = canonical(x[j][k]);
+    return;
+  }
+  float zero = 0;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) zero = zero_of(x[j], zero);
+  if (zero == 0 && round_quads_short(rounder, random, first, step, x)) return;
+  float values[kCount * kQuad];
+#pragma unroll
+  for (int e = 0; e < kCount * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
+  round_quads_slowly(rounder, random, first, step, kCount, values);
+#pragma unroll
+  for (int e = 0; e < kCount * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
+}
+
 }  // namespace ulp::cuda

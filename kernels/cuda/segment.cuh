@@ -128,13 +128,83 @@ __device__ __forceinline__ QuadWords<size_of(kType)> encode_quad(const float (&y
   }
 }
 
+/// Two fp16 values as fp32.
+__device__ __forceinline__ void floats_of_halves(uint32_t pair, float& low, float& high) {
+  asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+      : "=f"(low), "=f"(high)
+      : "r"(pair));
+}
+
+/// Four values of their bytes, by the conversions of the hardware, which are exact and have NaN of many kinds.
+template <DType kType>
+__device__ __forceinline__ void decode_quad(const QuadWords<size_of(kType)>& words,
+                                            float (&x)[kQuad]) {
+  if constexpr (kType == DType::F32 || kType == DType::BF16) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
+    return;
+  } else if constexpr (kType == DType::F16) {
+    floats_of_halves(words.words.x, x[0], x[1]);
+    floats_of_halves(words.words.y, x[2], x[3]);
+  } else if constexpr (kType == DType::F8E5M2) {
+    floats_of_halves(__byte_perm(words.words, 0, 0x1404), x[0], x[1]);
+    floats_of_halves(__byte_perm(words.words, 0, 0x3424), x[2], x[3]);
+  } else {
+    static_assert(kType == DType::F8E4M3);
+#if __CUDA_ARCH__ >= 890
+    uint32_t low, high;
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, "
+        "b; }"
+        : "=r"(low), "=r"(high)
+        : "r"(words.words));
+    floats_of_halves(low, x[0], x[1]);
+    floats_of_halves(high, x[2], x[3]);
+#else
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
+    return;
+#endif
+  }
+  if (!all_finite(x)) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[k] = canonical(x[k]);
+  }
+}
+
+/// Whether the hardware rounds fp32 to a type.
+template <DType kType>
+constexpr bool kRounds = kType == DType::BF16 || kType == DType::F16
+#if __CUDA_ARCH__ >= 890
+                         || kType == DType::F8E4M3 || kType == DType::F8E5M2
+#endif
+    ;
+
+/// The bytes of four finite values, rounded to nearest even; none is beyond the type's largest number.
+template <DType kType>
+__device__ __forceinline__ QuadWords<size_of(kType)> convert_quad(const float (&y)[kQuad]) {
+  static_assert(kRounds<kType>);
+  if constexpr (kType == DType::BF16) {
+    uint32_t low, high;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(y[1]), "f"(y[0]));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(y[3]), "f"(y[2]));
+    return {make_uint2(low, high)};
+  } else if constexpr (kType == DType::F16) {
+    return {make_uint2(half_pair(y[0], y[1]), half_pair(y[2], y[3]))};
+  } else if constexpr (kType == DType::F8E5M2) {
+    uint16_t low, high;
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(low) : "f"(y[1]), "f"(y[0]));
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(high) : "f"(y[3]), "f"(y[2]));
+    return {static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16};
+  } else {
+    return encode_quad<kType>(y);
+  }
+}
+
 /// Four neighbours of an aligned array; i is a multiple of four.
 __device__ __forceinline__ void load_quad(const Source& s, int64_t i, float (&x)[kQuad]) {
   for_type(s.dtype, [&]<DType kType>() {
     using Words = QuadWords<size_of(kType)>;
-    const Words words = reinterpret_cast<const Words*>(s.data)[i / kQuad];
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
+    decode_quad<kType>(reinterpret_cast<const Words*>(s.data)[i / kQuad], x);
   });
 }
 __device__ __forceinline__ void store_quad(const Sink& s, int64_t i, const float (&y)[kQuad]) {
@@ -178,9 +248,7 @@ __device__ __forceinline__ void load_segment(const Source& s, int64_t begin, int
     for (int j = 0; j < kRows; ++j)
       words[j] = *reinterpret_cast<const Words*>(at + j * kRow * kBytes);
 #pragma unroll
-    for (int j = 0; j < kRows; ++j)
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) x[j][k] = decode(words[j][k], kType);
+    for (int j = 0; j < kRows; ++j) decode_quad<kType>(words[j], x[j]);
   });
 }
 

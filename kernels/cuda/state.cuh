@@ -27,6 +27,12 @@ struct StateRule {
   BlockRule block;       // of groups
   int32_t group;         // elements, a power of two; 0: no groups
   int32_t group_shift;   // its exponent
+
+  // For state_slot.cuh.
+  bool is_short;  // it serves finite numbers within reach
+  bool converts;  // the hardware's rounding to `native` is this rule's, within reach
+  DType native;   // the type whose numbers are the format's; U8: none
+  float reach;    // what multiplies a number out of fp32 if it is beyond
 };
 
 /// One state's memory. data: null where there is none.
@@ -142,76 +148,21 @@ __device__ __forceinline__ void store(const Sink& s, const Tile<kOctets>& tile, 
 }
 
 // ---- rounding -------------------------------------------------------------------------------------------------------
-/// By the definition, for what the short forms do not serve. x[e] of 4·kTileQuads.
-template <bool kOctets>
-__device__ __noinline__ void round_tile_slowly(const Rounder& rounder, const RandomSource& random,
-                                               const Tile<kOctets>& tile, float* x) {
-  const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
-  for (int e = 0; e < kTileQuads * kQuad; ++e) {
-    const auto i = static_cast<uint64_t>(tile.at(e / kQuad) + e % kQuad);
-    x[e] =
-        quantise_value(x[e], rounder.grid, rounder.grid.rounding, stochastic ? random.word(i) : 0u);
-  }
-}
-
-template <bool kOctets>
-__device__ __forceinline__ void round_tile(const Rounder& rounder, const RandomSource& random,
-                                           const Tile<kOctets>& tile, Values& x) {
-  using How = Rounder::How;
-  if (rounder.how == How::Copy) {
-#pragma unroll
-    for (int j = 0; j < kTileQuads; ++j)
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) x[j][k] = canonical(x[j][k]);
-    return;
-  }
-  const auto fast = [&]<How kHow>() {
-#pragma unroll
-    for (int j = 0; j < kTileQuads; ++j) {
-      PhiloxWords words{};
-      if constexpr (Rounder::draws(kHow))
-        words = random.words(static_cast<uint64_t>(tile.at(j)) / kQuad);
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k)
-        x[j][k] =
-            round_fast<kHow, fast::Specials::Absent>(x[j][k], rounder, 0, words.word[k]).value;
-    }
-  };
-  float zero = 0;
-#pragma unroll
-  for (int j = 0; j < kTileQuads; ++j) zero = zero_of(x[j], zero);
-  if (rounder.stays_a_number && zero == 0) {
-    switch (rounder.how) {
-      case How::Nearest: return fast.template operator()<How::Nearest>();
-      case How::Stochastic: return fast.template operator()<How::Stochastic>();
-      case How::StochasticBounded: return fast.template operator()<How::StochasticBounded>();
-      case How::NearestCut: return fast.template operator()<How::NearestCut>();
-      case How::StochasticCut: return fast.template operator()<How::StochasticCut>();
-      default: break;
-    }
-  }
-  float values[kTileQuads * kQuad];
-#pragma unroll
-  for (int e = 0; e < kTileQuads * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
-  round_tile_slowly(rounder, random, tile, values);
-#pragma unroll
-  for (int e = 0; e < kTileQuads * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
-}
-
-/// Rounds to a table's numbers and tells which they are.
-template <bool kOctets>
+/// Rounds quads, `step` elements apart, to a table's numbers and tells which they are.
+template <int kCount>
 __device__ __forceinline__ void round_to_table(const Rounder& rounder, const TableTree& tree,
-                                               const RandomSource& random,
-                                               const Tile<kOctets>& tile, Values& x, Codes& code) {
+                                               const RandomSource& random, int64_t first,
+                                               int64_t step, float (&x)[kCount][kQuad],
+                                               uint32_t (&code)[kCount][kQuad]) {
   const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
   const int32_t last = tree.size - 1;
   const float lowest = tree.numbers[0], highest = tree.numbers[last];
 #pragma unroll
-  for (int j = 0; j < kTileQuads; ++j) {
+  for (int j = 0; j < kCount; ++j) {
     int32_t found[kQuad];
     tree.find(x[j], found);
     PhiloxWords words{};
-    if (stochastic) words = random.words(static_cast<uint64_t>(tile.at(j)) / kQuad);
+    if (stochastic) words = random.words(static_cast<uint64_t>(first + j * step) / kQuad);
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
       const float value = x[j][k];
@@ -441,9 +392,9 @@ __device__ __forceinline__ void write_state(const StateRule& rule, const StateLo
       TableTree tree = rule.tree;
       tree.steps = lookup->steps;
       tree.numbers = lookup->numbers;
-      round_to_table(rule.rounder, tree, random, tile, x, code);
+      round_to_table(rule.rounder, tree, random, tile.at(0), tile.at(1) - tile.at(0), x, code);
     } else {
-      round_tile(rule.rounder, random, tile, x);
+      round_quads(rule.rounder, random, tile.at(0), tile.at(1) - tile.at(0), x);
 #pragma unroll
       for (int j = 0; j < kTileQuads; ++j) {
         bool finite = rule.quick.serves;
@@ -476,7 +427,7 @@ __device__ __forceinline__ void write_state(const StateRule& rule, const StateLo
     }
     return store_pieces(s, bits, tile, code);
   }
-  round_tile(rule.rounder, random, tile, x);
+  round_quads(rule.rounder, random, tile.at(0), tile.at(1) - tile.at(0), x);
   store(s.sink(), tile, x);
 }
 
