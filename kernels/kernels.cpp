@@ -19,16 +19,6 @@ kernels::Reach kernels::reach_of(const char* kernel, Stream stream, const Tensor
   return reach;
 }
 
-void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,
-                         const Shape& shape) {
-  ULP_CHECK(tensor.defined(), "{}: a tensor of shape {} is missing", kernel, shape);
-  ULP_CHECK(tensor.shape() == shape, "{}: wanted a tensor of shape {}, got {}", kernel, shape,
-            tensor.shape());
-  ULP_CHECK(tensor.device() == stream.device, "{}: wanted a tensor on {}, got one on {}", kernel,
-            stream.device, tensor.device());
-  ULP_CHECK(tensor.is_contiguous(), "{}: wanted a contiguous tensor of shape {}", kernel, shape);
-}
-
 int64_t factor_count(const Quantizer& q, const Shape& shape, int group_axis) {
   if (!q.has_factor()) return 0;
   return q.scale.kind == Scale::Kind::F32 ? make_block_map(q, shape, group_axis).blocks : 1;

@@ -1,9 +1,6 @@
 #pragma once
 
-// Every kernel, one row each: its name and its arguments. The row declares ulp::cpu::name and ulp::cuda::name and defines
-// ulp::kernels::name, which calls the side that the stream names. Tensors are contiguous unless a row says otherwise, and
-// on the stream's device. `dtype` of outputs is F32 unless a row says otherwise. Where a row says "any float", inputs may
-// be F32, BF16, F16, F8E4M3 or F8E5M2. CPU kernels also take F64 for all operands (gradient checks; no quantizers then).
+// Kernels of the core: numbers, products, element-wise functions, the loss, optimizers. kernel.h says what a row means.
 
 #include <array>
 #include <cstdint>
@@ -22,6 +19,7 @@
 #include "core/random.h"
 #include "core/score_totals.h"
 #include "core/tensor.h"
+#include "kernels/kernel.h"
 #include "kernels/update_rule.h"
 
 namespace ulp {
@@ -296,23 +294,6 @@ struct AdvanceStepArgs {
   Tensor steps{};
 };
 
-/// A kernel: called with a stream and its arguments, it runs on the stream's device.
-template <class Args>
-struct Kernel {
-  using Function = void (*)(Stream, const Args&);
-  const char* name;
-  Function cpu;
-  Function cuda;
-
-  void operator()(Stream stream, const Args& args) const {
-    const Function f = stream.device.type == DeviceType::Cpu ? cpu : cuda;
-    if (f == nullptr)
-      throw_error("{}: no {} kernel in this build", name,
-                  stream.device.type == DeviceType::Cpu ? "CPU" : "CUDA");
-    f(stream, args);
-  }
-};
-
 // clang-format off
 /// X(name, arguments): kernels with a side of their own in kernels/cpu/*.cpp and kernels/cuda/*.cu.
 #define ULP_KERNELS(X)                                  \
@@ -361,32 +342,12 @@ struct Kernel {
   X(mask_gradient, MaskGradient, 2)
 // clang-format on
 
-#if defined(ULP_HAS_CUDA)
-#define ULP_CUDA_SIDE(name) cuda::name
-#else
-#define ULP_CUDA_SIDE(name) nullptr
-#endif
-
-#define ULP_DECLARE_KERNEL(name, Args)                                       \
-  namespace cpu {                                                            \
-  void name(Stream, const Args&);                                            \
-  }                                                                          \
-  namespace cuda {                                                           \
-  void name(Stream, const Args&);                                            \
-  }                                                                          \
-  namespace kernels {                                                        \
-  inline constexpr Kernel<Args> name{#name, cpu::name, ULP_CUDA_SIDE(name)}; \
-  }
 #define ULP_DECLARE_ELEMENTWISE(name, Functor, inputs) ULP_DECLARE_KERNEL(name, ElementwiseArgs)
 
 ULP_KERNELS(ULP_DECLARE_KERNEL)
 ULP_ELEMENTWISE_KERNELS(ULP_DECLARE_ELEMENTWISE)
 
 namespace kernels {
-
-#define ULP_KERNEL_NAME(name, ...) #name,
-inline constexpr const char* kAllNames[] = {ULP_KERNELS(ULP_KERNEL_NAME)
-                                                ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)};
 
 /// Which elements of an input meet element i of an element-wise kernel's output: its only one, its own i, or that of i's
 /// column.
@@ -404,15 +365,6 @@ inline Tensor contiguous(Stream stream, const Tensor& tensor) {
 
 }  // namespace kernels
 
-namespace cuda {
-/// For tests: the most blocks of kernels that go round in loops; 0: the usual number. No result depends on it.
-#if defined(ULP_HAS_CUDA)
-void set_most_blocks(int64_t blocks);
-#else
-inline void set_most_blocks(int64_t) {}
-#endif
-}  // namespace cuda
-
 /// How many factors a quantizer has for a tensor: one for each F32-scaled block, else one, or 0 if it has none.
 int64_t factor_count(const Quantizer& quantizer, const Shape& shape, int group_axis);
 
@@ -426,9 +378,5 @@ void check_optimizer_step(Stream stream, const OptimizerArgs& args);
 void check_check_gradients(Stream stream, const CheckGradientsArgs& args);
 void check_settle_scalings(Stream stream, const SettleScalingsArgs& args);
 void check_average(Stream stream, const AverageArgs& args);
-
-/// Throws unless the tensor is contiguous and on the stream's device. For the first lines of a kernel.
-void check_kernel_tensor(const char* kernel, Stream stream, const Tensor& tensor,
-                         const Shape& shape);
 
 }  // namespace ulp

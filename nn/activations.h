@@ -8,7 +8,8 @@ namespace ulp::nn {
 class Activation : public Module {
  public:
   explicit Activation(OpFormats formats) : formats_(std::move(formats)) {}
-  const OpFormats* formats() const override { return &formats_; }
+  LayerType type() const override { return LayerType::Activation; }
+  OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override {
     return {"input", "output", "grad_output_dx", "grad_input"};
   }

@@ -32,6 +32,7 @@ Score Tally::score() const { return Score(totals()); }
 Score evaluate(Run& run, Module& model, Batches& batches, const OpFormats& loss_formats) {
   Tape tape(run, Tape::Recording::Off);  // one tape: no random word repeats from batch to batch
   Tally tally(run);
+  const EvaluationMode mode(model);
   for (const Batch& batch : batches.in_order()) {
     const Var logits = model(tape, tape.constant(batch.images));
     const Var loss =

@@ -14,7 +14,8 @@ class Linear : public Module {
 
   Var forward(Tape& tape, const Var& x) override;
   std::string describe() const override;
-  const OpFormats* formats() const override { return &formats_; }
+  LayerType type() const override { return LayerType::Linear; }
+  OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
 
  private:

@@ -31,8 +31,19 @@ Parameter& Module::add_parameter(std::string name, Shape shape, Initialiser init
   return slots_.back().parameter;
 }
 
+Buffer& Module::add_buffer(std::string name, Shape shape, float value) {
+  buffers_.push_back({std::move(name), shape, value, {}});
+  buffers_.back().buffer.path = buffers_.back().name;
+  return buffers_.back().buffer;
+}
+
+void Module::set_mode(Mode mode) {
+  for (Module* module : modules()) module->mode_ = mode;
+}
+
 void Module::assign_paths(const std::string& path) {
   path_ = path;
+  for (BufferSlot& slot : buffers_) slot.buffer.path = join_path(path, slot.name);
   for (Slot& slot : slots_) slot.parameter.path = join_path(path, slot.name);
   for (const Child& child : children()) child.module->assign_paths(join_path(path, child.name));
 }
@@ -55,12 +66,24 @@ void Module::initialise(Run& run, const std::string& path) {
       slot.parameter.value = slot.init.make(run, slot.shape, slot.parameter.path);
       slot.parameter.grad = {};
     }
+  for (Module* module : modules())
+    for (BufferSlot& slot : module->buffers_)
+      slot.buffer.value =
+          Tensor::from(std::vector<float>(static_cast<size_t>(slot.shape.numel()), slot.first),
+                       slot.shape, run.device());
 }
 
 std::vector<Parameter*> Module::parameters() {
   std::vector<Parameter*> all;
   for (Module* module : modules())
     for (Slot& slot : module->slots_) all.push_back(&slot.parameter);
+  return all;
+}
+
+std::vector<Buffer*> Module::buffers() {
+  std::vector<Buffer*> all;
+  for (Module* module : modules())
+    for (BufferSlot& slot : module->buffers_) all.push_back(&slot.buffer);
   return all;
 }
 

@@ -10,6 +10,31 @@
 
 namespace ulp::nn {
 
+/// What kind of layer a module is, for policies. Container: none of its own.
+enum class LayerType : uint8_t {
+  Container,
+  Conv,
+  Linear,
+  Pool,
+  Pad,
+  Activation,
+  Normalization,
+  Dropout,
+  Loss,
+  Attention,
+  Recurrent,
+  Embedding,
+};
+
+/// Layers such as dropout and batch normalisation do different things in training and in evaluation.
+enum class Mode : uint8_t { Train, Evaluate };
+
+/// What a layer keeps beside its parameters and changes itself, such as running statistics. F32, saved with the model.
+struct Buffer {
+  std::string path;
+  Tensor value;
+};
+
 /// A layer or a network of layers. Before its first use a model is initialised once, which gives every module its path
 /// ("features.conv1"), every role its random stream, and every parameter its values.
 class Module {
@@ -24,8 +49,10 @@ class Module {
 
   /// One line for people: "Linear 64 → 32".
   virtual std::string describe() const = 0;
-  /// The formats of the module's own op; null if it has none.
-  virtual const OpFormats* formats() const { return nullptr; }
+  virtual LayerType type() const { return LayerType::Container; }
+  /// The formats of the module's own op; null if it has none. To be changed before the first forward pass, or where
+  /// whatever was recorded (StepGraph) is made anew.
+  virtual OpFormats* formats() { return nullptr; }
   /// The roles of formats() that the op uses.
   virtual std::vector<const char*> roles() const { return {}; }
 
@@ -42,12 +69,20 @@ class Module {
   const std::string& path() const { return path_; }
   /// Own parameters, then those of the children, in order.
   std::vector<Parameter*> parameters();
+  /// The same for buffers.
+  std::vector<Buffer*> buffers();
   /// This module and all below it, outer before inner, in order.
   std::vector<Module*> modules();
+
+  /// Of the whole tree; Train at first.
+  void set_mode(Mode mode);
+  Mode mode() const { return mode_; }
 
  protected:
   /// For constructors. The name ends the parameter's path.
   Parameter& add_parameter(std::string name, Shape shape, Initialiser init);
+  /// The same for a buffer that begins as `value` everywhere.
+  Buffer& add_buffer(std::string name, Shape shape, float value);
   RandomSite site() const { return RandomSite(path_); }
 
  private:
@@ -57,10 +92,33 @@ class Module {
     Initialiser init;
     Parameter parameter;
   };
+  struct BufferSlot {
+    std::string name;
+    Shape shape;
+    float first;
+    Buffer buffer;
+  };
   void assign_paths(const std::string& path);
 
   std::string path_;
+  Mode mode_ = Mode::Train;
   std::deque<Slot> slots_;  // addresses stay
+  std::deque<BufferSlot> buffers_;
+};
+
+/// Evaluation mode for a while; afterwards the mode is what the root's was.
+class EvaluationMode {
+ public:
+  explicit EvaluationMode(Module& model) : model_(model), before_(model.mode()) {
+    model_.set_mode(Mode::Evaluate);
+  }
+  ~EvaluationMode() { model_.set_mode(before_); }
+  EvaluationMode(const EvaluationMode&) = delete;
+  EvaluationMode& operator=(const EvaluationMode&) = delete;
+
+ private:
+  Module& model_;
+  Mode before_;
 };
 
 /// "a.b"; "b" below an empty root.

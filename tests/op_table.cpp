@@ -31,12 +31,12 @@ using Inputs = std::span<const Var>;
 
 }  // namespace
 
-const std::vector<OpRow>& op_table() {
+std::vector<OpRow> core_op_rows() {
   static const RandomSite site(kSite);
   static const std::vector<const char*> result{"output", "grad_input"};
   static const std::vector<const char*> activation{"input", "output", "grad_output_dx",
                                                    "grad_input"};
-  static const std::vector<OpRow> rows = {
+  return {
       {"linear",
        {"matmul", "sum", "quantise"},
        {{{1, 1}, {1, 1}, {1}},
@@ -198,7 +198,16 @@ const std::vector<OpRow>& op_table() {
        [](Tape& t, Inputs in, const OpFormats& f) { return ops::mse(t, in[0], in[1], f, site); },
        {}},
   };
-  return rows;
+}
+
+const std::vector<OpRow>& op_table() {
+  static const std::vector<OpRow> all = [] {
+    std::vector<OpRow> rows;
+    for (const auto& family : {core_op_rows()})
+      rows.insert(rows.end(), family.begin(), family.end());
+    return rows;
+  }();
+  return all;
 }
 
 std::vector<double> random_values(int64_t n, double low, double high, uint64_t seed) {

@@ -24,7 +24,10 @@ struct OpRow {
       true;  // output and grad_input round the plain result; else the op has a law of its own
 };
 
+/// All rows, family by family.
 const std::vector<OpRow>& op_table();
+/// Those of autograd/ops.h.
+std::vector<OpRow> core_op_rows();
 inline constexpr const char* kSite = "model.layer";
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.

@@ -7,6 +7,7 @@
 #include "core/scalar_math.h"
 #include "core/sum.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/names.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
 
@@ -404,7 +405,7 @@ TEST_SUITE("ops") {
     std::set<std::string> covered;
     for (const OpRow& row : op_table()) covered.insert(row.kernels.begin(), row.kernels.end());
     for (const KernelRow& row : kernel_rows()) covered.insert(row.name);
-    for (const char* name : kernels::kAllNames) {
+    for (const char* name : kernels::all_names()) {
       CAPTURE(std::string(name));
       CHECK(covered.count(name) == 1);
     }

@@ -131,7 +131,7 @@ void run(const CompareOptions& o) {
   for (const ComparisonOptions& options : comparisons(o)) {
     Comparison comparison(options);
     report.begin(options);
-    cases::compare_kernels(comparison, kernels::kAllNames, cases::kernel_cases(),
+    cases::compare_kernels(comparison, kernels::all_names(), cases::kernel_cases(),
                            [&](const Outcome& outcome) { report.add(outcome); });
     if (steps > 0)
       for (const auto& training : cases::training_cases(o.formats))

@@ -178,6 +178,16 @@ Outcome Comparison::outcome_of(std::string name, const std::function<void(Compar
   return outcome_;
 }
 
+std::span<const KernelCase> kernel_cases() {
+  static const std::vector<KernelCase> all = [] {
+    std::vector<KernelCase> cases;
+    for (const auto& family : {core_kernel_cases()})
+      cases.insert(cases.end(), family.begin(), family.end());
+    return cases;
+  }();
+  return all;
+}
+
 std::vector<Outcome> compare_kernels(Comparison& comparison, std::span<const char* const> kernels,
                                      std::span<const KernelCase> cases,
                                      const std::function<void(const Outcome&)>& done) {

@@ -14,6 +14,7 @@
 #include "core/step_state.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/kernels.h"
+#include "kernels/names.h"
 
 namespace ulp::cases {
 
@@ -157,13 +158,15 @@ struct KernelCase {
   void (*run)(Comparison&);   // nullptr: the case of another, earlier kernel runs this one too
   std::string_view within{};  // that kernel
 };
-/// One case for every row of kernels.h.
+/// One case for every kernel, family by family.
 std::span<const KernelCase> kernel_cases();
+/// Those of kernels/kernels.h.
+std::span<const KernelCase> core_kernel_cases();
 
 /// One outcome for each kernel in turn; `done` sees each as it comes. A kernel without a case, or whose case does not run
 /// it, has that as its problem.
 std::vector<Outcome> compare_kernels(Comparison& comparison,
-                                     std::span<const char* const> kernels = kernels::kAllNames,
+                                     std::span<const char* const> kernels = kernels::all_names(),
                                      std::span<const KernelCase> cases = kernel_cases(),
                                      const std::function<void(const Outcome&)>& done = {});
 

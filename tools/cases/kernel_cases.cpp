@@ -1408,7 +1408,7 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
 
 }  // namespace
 
-std::span<const KernelCase> kernel_cases() {
+std::span<const KernelCase> core_kernel_cases() {
 #define ULP_ELEMENTWISE_CASE(name, Functor, inputs) \
   {#name, [](Comparison& compare) { check_elementwise(compare, kernels::name, inputs); }},
   static constexpr KernelCase kAll[] = {{"quantise", check_quantise},

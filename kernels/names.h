@@ -1,0 +1,10 @@
+#pragma once
+
+#include <span>
+
+namespace ulp::kernels {
+
+/// The names of all kernels, family by family.
+std::span<const char* const> all_names();
+
+}  // namespace ulp::kernels
