@@ -14,6 +14,7 @@
 
 #include "core/arena.h"
 #include "core/cuda_check.h"
+#include "core/staging.h"
 #endif
 
 namespace ulp {
@@ -231,10 +232,12 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
     return;
   }
   const bool to_cpu = to_device.type == DeviceType::Cpu;
+  const bool from_cpu = from_device.type == DeviceType::Cpu;
   if (!(to_device == from_device)) check_not_recorded(to_cpu ? from_device : to_device);
   const Stream stream = stream_of(to_cpu ? from_device : to_device);
-  if (!to_cpu && from_device.type == DeviceType::Cuda && !(from_device == to_device))
-    synchronize(stream_of(from_device));
+  if (to_cpu && Staging::of(stream).from_device(to, from, bytes)) return;
+  if (from_cpu && Staging::of(stream).to_device(to, from, bytes)) return;
+  if (!to_cpu && !from_cpu && !(from_device == to_device)) synchronize(stream_of(from_device));
   ULP_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault,
                                  static_cast<cudaStream_t>(stream.handle)));
   if (!(to_device == from_device)) synchronize(stream);
