@@ -225,6 +225,8 @@ void deallocate(Device device, void* pointer) noexcept {
   }
 }
 
+// Between the host and a device through page-locked chunks, where there are any (core/staging.h): then a copy to the device
+// does not wait for its earlier work; a copy from it does.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
   if (to_device.type == DeviceType::Cpu && from_device.type == DeviceType::Cpu) {

@@ -43,9 +43,7 @@ void synchronize(Stream stream);
 void* allocate(Device device, size_t bytes);
 void deallocate(Device device, void* pointer) noexcept;
 
-/// Copies bytes between any two devices, in order with the work on both. Returns when the host may reuse its memory: a copy to
-/// a device goes through a small ring of page-locked chunks and does not wait for the device's earlier work, a copy from one
-/// does. Where no page-locked memory is to be had, both wait. Throws while a graph is recorded, unless nothing leaves the device.
+/// Copies bytes between any two devices, in order with the work on both. Returns when the host may reuse its memory.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 
 }  // namespace ulp
