@@ -7,8 +7,8 @@
 
 #include "autograd/step_graph.h"
 #include "core/error.h"
-#include "nn/evaluate.h"
 #include "nn/models.h"
+#include "nn/train_batch.h"
 #include "optim/optimizer.h"
 #include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
@@ -91,12 +91,7 @@ class Training {
   void restart() { batches_.shuffle(0); }
   void step() {
     graph_.run([this] {
-      const nn::Batch batch = batches_.next();
-      Tape tape(run_);
-      const Var logits = (*net_)(tape, tape.constant(batch.images));
-      const Var loss = ops::cross_entropy(tape, logits, batch.labels);
-      tally_.add(loss.value, logits.value, batch.labels);
-      tape.backward(loss);
+      nn::train_batch(run_, *net_, batches_.next(), tally_);
       sgd_->step();
     });
   }
