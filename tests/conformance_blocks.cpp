@@ -91,9 +91,6 @@ std::vector<std::vector<int64_t>> blocks_of(const Block& kind, const Shape& shap
   return lists;
 }
 
-namespace {
-
-/// The whole quantizer, or with `factors` the values that they are kept apart from. mask is optional.
 Tensor quantise(const Quantizer& q, const TensorCase& tensor, DType out, const Tensor& factors,
                 const Tensor& mask) {
   const Tensor x = Tensor::from(tensor.x, tensor.shape);
@@ -117,8 +114,6 @@ Tensor quantise(const Quantizer& q, const TensorCase& tensor, DType out, const T
   kernels::quantise(Stream{}, args);
   return args.out;
 }
-
-}  // namespace
 
 TensorRun run(const Quantizer& q, const TensorCase& tensor, DType out, bool with_mask) {
   Tensor mask;

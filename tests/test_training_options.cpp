@@ -150,6 +150,7 @@ TEST_SUITE("training_options") {
       const std::string out = folder / "run";
       const Result r = succeed(kTrain + "--weights bf16:sr --out " + out + " " + options);
       CHECK(has(r.out, "average    "));
+      CHECK(has(r.out, "           average 3020 bytes\n"));  // both formats take two bytes a weight
       const std::vector<Json> rows = metrics_of(out);
       REQUIRE(rows.size() == 9);
       CHECK(rows[8].at("split") == "average");

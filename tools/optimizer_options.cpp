@@ -2,7 +2,10 @@
 
 #include <fmt/core.h>
 
+#include <set>
+
 #include "core/error.h"
+#include "core/number_text.h"
 #include "core/packed.h"
 #include "kernels/state.h"
 #include "tools/format_options.h"
@@ -35,9 +38,10 @@ bool has_moment1(const OptimizerOptions& o) {
 }
 
 double beta_value(const std::string& flag, const std::string& text) {
-  const double beta = number_value(flag, text, Zero::Allowed);
-  if (beta >= 1) throw UsageError(flag + " takes a number >= 0 and below 1, got '" + text + "'");
-  return beta;
+  const auto beta = text::number_from_to<double>(text, 0, 1);
+  if (!beta || *beta == 1)
+    throw UsageError(flag + " takes a number >= 0 and below 1, got '" + text + "'");
+  return *beta;
 }
 
 void refuse(const std::optional<std::string>& text, const char* flag, const std::string& why) {
@@ -53,6 +57,7 @@ ParameterGroup parse_group(const std::string& text) {
   if (colon == 0 || colon == std::string::npos)
     fail("wanted PATTERN:key=value,… such as 'fc*.bias:weight-decay=0,moment1=bf16'");
   ParameterGroup group{text.substr(0, colon)};
+  std::set<std::string> keys;
   for (size_t begin = colon + 1; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
     const std::string part = text.substr(begin, end - begin);
@@ -61,6 +66,7 @@ ParameterGroup parse_group(const std::string& text) {
     if (equals == std::string::npos) fail("'" + part + "' is no key=value");
     const std::string key = part.substr(0, equals), value = part.substr(equals + 1);
     const std::string flag = "--param-group " + group.pattern + ": " + key;
+    if (!keys.insert(key).second) fail("the key '" + key + "' is there twice");
     if (key == "lr")
       group.lr_factor = number_value(flag, value, Zero::Allowed);
     else if (key == "weight-decay")

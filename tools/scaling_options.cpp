@@ -78,7 +78,11 @@ void ScalingOptions::add_to(CLI::App& app) {
       "swa: the mean of the weights after every epoch of the last quarter; ema: an exponential "
       "mean after every step (default: none)")
       ->group(averages);
-  add_text(app, "--average-format", average_format_, "the stored average (default: fp32)")
+  add_text(
+      app, "--average-format", average_format_,
+      "the stored average, in the narrowest type that holds it: 1 byte a weight for e4m3, e5m2 "
+      "and 4- and 6-bit formats (they are not packed), 2 for bf16 and fp16, else 4 (default: "
+      "fp32)")
       ->group(averages);
   add_text(app, "--average-start", average_start_,
            "the MOMENT of the first weights (default: 0.75 for swa, 0 for ema)")

@@ -213,8 +213,10 @@ class Training {
       fs::remove(dir_ / "model.safetensors");
       nn::remove_temporary_files(dir_);
     }
-    say(fmt::format("--- {}\n{}{:<11}{}\n{:<11}{}\n", title, describe(e_, data, *model_), "",
-                    describe_bytes(optimizer_), "schedule", schedule_.describe()));
+    const std::string average =
+        average_ ? fmt::format("{:<11}average {} bytes\n", "", average_->bytes()) : "";
+    say(fmt::format("--- {}\n{}{:<11}{}\n{}{:<11}{}\n", title, describe(e_, data, *model_), "",
+                    describe_bytes(optimizer_), average, "schedule", schedule_.describe()));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (resumed_.empty()) return;
     say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
