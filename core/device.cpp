@@ -14,6 +14,7 @@
 
 #include "core/arena.h"
 #include "core/cuda_check.h"
+#include "core/staging.h"
 #endif
 
 namespace ulp {
@@ -224,6 +225,8 @@ void deallocate(Device device, void* pointer) noexcept {
   }
 }
 
+// Between the host and a device through page-locked chunks, where there are any (core/staging.h): then a copy to the device
+// does not wait for its earlier work; a copy from it does.
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
   if (to_device.type == DeviceType::Cpu && from_device.type == DeviceType::Cpu) {
@@ -231,10 +234,12 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
     return;
   }
   const bool to_cpu = to_device.type == DeviceType::Cpu;
+  const bool from_cpu = from_device.type == DeviceType::Cpu;
   if (!(to_device == from_device)) check_not_recorded(to_cpu ? from_device : to_device);
   const Stream stream = stream_of(to_cpu ? from_device : to_device);
-  if (!to_cpu && from_device.type == DeviceType::Cuda && !(from_device == to_device))
-    synchronize(stream_of(from_device));
+  if (to_cpu && Staging::of(stream).from_device(to, from, bytes)) return;
+  if (from_cpu && Staging::of(stream).to_device(to, from, bytes)) return;
+  if (!to_cpu && !from_cpu && !(from_device == to_device)) synchronize(stream_of(from_device));
   ULP_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault,
                                  static_cast<cudaStream_t>(stream.handle)));
   if (!(to_device == from_device)) synchronize(stream);

@@ -153,26 +153,30 @@ ULP_HD double power_of(double base, uint32_t n) {
   return result;
 }
 
-/// steps: updates that this optimizer has made before this one.
+/// steps: updates that this optimizer has made before this one. rates: `rate_count` numbers, as OptimizerArgs has them.
 ULP_HD UpdateScalars scalars_of(const UpdateSettings& u, const float* rates, int64_t rate_count,
                                 int32_t updates, int32_t steps, const StepState& state) {
-  const float lr = rates[updates < rate_count ? updates : rate_count - 1] * u.lr_factor;
+  const bool own_beta1 = u.beta1 < 0;
+  const int64_t count = own_beta1 ? rate_count / 2 : rate_count;
+  const int64_t at = updates < count ? updates : count - 1;
+  const float lr = rates[at] * u.lr_factor;
+  const double beta1 = own_beta1 ? static_cast<double>(rates[count + at]) : u.beta1;
   UpdateScalars s;
   s.rule = u.rule;
   s.nesterov = u.nesterov;
   const float scaling = u.scaled ? 1.0f : u.grad_scaling * state.grad_factor;
   s.grad_scaling = u.grad_order == GradOrder::ScaleFirst ? scaling : 1.0f;
   s.grad_scaling_after = u.grad_order == GradOrder::ScaleFirst ? 1.0f : scaling;
-  s.beta1 = static_cast<float>(u.beta1);
+  s.beta1 = static_cast<float>(beta1);
   s.beta2 = static_cast<float>(u.beta2);
-  s.rest1 = static_cast<float>(1 - u.beta1);
+  s.rest1 = static_cast<float>(1 - beta1);
   s.rest2 = static_cast<float>(1 - u.beta2);
   s.eps = u.eps;
   s.root = 1;
   s.step = lr;
   if (u.rule == UpdateRule::Adam) {
     const auto t = static_cast<uint32_t>(steps) + 1u;
-    s.step = static_cast<float>(static_cast<double>(lr) / (1 - power_of(u.beta1, t)));
+    s.step = static_cast<float>(static_cast<double>(lr) / (1 - power_of(beta1, t)));
     s.root = static_cast<float>(1 / sqrt_of(1 - power_of(u.beta2, t)));
   }
   s.decay = u.decoupled ? 0.0f : u.weight_decay;

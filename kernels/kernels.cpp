@@ -180,6 +180,10 @@ void check_optimizer_step(Stream stream, const OptimizerArgs& args) {
   check_kernel_tensor("optimizer_step", stream, args.rates, Shape{args.rates.numel()});
   ULP_CHECK(args.rates.numel() >= 1 && args.rates.dtype() == DType::F32,
             "optimizer_step: rates must be F32 and at least one, got {}", args.rates);
+  ULP_CHECK(
+      args.settings.beta1 >= 0 || args.rates.numel() % 2 == 0,
+      "optimizer_step: with beta1 below 0 there is one for each rate behind the rates, got {}",
+      args.rates);
   check_one(stream, "updates", args.updates);
   check_one(stream, "steps", args.steps);
   ULP_CHECK(args.weight_format.is_elementwise() && args.grad_format.is_elementwise(),

@@ -25,7 +25,7 @@
 namespace ulp {
 
 /// How products are computed. Strict: the same bits on every device. The others need CUDA and give the same bits on the same
-/// GPU with the same library; kernels/matmul_unit.h decides which unit they use.
+/// GPU with the same library; kernels/matmul_unit.h decides which unit they use, and says which NaNs they leave.
 ///  Fast  tensor cores where products of the operands are exact there, else fp32
 ///  Tf32  tf32 tensor cores also for fp32 operands, which lose 13 bits
 ///  Fp8   fp8 tensor cores for 8-bit operands: exact products, sums that keep 14 bits
@@ -234,9 +234,9 @@ struct ParameterTable {
 ///   y ← (−lr·u − lr·weight_decay·p) + c;  s ← Q(p + y);  c ← Qc(y − (s − p));  p ← s
 /// The unrounded new moments decide; every multiply-add is one fma (functors.h says which). Quantizers of weight and gradient
 /// are element-wise; those of states are what in_kernel (kernels/state.h) takes. Moments and compensations start as zeros.
-/// lr is lr_factor · rates[updates], or the last of them: rates (F32, S ≥ 1), updates (I32, one value, ≥ 0). t is steps + 1
-/// (I32, one value). Nothing is written if state.found_inf. A NaN that a packed format has no code for is kept as code 0;
-/// the weight is NaN then. The parameters share no memory, and their keys differ in stream and ordinal only.
+/// lr is lr_factor · rates[updates], or the last of them: rates (F32, S ≥ 1; where settings.beta1 < 0, 2·S: each one's β1 comes
+/// behind all rates), updates (I32, one value, ≥ 0). t is steps + 1 (I32, one value). Nothing is written if state.found_inf.
+/// A NaN without a code in its format: code 0, and the weight is NaN. No shared memory; keys differ in stream and ordinal only.
 struct OptimizerArgs {
   std::vector<OptimizerParameter> parameters;
   Quantizer weight_format, grad_format, master_format, moment1_format, moment2_format,

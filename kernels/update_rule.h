@@ -21,7 +21,7 @@ struct UpdateSettings {
       false;  // gradients come scaled: neither grad_scaling nor the state's grad_factor counts
   float grad_scaling = 1, lr_factor = 1, weight_decay = 0;
   float eps = 0;                // Adam
-  double beta1 = 0, beta2 = 0;  // Momentum has beta1, Adam and Lion both
+  double beta1 = 0, beta2 = 0;  // Momentum has beta1, Adam, Lion both; beta1 < 0: each rate's own
 };
 
 }  // namespace ulp

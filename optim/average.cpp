@@ -78,6 +78,12 @@ void Average::update_blocks(const Averaged& one, const RandomKey& key) {
   kernels::copy(stream, {rounded, one.average, &device_state()->gate});
 }
 
+int64_t Average::bytes() const {
+  int64_t bytes = 0;
+  for (const Averaged& one : averages_) bytes += one.average.bytes();
+  return bytes;
+}
+
 void Average::exchange() {
   for (Averaged& one : averages_) std::swap(one.parameter->value, one.average);
 }

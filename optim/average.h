@@ -13,7 +13,7 @@ namespace ulp::optim {
 struct AverageOptions {
   enum class Kind : uint8_t { Swa, Ema };
   Kind kind = Kind::Swa;
-  Quantizer format{};    // stored in its storage_type
+  Quantizer format{};    // see Average for how it is stored
   int64_t start = 0;     // steps before the first weights are taken
   int64_t every = 1;     // steps from weights to weights
   double decay = 0.999;  // Ema: what is kept of the old average
@@ -25,6 +25,8 @@ struct AverageOptions {
 /// All of it on the run's device without waiting for it, also in a recorded step. average ← Q(average + f·(weights −
 /// average)) with one rounding to fp32 of the difference, one of the sum, then Q; words of stochastic formats come from the
 /// role `average` of the parameter. A skipped step counts and changes nothing: if it was its turn, the next one's weights are taken.
+/// Stored in the format's storage_type, so that layers read it in place of the weights: 1 byte an element for what fp8 holds
+/// (e4m3, e5m2, and 4- and 6-bit formats: averages are not packed), 2 for what bf16 or fp16 holds, else 4.
 /// Sources: SWA, arXiv 1803.05407; low-precision averages, SWALP, arXiv 1904.11943.
 class Average {
  public:
@@ -36,6 +38,8 @@ class Average {
   /// How many weights were taken; waits for the device.
   int64_t count() const;
   const AverageOptions& options() const { return options_; }
+  /// Of all averages.
+  int64_t bytes() const;
 
   /// While it lives, the parameters hold the average, and the weights are kept aside. Not around a recorded step.
   class InPlace {

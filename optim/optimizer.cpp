@@ -234,16 +234,26 @@ void Optimizer::make_states(State& state) {
   p.grad = {};
 }
 
-void Optimizer::set_rates(std::span<const float> rates) {
+void Optimizer::set_rates(std::span<const float> rates, std::span<const float> momenta) {
   const std::string who = to_string(options_.algorithm);
   ULP_CHECK(!rates.empty(), "{}: there are no learning rates", who);
   for (const float rate : rates) check_coefficient(who, "lr", rate);
-  if (rates.size() != rates_.size()) {
-    rates_on_device_ =
-        Tensor::empty({static_cast<int64_t>(rates.size())}, DType::F32, run_.device());
+  for (const float momentum : momenta) check_beta(who, "momentum", momentum);
+  ULP_CHECK(momenta.empty() || momenta.size() == rates.size(),
+            "{}: {} learning rates and {} momenta; there is one for each rate", who, rates.size(),
+            momenta.size());
+  ULP_CHECK(momenta.empty() || rule_of(options_) != UpdateRule::Sgd,
+            "sgd: a schedule's momentum needs a momentum above 0 to begin with");
+  if (rates.size() != rates_.size() || own_momenta_ == momenta.empty()) {
+    rates_on_device_ = Tensor::empty({static_cast<int64_t>(rates.size() + momenta.size())},
+                                     DType::F32, run_.device());
     run_.note_replaced();
   }
-  copy_bytes(rates_on_device_.mutable_raw(), run_.device(), rates.data(), kCpu, rates.size_bytes());
+  own_momenta_ = !momenta.empty();
+  std::vector<float> both(rates.begin(), rates.end());
+  both.insert(both.end(), momenta.begin(), momenta.end());
+  copy_bytes(rates_on_device_.mutable_raw(), run_.device(), both.data(), kCpu,
+             both.size() * sizeof(float));
   const int32_t none = 0;
   copy_bytes(updates_on_device_.mutable_raw(), run_.device(), &none, kCpu, sizeof none);
   rates_.assign(rates.begin(), rates.end());
@@ -253,7 +263,7 @@ void Optimizer::set_rates(std::span<const float> rates) {
 void Optimizer::set_lr(double lr) {
   check_coefficient(to_string(options_.algorithm), "lr", lr);
   const float rate = static_cast<float>(lr);
-  if (rates_.size() != 1 || rates_.front() != rate) set_rates({&rate, 1});
+  if (own_momenta_ || rates_.size() != 1 || rates_.front() != rate) set_rates({&rate, 1});
 }
 
 double Optimizer::lr() const {
@@ -332,7 +342,7 @@ OptimizerArgs Optimizer::arguments(const State& like) const {
   s.lr_factor = static_cast<float>(like.lr_factor);
   s.weight_decay = static_cast<float>(o.weight_decay);
   s.eps = static_cast<float>(o.eps);
-  s.beta1 = o.algorithm == Algorithm::Sgd ? o.momentum : o.beta1;
+  s.beta1 = own_momenta_ ? -1 : o.algorithm == Algorithm::Sgd ? o.momentum : o.beta1;
   s.beta2 = o.beta2;
   args.weight_format = o.weight;
   args.grad_format = o.grad;

@@ -95,7 +95,9 @@ class Optimizer {
   void zero_grad();
 
   /// The rates of the next steps, in the device's memory; the last one stays. Not within a recorded step (StepGraph).
-  void set_rates(std::span<const float> rates);
+  /// With momenta, one for each rate, those are sgd's momentum, or β1 of the others, instead of the options' until rates are
+  /// set without; sgd needs a momentum above 0 in its options then, which decides whether there is a state for it.
+  void set_rates(std::span<const float> rates, std::span<const float> momenta = {});
   /// One rate from now on.
   void set_lr(double lr);
   /// That of the next step, before a group's factor.
@@ -146,7 +148,8 @@ class Optimizer {
   std::vector<State> states_;
   std::vector<Launch> launches_;
   std::vector<float> rates_;
-  int64_t updates_ = 0;  // steps made since the rates were set
+  bool own_momenta_ = false;  // they follow the rates on the device
+  int64_t updates_ = 0;       // steps made since the rates were set
   Tensor rates_on_device_, updates_on_device_, steps_on_device_;  // F32 (S), I32 (1), I32 (1)
 };
 

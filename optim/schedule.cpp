@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/format_text.h"
+#include "core/number_text.h"
 
 namespace ulp::optim {
 namespace {
@@ -24,7 +26,7 @@ constexpr KindName kKinds[] = {
     {Kind::Linear, "linear", "linear[:FLOOR]"},
     {Kind::Cosine, "cosine", "cosine[:FLOOR]"},
     {Kind::Step, "step", "step[:FACTOR[@MOMENT,...]]"},
-    {Kind::OneCycle, "onecycle", "onecycle[:UP[,DIV[,FINAL]]]"},
+    {Kind::OneCycle, "onecycle", "onecycle[:UP[,DIV[,FINAL]]][@HIGH,LOW]"},
     {Kind::Swalp, "swalp", "swalp[:RATIO[@MOMENT]]"},
 };
 
@@ -34,40 +36,20 @@ const KindName& entry_of(Kind kind) {
   throw_error("schedule: no such kind");
 }
 
-std::optional<double> number_in(std::string_view text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return {};
-  return value;
-}
-
 std::optional<int64_t> count_in(std::string_view text) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0) return {};
-  return value;
+  return text::number_from_to<int64_t>(text, 0, INT64_MAX);
 }
 
 double number_between(std::string_view text, const std::string& what, double least, double most) {
-  const auto value = number_in(text);
-  ULP_CHECK(value && *value >= least && *value <= most,
-            "{} must be a number from {} to {}, got '{}'", what, least, most, text);
+  const auto value = text::number_from_to<double>(text, least, most);
+  ULP_CHECK(value, "{} must be a number from {} to {}, got '{}'", what, least, most, text);
   return *value;
-}
-
-std::vector<std::string_view> split(std::string_view text, char at) {
-  std::vector<std::string_view> parts;
-  while (true) {
-    const size_t end = text.find(at);
-    parts.push_back(text.substr(0, end));
-    if (end == std::string_view::npos) return parts;
-    text.remove_prefix(end + 1);
-  }
 }
 
 std::vector<Moment> parse_moments(std::string_view text, const std::string& what) {
   std::vector<Moment> moments;
-  for (const std::string_view part : split(text, ',')) moments.push_back(Moment::parse(part, what));
+  for (const std::string_view part : text::split(text, ','))
+    moments.push_back(Moment::parse(part, what));
   return moments;
 }
 
@@ -100,6 +82,16 @@ void set_defaults(ScheduleSpec& spec) {
   }
 }
 
+/// "HIGH,LOW".
+MomentumCycle parse_cycle(std::string_view text) {
+  const auto parts = text::split(text, ',');
+  ULP_CHECK(parts.size() == 2, "onecycle: the momenta are two, as in @0.95,0.85, got '@{}'", text);
+  MomentumCycle cycle;
+  cycle.high = number_between(parts[0], "onecycle: the higher momentum", 0.001, 0.9999);
+  cycle.low = number_between(parts[1], "onecycle: the lower momentum", 0, cycle.high);
+  return cycle;
+}
+
 void parse_numbers(ScheduleSpec& spec, std::string_view text) {
   const std::string name = entry_of(spec.kind).name;
   switch (spec.kind) {
@@ -117,13 +109,16 @@ void parse_numbers(ScheduleSpec& spec, std::string_view text) {
       return;
     }
     case Kind::OneCycle: {
-      const auto parts = split(text, ',');
-      ULP_CHECK(parts.size() <= 3, "onecycle: there are at most three numbers, got '{}'", text);
-      spec.up = number_between(parts[0], "onecycle: the rise's share of the run", 0.001, 0.5);
+      const auto [numbers, momentum] = at_sign(text);
+      const auto parts = text::split(numbers, ',');
+      ULP_CHECK(parts.size() <= 3, "onecycle: there are at most three numbers, got '{}'", numbers);
+      if (!numbers.empty() || !momentum)
+        spec.up = number_between(parts[0], "onecycle: the rise's share of the run", 0.001, 0.5);
       if (parts.size() > 1)
         spec.div = number_between(parts[1], "onecycle: the first divisor", 1, 1e9);
       if (parts.size() > 2)
         spec.final_div = number_between(parts[2], "onecycle: the last divisor", 1, 1e9);
+      if (momentum) spec.momentum = parse_cycle(*momentum);
       return;
     }
   }
@@ -140,8 +135,7 @@ Moment Moment::parse(std::string_view text, const std::string& what) {
       value = static_cast<double>(*count);
   } else if (text.find('.') != std::string_view::npos) {
     unit = Unit::Fraction;
-    value = number_in(text);
-    if (value && (*value < 0 || *value > 1)) value.reset();
+    value = text::number_from_to<double>(text, 0, 1);
   } else if (const auto count = count_in(text)) {
     value = static_cast<double>(*count);
   }
@@ -188,7 +182,7 @@ ScheduleSpec ScheduleSpec::parse(std::string_view text) {
     spec.warmup = Moment::parse(rest.substr(kWarmup.size(), plus - kWarmup.size()), "warmup");
     rest.remove_prefix(plus + 1);
   }
-  const size_t colon = rest.find(':');
+  const size_t colon = std::min(rest.find(':'), rest.find('@'));  // onecycle@0.95,0.85
   const std::string_view name = rest.substr(0, colon);
   bool found = false;
   std::string forms;
@@ -201,7 +195,8 @@ ScheduleSpec ScheduleSpec::parse(std::string_view text) {
   ULP_CHECK(found, "unknown schedule '{}': wanted {}, after warmup:MOMENT+ if you like", rest,
             forms);
   set_defaults(spec);
-  if (colon != std::string_view::npos) parse_numbers(spec, rest.substr(colon + 1));
+  if (colon != std::string_view::npos)
+    parse_numbers(spec, rest.substr(rest[colon] == ':' ? colon + 1 : colon));
   ULP_CHECK(spec.kind != Kind::OneCycle || spec.warmup.value == 0,
             "onecycle rises by itself and takes no warm-up, got '{}'", text);
   if (spec.warmup.value == 0) spec.warmup = {};
@@ -217,7 +212,9 @@ std::string ScheduleSpec::text() const {
     case Kind::Cosine: return out + fmt::format(":{}", floor);
     case Kind::Step:
     case Kind::Swalp: return out + fmt::format(":{}@{}", factor, joined(moments));
-    case Kind::OneCycle: return out + fmt::format(":{},{},{}", up, div, final_div);
+    case Kind::OneCycle:
+      out += fmt::format(":{},{},{}", up, div, final_div);
+      return momentum ? out + fmt::format("@{},{}", momentum->high, momentum->low) : out;
   }
   return out;
 }
@@ -274,6 +271,22 @@ double Schedule::factor(int64_t step) const {
   return 1;
 }
 
+double Schedule::momentum(int64_t step) const {
+  if (!spec_.momentum) return 0;
+  const double t = std::min(1.0, static_cast<double>(step) / static_cast<double>(total_));
+  const double risen = t < spec_.up       ? t / spec_.up
+                       : t < 2 * spec_.up ? 1 - (t - spec_.up) / spec_.up
+                                          : 0;
+  return spec_.momentum->high - (spec_.momentum->high - spec_.momentum->low) * risen;
+}
+
+std::vector<float> Schedule::momenta(int64_t first, int64_t count) const {
+  std::vector<float> all;
+  for (int64_t step = first; spec_.momentum && step < first + count; ++step)
+    all.push_back(static_cast<float>(momentum(step)));
+  return all;
+}
+
 double Schedule::lr(int64_t step) const { return base_ * factor(step); }
 
 std::vector<float> Schedule::rates(int64_t first, int64_t count) const {
@@ -299,12 +312,14 @@ std::string Schedule::describe() const {
     case Kind::Step:
       return text + fmt::format("× {} after step {}", spec_.factor, fmt::join(moments_, ", "));
     case Kind::OneCycle:
-      return text +
-             fmt::format(
-                 "from {:.6g} up until step {}, down again until step {}, to {:.6g} after {} "
-                 "steps",
-                 base_ / spec_.div, near(spec_.up, total_), near(2 * spec_.up, total_),
-                 base_ / spec_.div / spec_.final_div, total_);
+      text += fmt::format(
+          "from {:.6g} up until step {}, down again until step {}, to {:.6g} after {} steps",
+          base_ / spec_.div, near(spec_.up, total_), near(2 * spec_.up, total_),
+          base_ / spec_.div / spec_.final_div, total_);
+      if (spec_.momentum)
+        text += fmt::format("; the momentum meanwhile from {:.6g} to {:.6g} and back",
+                            spec_.momentum->high, spec_.momentum->low);
+      return text;
     case Kind::Swalp: {
       const int64_t span = std::max<int64_t>(0, moments_.front() - warmup_);
       return text + fmt::format(

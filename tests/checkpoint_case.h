@@ -16,8 +16,8 @@
 #include "autograd/step_graph.h"
 #include "nn/data/checkpoint.h"
 #include "nn/data/dataset.h"
-#include "nn/evaluate.h"
 #include "nn/models.h"
+#include "nn/train_batch.h"
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
 #include "tests/op_table.h"
@@ -150,12 +150,7 @@ class SmallRun {
   }
 
   void step() {
-    const nn::Batch batch = batches_.next();
-    Tape tape(run_);
-    const Var logits = (*net_)(tape, tape.constant(batch.images));
-    const Var loss = ops::cross_entropy(tape, logits, batch.labels);
-    tally_.add(loss.value, logits.value, batch.labels);
-    tape.backward(loss);
+    nn::train_batch(run_, *net_, batches_.next(), tally_);
     optimizer_->step();
   }
 

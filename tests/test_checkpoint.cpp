@@ -267,12 +267,15 @@ TEST_SUITE("checkpoint") {
     };
     CHECK(contains(message(R"("ulp_checkpoint")", R"("ulp_checkpoinT")"), "no checkpoint"));
     CHECK(contains(message(R"("ulp_checkpoint":"1")", R"("ulp_checkpoint":"2")"),
-                   "of layout '2', and this program reads 1"));
+                   "another version of ulp wrote it: its layout is '2', and this program reads 1"));
     CHECK(contains(message(R"("seed":"1")", R"("seed":"x")"), "its seed is 'x'"));
     CHECK(contains(message(R"("seed":"1")", R"("seee":"1")"), "its metadata has seee"));
     CHECK(contains(message(R"("note.n")", R"("nota.n")"), "its metadata has nota.n"));
     CHECK(contains(message(R"("format.w")", R"("format.v")"), "has a format for v"));
-    CHECK(contains(message("state.found_inf", "state.found_ing"), "no state.found_inf"));
+    CHECK(contains(message("state.found_inf", "state.found_ing"),
+                   "another version of ulp wrote it: its metadata has no state.found_inf"));
+    CHECK(contains(message(R"("note.n":"1")", R"("state.":"1")"), "state., which this program"));
+    CHECK_THROWS_AS(parse(with_text(good, "state.found_inf", "state.found_ing")), nn::OtherVersion);
     CHECK(contains(message(R"("state.found_inf":"0")", R"("state.found_inf":"-")"),
                    "its state.found_inf is '-'"));
     CHECK(contains(message(R"("state.random_step":"1")", R"("state.random_step":"0")"),

@@ -274,7 +274,9 @@ TEST_SUITE("cli") {
     check_refused("train --optimizer adam --momentum-coef 0.9", 2, {"--momentum-coef", "--beta1"});
     check_refused("train --optimizer adam --nesterov", 2, {"--nesterov", "sgd"});
     check_refused("train --beta2 0.9", 2, {"--beta2", "--momentum-coef"});
-    check_refused("train --optimizer adam --beta1 1", 2, {"--beta1", "below 1"});
+    for (const char* beta : {"1", "-0.1", "nan", "1e-400x", "2"})
+      check_refused(std::string("train --optimizer adam --beta1 ") + beta, 2,
+                    {"--beta1", "a number >= 0 and below 1", beta});
     check_refused("train --optimizer lion --eps 1e-6", 2, {"--eps", "lion"});
     check_refused("train --optimizer lion --moment2 bf16", 2, {"--moment2", "lion"});
     check_refused("train --moment1 bf16 --momentum-format bf16", 2, {"--moment1"});
@@ -283,6 +285,7 @@ TEST_SUITE("cli") {
     check_refused("train --compensation bf16", 2, {"--compensation", "--update kahan"});
     check_refused("train --weight-decay-mode none", 2, {"--weight-decay-mode", "decoupled"});
     check_refused("train --param-group fc1", 2, {"--param-group", "PATTERN:key=value"});
+    check_refused("train --param-group fc1:lr=2,lr=3", 2, {"--param-group", "'lr' is there twice"});
     check_refused("train --param-group fc1:rate=2", 2, {"--param-group", "'rate'", "moment1"});
     check_refused("train --param-group fc1:moment1=e9m9", 2, {"--param-group", "moment1", "e9m9"});
     const Folder group;

@@ -43,6 +43,26 @@ void different_case(cases::Comparison& compare) {
 }  // namespace
 
 TEST_SUITE("compare") {
+  TEST_CASE("quick comparisons take the first of each kind, full ones everything") {
+    cases::ComparisonOptions options = threads_one_and_two();
+    for (const bool quick : {true, false}) {
+      options.extent = quick ? cases::Extent::Quick : cases::Extent::Full;
+      cases::Comparison comparison(options);
+      for (int again = 0; again < 2; ++again) {  // every case begins anew
+        int first = 0, others = 0, small = 0;
+        comparison.outcome_of("kinds", [&](cases::Comparison& c) {
+          for (int i = 0; i < 100; ++i) small += c.takes(1) ? 1 : 0;
+          for (const char* kind : {"a", "b"})
+            for (int i = 0; i < 14; ++i)
+              (i == 0 ? first : others) += c.takes(20'000'000, kind) ? 1 : 0;
+        });
+        CHECK(first == 2);
+        CHECK(others == (quick ? 0 : 26));
+        CHECK(small == (quick ? 16 + 6 : 100));
+      }
+    }
+  }
+
   TEST_CASE("a difference is counted and its first element shown with both values") {
     cases::Comparison comparison(threads_one_and_two());
     constexpr const char* kKernels[] = {"different"};

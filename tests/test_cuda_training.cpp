@@ -5,8 +5,8 @@
 
 #include "autograd/step_graph.h"
 #include "nn/data/dataset.h"
-#include "nn/evaluate.h"
 #include "nn/models.h"
+#include "nn/train_batch.h"
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
 #include "tests/op_table.h"
@@ -27,7 +27,8 @@ struct Trained {
 
 /// Some quantised steps on the digits, with a schedule, skipped steps and an evaluation between them.
 Trained train(Device device, const OpFormats& formats, const optim::OptimizerOptions& options,
-              int steps, Math math = Math::Strict, StepGraph::Use use = StepGraph::Use::Off) {
+              int steps, Math math = Math::Strict, StepGraph::Use use = StepGraph::Use::Off,
+              const char* rates = "cosine") {
   const nn::Dataset digits = nn::load_dataset("digits");
   Run run(device, 3, math);
   const auto net = nn::mlp(64, std::vector<int64_t>{48, 33}, 10, formats);
@@ -37,13 +38,13 @@ Trained train(Device device, const OpFormats& formats, const optim::OptimizerOpt
   state.loss_scale = 4;
   run.set_state(state);
   nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
-  const optim::Schedule schedule(optim::Schedule::parse("cosine"), options.lr, steps);
+  const optim::Schedule schedule(optim::Schedule::parse(rates), options.lr, steps);
   nn::Tally tally(run);
   StepGraph graph(run, use);
   int step = 0;
   for (int epoch = 0; step < steps; ++epoch) {
     batches.shuffle(epoch);
-    sgd.set_rates(schedule.rates(step, batches.steps()));
+    sgd.set_rates(schedule.rates(step, batches.steps()), schedule.momenta(step, batches.steps()));
     for (int64_t i = 0; i < batches.steps() && step < steps; ++i, ++step) {
       if (step % 11 == 7) {  // a skipped step
         StepState skipped = run.state();
@@ -52,12 +53,7 @@ Trained train(Device device, const OpFormats& formats, const optim::OptimizerOpt
       }
       if (step == 20) nn::evaluate(run, *net, test);
       graph.run([&] {
-        const nn::Batch batch = batches.next();
-        Tape tape(run);
-        const Var logits = (*net)(tape, tape.constant(batch.images));
-        const Var loss = ops::cross_entropy(tape, logits, batch.labels);
-        tally.add(loss.value, logits.value, batch.labels);
-        tape.backward(loss);
+        nn::train_batch(run, *net, batches.next(), tally);
         sgd.step();
       });
     }
@@ -220,6 +216,23 @@ TEST_SUITE("cuda_training") {
     sgd.set_rates(std::vector<float>{0.5f, 0});
     for (int i = 0; i < 4; ++i) graph.run([&] { loss = step(); });
     CHECK(p.value.to_floats() == std::vector<float>{before[0] / 32, before[1] / 32});
+  }
+
+  TEST_CASE("one cycle of rates and momenta: the same bits on the CPU, the GPU and in a graph") {
+    const char* rates = "onecycle:0.3,10,100@0.95,0.85";
+    for (const char* name : {"sgd", "adamw", "lion"}) {
+      CAPTURE(std::string(name));
+      optim::OptimizerOptions o = optim::OptimizerOptions::of(optim::parse_algorithm(name));
+      if (o.algorithm == optim::Algorithm::Sgd) o.momentum = 0.9;
+      o.moment1 = "bf16:sr";
+      using Use = StepGraph::Use;
+      const Trained cpu = train(kCpu, {}, o, 50, Math::Strict, Use::Off, rates);
+      const Device gpu = cuda_device(0);
+      check_same(cpu, train(gpu, {}, o, 50, Math::Strict, Use::Off, rates));
+      check_same(cpu, train(gpu, {}, o, 50, Math::Strict, Use::Auto, rates));
+      const Trained without = train(kCpu, {}, o, 50, Math::Strict, Use::Off, "onecycle:0.3,10,100");
+      CHECK(!same_bits(cpu.states[0], without.states[0]));
+    }
   }
 
   TEST_CASE("where random numbers were drawn before the step, it runs eagerly with the same bits") {

@@ -221,6 +221,54 @@ TEST_SUITE("optimizers") {
           }
   }
 
+  TEST_CASE("a momentum for each step: the papers with another one every time") {
+    for (const Algorithm algorithm : kAlgorithms)
+      for (const bool nesterov : {false, true}) {
+        if (nesterov && algorithm != Algorithm::Sgd) continue;
+        CAPTURE(to_string(algorithm));
+        const Shape shape{7, 3};
+        OptimizerOptions o = some_options(algorithm);
+        o.nesterov = nesterov;
+        Run run;
+        Parameter p{"w", random_tensor(shape, -1, 1, 1), {}};
+        Textbook book(o, p.value.to_doubles());
+        optim::Optimizer optimizer(run, {&p}, o);
+        const std::vector<float> rates = {0.01f, 0.02f, 0.03f}, momenta = {0.95f, 0.5f, 0.0f};
+        optimizer.set_rates(rates, momenta);
+        for (uint64_t step = 0; step < 8; ++step) {
+          if (step == 5) optimizer.set_lr(0.01);        // the options' momentum from here on
+          const size_t at = std::min<size_t>(step, 2);  // the last one stays
+          OptimizerOptions& now = book.o;
+          now.lr = step < 5 ? static_cast<double>(rates[at]) : 0.01;
+          (algorithm == Algorithm::Sgd ? now.momentum : now.beta1) =
+              step < 5                      ? static_cast<double>(momenta[at])
+              : algorithm == Algorithm::Sgd ? o.momentum
+                                            : o.beta1;
+          std::vector<double> g = random_values(shape.numel(), 0.1, 1, 300 + step);
+          p.grad = Tensor::from(as_floats(g), shape);
+          book.step(p.grad.to_doubles());
+          optimizer.step();
+        }
+        const std::vector<double> got = p.value.to_doubles();
+        bool near = true;
+        for (size_t i = 0; i < got.size(); ++i)
+          near = near && std::abs(got[i] - book.p[i]) <= 160 * 16 * 0x1p-24;
+        CHECK(near);
+      }
+    Run run;
+    Parameter p{"w", Tensor::from(std::vector<float>{1}, {1}), {}};
+    optim::Optimizer plain(run, {&p}, {});
+    const std::vector<float> rates = {0.1f, 0.2f};
+    CHECK_THROWS_WITH_AS(plain.set_rates(rates, std::vector<float>{0.9f, 0.8f}),
+                         doctest::Contains("needs a momentum above 0 to begin with"), Error);
+    Parameter q{"v", Tensor::from(std::vector<float>{1}, {1}), {}};
+    optim::Optimizer momentum(run, {&q}, some_options(Algorithm::Sgd));
+    CHECK_THROWS_WITH_AS(momentum.set_rates(rates, std::vector<float>{0.9f}),
+                         doctest::Contains("2 learning rates and 1 momenta"), Error);
+    CHECK_THROWS_WITH_AS(momentum.set_rates(rates, std::vector<float>{0.9f, 1.0f}),
+                         doctest::Contains("momentum must be"), Error);
+  }
+
   TEST_CASE("QPyTorch's order of one step, by hand") {
     // fixed4.2 has steps of 1/4 up to 1.75, ties to even. g = 0.3·0.5 = 0.15 → 0.25. d = 0.25 + 0.5·1.0 = 0.75 with the
     // accumulator 1.0; m = 0.75; p = 1 − 0.5·0.75 = 0.625. accumulator (steps of 1/8): 0.625; weight: 0.625 → 0.5 (tie).

@@ -11,6 +11,7 @@
 
 #include "command.h"
 #include "nn/data/safetensors.h"
+#include "with_checksum.h"
 
 #if defined(ULP_COMMAND)
 
@@ -256,6 +257,31 @@ TEST_SUITE("resume") {
         "--optimizer lion --weights bf16:sr --moment1 mxfp6:sr --resume --out " +
             quoted(out),
         1, {"\"optimizer.moment1\": \"mxfp8:sr\"", "\"mxfp6:sr\""});
+  }
+
+  TEST_CASE("a checkpoint of another version is not read, and not removed as a broken one is") {
+    const Folder folder;
+    const std::string out = folder / "out";
+    const std::string train = kTrain + "--epochs 1 --checkpoint-every 10 --keep 9 --out ";
+    succeed(train + quoted(out));
+    stop_at(out, 10);
+    const std::string file = out + "/checkpoint-10.safetensors", good = slurp(file);
+    std::string old = good;
+    const std::string field = "\"state.grad_factor\":";
+    REQUIRE(old.find(field) != std::string::npos);
+    old.replace(old.find(field), field.size(), "\"note.grad_factor_\":");
+    old = tests::with_checksum(old);
+    std::ofstream(file, std::ios::binary) << old;
+    const auto before = everything(out);
+    check_refused(train + quoted(out) + " --resume", 1,
+                  {"checkpoint-10.safetensors: another version of ulp wrote it",
+                   "no state.grad_factor", "resume with that version, or leave --resume away"});
+    CHECK(everything(out) == before);
+    // One that is broken is passed over.
+    std::ofstream(file, std::ios::binary) << good.substr(0, good.size() - 1);
+    const Result r = succeed(train + quoted(out) + " --resume");
+    CHECK(has(r.out, "broken     "));
+    CHECK(has(r.out, "from the beginning"));
   }
 
   TEST_CASE("a baseline is resumed too") {

@@ -66,6 +66,36 @@ TEST_SUITE("schedule") {
     }
   }
 
+  TEST_CASE("one cycle moves the momentum against the rate") {
+    struct Point {
+      int64_t step;
+      double momentum;
+    };
+    struct Case {
+      const char* text;
+      std::vector<Point> points;
+    };
+    for (const Case& c :
+         {Case{"onecycle:0.45,10,100@0.95,0.85",
+               {{0, 0.95}, {9, 0.93}, {45, 0.85}, {54, 0.87}, {90, 0.95}, {95, 0.95}, {99, 0.95}}},
+          {"onecycle@0.9,0", {{0, 0.9}, {45, 0}, {90, 0.9}, {100, 0.9}}},
+          {"onecycle:0.5@0.8,0.8", {{0, 0.8}, {50, 0.8}, {99, 0.8}}},
+          {"onecycle:0.5,4@0.9,0.5", {{0, 0.9}, {25, 0.7}, {50, 0.5}, {75, 0.7}, {100, 0.9}}}}) {
+      CAPTURE(std::string(c.text));
+      const Schedule s = schedule(c.text, 0.3, 100);
+      for (const Point& p : c.points) {
+        CAPTURE(p.step);
+        CHECK(std::abs(s.momentum(p.step) - p.momentum) <= 1e-15);
+      }
+      const std::vector<float> momenta = s.momenta(3, 5);
+      REQUIRE(momenta.size() == 5);
+      for (int64_t i = 0; i < 5; ++i)
+        CHECK(momenta[static_cast<size_t>(i)] == static_cast<float>(s.momentum(3 + i)));
+    }
+    for (const char* text : {"onecycle", "cosine", "constant"})
+      CHECK(schedule(text, 0.3, 100).momenta(0, 5).empty());
+  }
+
   TEST_CASE("no step has a rate below 0 or above the base") {
     for (const char* text : {"linear", "cosine", "onecycle", "onecycle:0.333", "swalp",
                              "warmup:7+cosine", "warmup:3+linear:1", "step:0", "swalp:0@0.0"})
@@ -91,6 +121,9 @@ TEST_SUITE("schedule") {
                           {"step:0.1@0.00001", "step:0.1@0.00001"},
                           {"onecycle", "onecycle:0.45,10,100"},
                           {"onecycle:0.3,25,10000", "onecycle:0.3,25,10000"},
+                          {"onecycle:0.3@0.95,0.85", "onecycle:0.3,10,100@0.95,0.85"},
+                          {"onecycle@0.9,0", "onecycle:0.45,10,100@0.9,0"},
+                          {"onecycle:@0.9,0.8", "onecycle:0.45,10,100@0.9,0.8"},
                           {"swalp", "swalp:0.2@0.67"},
                           {"warmup:500+cosine", "warmup:500+cosine:0"},
                           {"warmup:0.05+step:0.5@3e", "warmup:0.05+step:0.5@3e"},
@@ -124,6 +157,14 @@ TEST_SUITE("schedule") {
                           {"onecycle:0.3,0.5", "onecycle: the first divisor"},
                           {"onecycle:0.3,10,0", "onecycle: the last divisor"},
                           {"onecycle:0.3,10,10,1", "at most three"},
+                          {"onecycle:", "onecycle: the rise's share"},
+                          {"onecycle@", "the momenta are two, as in @0.95,0.85, got '@'"},
+                          {"onecycle@0.9", "the momenta are two"},
+                          {"onecycle@0.9,0.8,0.7", "the momenta are two"},
+                          {"onecycle@1,0.8", "onecycle: the higher momentum"},
+                          {"onecycle@0.8,0.9", "lower momentum must be a number from 0 to 0.8"},
+                          {"onecycle@0.9,x", "onecycle: the lower momentum"},
+                          {"cosine@0.9,0.8", "cosine: the floor must be a number"},
                           {"swalp:0.2@3,5", "swalp: there is one moment"},
                           {"warmup:500", "goes before a schedule, as in warmup:500+cosine"},
                           {"warmup:+cosine", "warmup must be"},

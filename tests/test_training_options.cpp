@@ -95,6 +95,22 @@ TEST_SUITE("training_options") {
     CHECK(!metrics_of(plain)[0].contains("skipped_steps"));
   }
 
+  TEST_CASE("one cycle of the momentum is said, kept in the configuration, and changes the run") {
+    const Folder folder;
+    const std::string with = folder / "with", without = folder / "without";
+    const Result r = succeed(kTrain + "--lr-schedule onecycle@0.95,0.85 --out " + with);
+    CHECK(has(r.out, "momentum 0.95"));
+    CHECK(has(r.out, "the momentum meanwhile from 0.95 to 0.85 and back"));
+    const Json optimizer = Json::parse(slurp(with + "/config.json")).at("optimizer");
+    CHECK(optimizer.at("lr_schedule") == "onecycle:0.45,10,100@0.95,0.85");
+    CHECK(optimizer.at("momentum_coef") == 0.95);
+    succeed(kTrain + "--lr-schedule onecycle --momentum-coef 0.95 --out " + without);
+    CHECK(slurp(with + "/model.safetensors") != slurp(without + "/model.safetensors"));
+    const Result adam =
+        succeed(kTrain + "--optimizer adam --lr-schedule onecycle@0.9,0.8 --out " + with);
+    CHECK(has(adam.out, "beta1 0.9,"));
+  }
+
   TEST_CASE("a run whose every step is skipped ends with a line") {
     const Folder folder;
     check_refused(kTrain +
@@ -134,6 +150,7 @@ TEST_SUITE("training_options") {
       const std::string out = folder / "run";
       const Result r = succeed(kTrain + "--weights bf16:sr --out " + out + " " + options);
       CHECK(has(r.out, "average    "));
+      CHECK(has(r.out, "           average 3020 bytes\n"));  // both formats take two bytes a weight
       const std::vector<Json> rows = metrics_of(out);
       REQUIRE(rows.size() == 9);
       CHECK(rows[8].at("split") == "average");
@@ -165,7 +182,7 @@ TEST_SUITE("training_options") {
         kTrain +
         "--batch-size 64 --forward e4m3+scale=delayed4 --backward e5m2:sr "
         "--loss-scale dynamic --loss-scale-start 1048576 --loss-scale-interval 4 "
-        "--clip-norm 1 --accumulate-steps 2 --lr-schedule onecycle --average ema "
+        "--clip-norm 1 --accumulate-steps 2 --lr-schedule onecycle@0.95,0.85 --average ema "
         "--ema-decay 0.9 --average-format bf16:sr --checkpoint-every 7 --keep 10 --out ";
     succeed(train + whole);
     succeed(train + out);
@@ -200,6 +217,8 @@ TEST_SUITE("training_options") {
           {"--accumulate-steps 0", {"--accumulate-steps"}},
           {"--lr-schedule cosin", {"--lr-schedule", "cosine[:FLOOR]"}},
           {"--lr-schedule step:0.1@2.5", {"--lr-schedule", "'2.5'"}},
+          {"--lr-schedule onecycle@0.9", {"--lr-schedule", "the momenta are two"}},
+          {"--lr-schedule onecycle@0.9,0.8 --momentum-coef 0", {"--momentum-coef above 0"}},
           {"--average mean", {"--average takes swa or ema, got 'mean'"}},
           {"--average-format bf16", {"--average-format needs --average"}},
           {"--average swa --ema-decay 0.5", {"--ema-decay needs --average ema"}},

@@ -179,11 +179,11 @@ void run_matmul(const MatmulOptions& options) {
                "Ubuntu)\n");
 
   if (!options.json) {
+    print_origin(cpu_description(threads));
     fmt::print(
-        "GFLOP/s, median of {} runs in turn; {} threads, each on a CPU of its own; every result "
-        "checked against the "
-        "strict order\n",
-        options.repeats, threads);
+        "GFLOP/s, median of {} runs in turn; each thread on a CPU of its own; every result checked "
+        "against the strict order\n",
+        options.repeats);
     if (openblas.found()) fmt::print("OpenBLAS uses its {} kernels\n", openblas.core());
     fmt::print("{:>20} {:>9} {:>8} {:>9} {:>9} {:>6} {:>9} {:>7}\n", "m x n x k", "isa", "threads",
                "ulp", "openblas", "ratio", "fma peak", "of peak");

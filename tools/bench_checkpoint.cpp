@@ -11,6 +11,7 @@
 #include "nn/data/atomic_file.h"
 #include "nn/data/checkpoint.h"
 #include "nn/data/checksum.h"
+#include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
 #include "tools/commands.h"
 #include "tools/values.h"
@@ -102,12 +103,14 @@ void run_bench(const CheckpointBenchOptions& o) {
                                               {"ratio", write / disk},
                                               {"read_mib_s", read}}
                            .dump(2));
-  else
+  else {
+    print_origin(device == kCpu ? cpu_description(omp_get_max_threads()) : gpu_description(device));
     fmt::print(
         "{} MiB on {}, MiB/s, medians of {} in turn, each until it is on the disk\n"
         "{:<34} {:>8.0f}\n{:<34} {:>8.0f}   {:.2f} of that\n{:<34} {:>8.0f}\n",
         mib, to_string(device), repeats, "the same bytes as a plain file", disk, "a checkpoint",
         write, write / disk, "reading it again (from memory)", read);
+  }
 }
 
 }  // namespace

@@ -10,6 +10,12 @@
 
 namespace ulp::tools {
 
+void check_gpu(const char* bench) {
+  if (cuda_device_count() == 0)
+    throw_error("{}: it measures a GPU, and there is none to use: {}", bench,
+                cuda_missing_reason());
+}
+
 CudaTimer::CudaTimer(Device device) : stream_(stream_of(device)) {
   ULP_CHECK(device.type == DeviceType::Cuda, "bench: wanted a CUDA device, got {}", device);
   constexpr int64_t kFloats = int64_t{1} << 26;  // 256 MiB: more than any L2
@@ -51,10 +57,10 @@ class Event {
 
 }  // namespace
 
-std::string CudaTimer::description() const {
+std::string gpu_description(Device device) {
   cudaDeviceProp properties{};
   int version = 0;
-  ULP_CUDA_CHECK(cudaGetDeviceProperties(&properties, stream_.device.index));
+  ULP_CUDA_CHECK(cudaGetDeviceProperties(&properties, device.index));
   ULP_CUDA_CHECK(cudaRuntimeGetVersion(&version));
   return std::string(properties.name) + ", CUDA " + std::to_string(version / 1000) + "." +
          std::to_string(version % 1000 / 10);
@@ -80,7 +86,7 @@ std::vector<double> CudaTimer::medians(const std::vector<Call>& calls, int repea
 
 #else
 
-std::string CudaTimer::description() const { return cuda_missing_reason(); }
+std::string gpu_description(Device) { return cuda_missing_reason(); }
 
 std::vector<double> CudaTimer::medians(const std::vector<Call>&, int) const {
   throw_error("bench: {}", cuda_missing_reason());

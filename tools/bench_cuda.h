@@ -10,6 +10,12 @@
 
 namespace ulp::tools {
 
+/// Throws ulp::Error with the reason if this program can use no GPU at all: there is nothing that `bench` could measure then.
+void check_gpu(const char* bench);
+
+/// "NVIDIA H100 80GB HBM3, CUDA 13.0".
+std::string gpu_description(Device device);
+
 /// Times work that is queued on one device's stream.
 class CudaTimer {
  public:
@@ -21,8 +27,7 @@ class CudaTimer {
   CudaTimer& operator=(const CudaTimer&) = delete;
 
   Stream stream() const { return stream_; }
-  /// "NVIDIA H100 80GB HBM3, CUDA 13.0".
-  std::string description() const;
+  std::string description() const { return gpu_description(stream_.device); }
 
   /// Median seconds of each call over `repeats` runs, which take turns, so that a clock that changes changes for all. Two
   /// runs come before that are not timed; before every run L2 is filled with other data.

@@ -1,7 +1,9 @@
 #pragma once
 
-// What a measurement needs to know about the machine: where threads run, how fast fma can be, when the cores are idle.
+// What a measurement needs to know about the machine: its name, where threads run, how fast fma can be, when the cores are
+// idle.
 
+#include <fmt/core.h>
 #include <omp.h>
 #include <sched.h>
 
@@ -10,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -40,6 +43,36 @@ inline std::string today() {
   char date[16];
   std::strftime(date, sizeof date, "%F", std::gmtime(&now));
   return date;
+}
+
+/// What the user typed, from "ulp" on.
+inline std::string command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text = "ulp", word;
+  std::getline(file, word, '\0');  // the program's path
+  while (std::getline(file, word, '\0')) {
+    const bool plain = !word.empty() && word.find_first_of(" \t\n\"'`\\$&|;<>()*?") == word.npos;
+    text += plain ? " " + word : " '" + word + "'";
+  }
+  return text;
+}
+
+/// "Intel(R) Xeon(R) Platinum 8481C, avx512, 2 threads".
+inline std::string cpu_description(int threads) {
+  std::ifstream file("/proc/cpuinfo");
+  std::string name = "CPU", line;
+  while (std::getline(file, line))
+    if (line.starts_with("model name") && line.find(": ") != line.npos) {
+      name = line.substr(line.find(": ") + 2);
+      break;
+    }
+  return fmt::format("{}, {}, {} thread{}", name, cpu::to_string(cpu::current_isa()), threads,
+                     threads == 1 ? "" : "s");
+}
+
+/// The first line of everything that is measured, tables for the README too: the machine, the day, the command.
+inline void print_origin(const std::string& machine) {
+  fmt::print("{}; {}; `{}`\n", machine, today(), command_line());
 }
 
 /// memcpy of a CPU tensor, split over the threads.

@@ -15,6 +15,7 @@
 #include "kernels/matmul_unit.h"
 #include "kernels/quantised.h"
 #include "tools/bench_cuda.h"
+#include "tools/bench_machine.h"
 
 #if defined(ULP_HAS_CUDA)
 #include <cublas_v2.h>
@@ -277,14 +278,15 @@ void bench_matmul_cuda(const CudaMatmulOptions& options) {
   Measurement measure(timer, options.repeats);
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   std::vector<std::string> algorithms;
-  if (!options.json)
+  if (!options.json) {
+    print_origin(timer.description());
     fmt::print(
-        "{}; medians of {} runs in turn with a cold L2; samples of strict results checked bit by "
-        "bit, of others "
-        "against strict; copy {:.0f} GB/s\n",
-        timer.description(), options.repeats, measure.copy() / 1e9);
+        "medians of {} runs in turn with a cold L2; samples of strict results checked bit by bit, "
+        "of others against strict; copy {:.0f} GB/s\n",
+        options.repeats, measure.copy() / 1e9);
+  }
   const char* heading = options.markdown
-                            ? "| m x n x k | layout | math | unit | ms | TFLOP/s | beside | ms | "
+                            ? "\n| m x n x k | layout | math | unit | ms | TFLOP/s | beside | ms | "
                               "ratio |\n|---|---|---|---|--:|--:|---|--:|--:|\n"
                             : "";
   const char* line = options.markdown

@@ -241,21 +241,21 @@ void run(const OpsOptions& o) {
   const Device device = parse_device(o.device);
   if (device.type != DeviceType::Cuda)
     throw UsageError("bench ops: wanted --device cuda or cuda:N, got " + o.device);
+  check_gpu("bench ops");
   const CudaTimer timer(device);
   const int64_t rows = (int64_t{1} << o.log2_size) / kColumns;
   const char* line = o.markdown ? "| `{}` | {} | {:.2f} | {:.0f} | {:.0f} | {:.2f} |\n"
                                 : "{:<26}{:<14}{:>8.2f}{:>10.0f}{:>10.0f}{:>8.2f}\n";
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   if (!o.json) {
+    print_origin(timer.description());
     fmt::print(
-        "{}; 2^{} elements in rows of {}, medians of {} runs with a cold L2, a device copy in turn "
+        "2^{} elements in rows of {}, medians of {} runs with a cold L2, a device copy in turn "
         "with each;\nevery kernel checked against the CPU; bytes: the fewest an element must "
         "move\n",
-        timer.description(), o.log2_size, kColumns, o.repeats);
+        o.log2_size, kColumns, o.repeats);
     if (o.markdown) {
-      fmt::print("{}, `ulp bench ops --device {} --log2-size {} --repeats {} --markdown`\n\n",
-                 today(), to_string(device), o.log2_size, o.repeats);
-      fmt::print("| kernel | of | bytes | GB/s | copy | ratio |\n|---|---|--:|--:|--:|--:|\n");
+      fmt::print("\n| kernel | of | bytes | GB/s | copy | ratio |\n|---|---|--:|--:|--:|--:|\n");
     } else {
       fmt::print("{:<26}{:<14}{:>8}{:>10}{:>10}{:>8}\n", "kernel", "of", "bytes", "GB/s", "copy",
                  "ratio");

@@ -236,12 +236,13 @@ void print_row(const BenchOptions& o, const Row& r) {
   std::fflush(stdout);
 }
 
-void print_head(const BenchOptions& o, const std::string& where, int log2_size) {
+void print_head(const BenchOptions& o, const std::string& machine, int log2_size) {
+  print_origin(machine);
   fmt::print(
-      "{}, {}; 2^{} parameters, fp32 gradients, medians of {} runs; bytes: what an update of one "
-      "must move;\nratio: to the speed of a copy in turn with it; every row checked against the "
-      "CPU's portable code\n",
-      today(), where, log2_size, o.repeats);
+      "2^{} parameters, fp32 gradients, medians of {} runs; bytes: what an update of one must "
+      "move;\nratio: to the speed of a copy in turn with it; every row checked against the CPU's "
+      "portable code\n",
+      log2_size, o.repeats);
   if (o.markdown)
     fmt::print(
         "\n| | weight | master | moment1 | moment2 | compensation | bytes | ms | GB/s | ratio |\n"
@@ -258,20 +259,20 @@ void run(const BenchOptions& o) {
   const int64_t n = int64_t{1} << log2_size;
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   std::optional<CudaTimer> timer;
-  std::string where;
+  std::string machine;
   int threads = 0;
   if (cpu) {
     const Placement placement;
     threads = o.threads != 0 ? o.threads : placement.cpus();
     omp_set_num_threads(threads);
     placement.spread_threads(threads);
-    where = fmt::format("CPU ({}), {} threads", to_string(ulp::cpu::current_isa()), threads);
+    machine = cpu_description(threads);
   } else {
     if (o.threads != 0) throw UsageError("--threads is for --device cpu");
     timer.emplace(device);
-    where = timer->description();
+    machine = timer->description();
   }
-  if (!o.json) print_head(o, where, log2_size);
+  if (!o.json) print_head(o, machine, log2_size);
   for (const Setting& s : kSettings) {
     const Row row =
         cpu ? measure_cpu(s, n, threads, o.repeats) : measure_cuda(*timer, s, n, o.repeats);

@@ -157,9 +157,9 @@ void run(const QuantizeOptions& o) {
   Tensor out = Tensor::empty(in.shape(), DType::F32, kCpu);
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   if (!o.json) {
-    fmt::print(
-        "2^{} floats, fp32 to fp32, {} threads, {}; medians of {} runs, memcpy in turn with each\n",
-        log2_size, threads, cpu::to_string(cpu::current_isa()), o.repeats);
+    print_origin(cpu_description(threads));
+    fmt::print("2^{} floats, fp32 to fp32; medians of {} runs, memcpy in turn with each\n",
+               log2_size, o.repeats);
     fmt::print("{:<16}{:<10}{:<9}{:>12}{:>12}{:>8}{:>8}\n", "format", "rounding", "class",
                "ns/element", "memcpy", "ratio", "stats");
   }

@@ -114,12 +114,6 @@ std::vector<DType> outputs(const Quantizer& q) {
   return all;
 }
 
-/// "2026-11-27, `ulp bench quantize --device cuda:0 …`".
-std::string origin(const CudaQuantizeOptions& o) {
-  return fmt::format("{}, `ulp bench quantize --device {} --log2-size {} --repeats {} --markdown`",
-                     today(), to_string(o.device), o.log2_size, o.repeats);
-}
-
 nlohmann::ordered_json json_of(const Row& r) {
   return {{"format", r.format},
           {"rounding", r.rounding},
@@ -143,12 +137,12 @@ void bench_quantize_cuda(const CudaQuantizeOptions& o) {
   const char* line = o.markdown ? "| `{}` | {} | {} | {} | {:.0f} | {:.0f} | {:.2f} | {:.2f} |\n"
                                 : "{:<16}{:<10}{:<9}{:>6}{:>10.0f}{:>10.0f}{:>8.2f}{:>8.2f}\n";
   if (!o.json) {
+    print_origin(timer.description());
     fmt::print(
-        "{}; 2^{} floats in rows of {}, medians of {} runs with a cold L2, a device copy in turn "
+        "2^{} floats in rows of {}, medians of {} runs with a cold L2, a device copy in turn "
         "with each;\nevery format checked against the CPU; bytes: the fewest an element must move "
         "(12: read twice)\n",
-        timer.description(), o.log2_size, kColumns, o.repeats);
-    if (o.markdown) fmt::print("{}\n", origin(o));
+        o.log2_size, kColumns, o.repeats);
     if (o.markdown)
       fmt::print(
           "\n| format | rounding | out | bytes | GB/s | copy | ratio | × with statistics |\n"

@@ -7,9 +7,10 @@
 
 #include "autograd/step_graph.h"
 #include "core/error.h"
-#include "nn/evaluate.h"
 #include "nn/models.h"
+#include "nn/train_batch.h"
 #include "optim/optimizer.h"
+#include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
 #include "tools/commands.h"
 
@@ -90,12 +91,7 @@ class Training {
   void restart() { batches_.shuffle(0); }
   void step() {
     graph_.run([this] {
-      const nn::Batch batch = batches_.next();
-      Tape tape(run_);
-      const Var logits = (*net_)(tape, tape.constant(batch.images));
-      const Var loss = ops::cross_entropy(tape, logits, batch.labels);
-      tally_.add(loss.value, logits.value, batch.labels);
-      tape.backward(loss);
+      nn::train_batch(run_, *net_, batches_.next(), tally_);
       sgd_->step();
     });
   }
@@ -170,6 +166,7 @@ void run_step(const StepOptions& options) {
   const Device device = parse_device(options.device);
   if (device == kCpu) throw UsageError("bench step: --device takes cuda or cuda:N");
   if (options.repeats < 1) throw UsageError("bench step: --repeats must be at least 1");
+  check_gpu("bench step");
   stream_of(device);  // throws if there is none
   const nn::Dataset data = make_data();
   const Setting settings[] = {{"fp32, strict math", false, Math::Strict},
@@ -198,9 +195,10 @@ void run_step(const StepOptions& options) {
   }
   const char* line =
       options.markdown ? "| {} | {:.3f} | {:.3f} | {} |\n" : "{:<30} {:>9.3f} {:>9.3f} {:>6}\n";
+  print_origin(gpu_description(device));
   if (options.markdown)
     fmt::print(
-        "| ms a step, MLP 784-1024-1024-10, batch 128 | op by op | CUDA graph | nodes |\n"
+        "\n| ms a step, MLP 784-1024-1024-10, batch 128 | op by op | CUDA graph | nodes |\n"
         "|---|---|---|---|\n");
   else
     fmt::print(

@@ -97,6 +97,10 @@ std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
       Found found{file, nn::load_checkpoint(file)};
       last_ = file.filename().string();
       return found;
+    } catch (const nn::OtherVersion& error) {
+      // Not broken: going on without it would begin again, and remove it.
+      throw_error("{}; resume with that version, or leave --resume away to start again",
+                  error.what());
     } catch (const Error& error) {
       say(fmt::format("broken     {}\n", error.what()));
     }

@@ -2,7 +2,10 @@
 
 #include <fmt/core.h>
 
+#include <set>
+
 #include "core/error.h"
+#include "core/number_text.h"
 #include "core/packed.h"
 #include "kernels/state.h"
 #include "tools/format_options.h"
@@ -35,9 +38,10 @@ bool has_moment1(const OptimizerOptions& o) {
 }
 
 double beta_value(const std::string& flag, const std::string& text) {
-  const double beta = number_value(flag, text, Zero::Allowed);
-  if (beta >= 1) throw UsageError(flag + " takes a number >= 0 and below 1, got '" + text + "'");
-  return beta;
+  const auto beta = text::number_from_to<double>(text, 0, 1);
+  if (!beta || *beta == 1)
+    throw UsageError(flag + " takes a number >= 0 and below 1, got '" + text + "'");
+  return *beta;
 }
 
 void refuse(const std::optional<std::string>& text, const char* flag, const std::string& why) {
@@ -53,6 +57,7 @@ ParameterGroup parse_group(const std::string& text) {
   if (colon == 0 || colon == std::string::npos)
     fail("wanted PATTERN:key=value,… such as 'fc*.bias:weight-decay=0,moment1=bf16'");
   ParameterGroup group{text.substr(0, colon)};
+  std::set<std::string> keys;
   for (size_t begin = colon + 1; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
     const std::string part = text.substr(begin, end - begin);
@@ -61,6 +66,7 @@ ParameterGroup parse_group(const std::string& text) {
     if (equals == std::string::npos) fail("'" + part + "' is no key=value");
     const std::string key = part.substr(0, equals), value = part.substr(equals + 1);
     const std::string flag = "--param-group " + group.pattern + ": " + key;
+    if (!keys.insert(key).second) fail("the key '" + key + "' is there twice");
     if (key == "lr")
       group.lr_factor = number_value(flag, value, Zero::Allowed);
     else if (key == "weight-decay")
@@ -134,39 +140,33 @@ std::string group_text(const ParameterGroup& g) {
 }  // namespace
 
 void OptimizerFlags::add_to(CLI::App& app) {
-  const char* opt = "Optimizer";
-  app.add_option("--optimizer", optimizer_, "sgd, adam, adamw or lion")
-      ->capture_default_str()
-      ->group(opt);
-  add_text(app, "--lr", lr_,
-           "learning rate, the schedule's base (default: 0.1 for sgd, 0.001 for adam and adamw, "
-           "0.0001 for lion)")
-      ->group(opt);
-  add_text(app, "--momentum-coef", momentum_coef_,
-           "sgd: how much of the last momentum is kept, a number (default: 0.9)")
-      ->group(opt);
-  app.add_flag("--nesterov", nesterov_, "sgd: look ahead along the momentum")->group(opt);
-  add_text(app, "--beta1", beta1_,
-           "adam, adamw, lion: how much of the last first moment is kept (default: 0.9)")
-      ->group(opt);
-  add_text(app, "--beta2", beta2_,
-           "adam, adamw: the same of the second moment (default: 0.999); lion: of its moment "
-           "(default: 0.99)")
-      ->group(opt);
-  add_text(app, "--eps", eps_,
-           "adam, adamw: added to the root of the second moment (default: 1e-8)")
-      ->group(opt);
-  app.add_option("--weight-decay", weight_decay_, "how much weights are drawn to zero, a number")
-      ->capture_default_str()
-      ->group(opt);
-  add_text(app, "--weight-decay-mode", weight_decay_mode_,
-           "coupled: the gradient gets weight decay × weight; decoupled: the weight loses lr × "
-           "weight decay × weight beside the step (default: decoupled for adamw and lion)")
-      ->group(opt);
-  app.add_option("--update", update_,
-                 "plain, or kahan: what rounding an update loses is kept and added the next time")
-      ->capture_default_str()
-      ->group(opt);
+  const char* group = "Optimizer";
+  const auto add = [&](const char* flag, std::optional<std::string>& text, const char* help) {
+    add_text(app, flag, text, help)->group(group);
+  };
+  const auto add_with_default = [&](const char* flag, std::string& text, const char* help) {
+    app.add_option(flag, text, help)->capture_default_str()->group(group);
+  };
+  add_with_default("--optimizer", optimizer_, "sgd, adam, adamw or lion");
+  add("--lr", lr_,
+      "learning rate, the schedule's base (default: 0.1 for sgd, 0.001 for adam and adamw, "
+      "0.0001 for lion)");
+  add("--momentum-coef", momentum_coef_,
+      "sgd: how much of the last momentum is kept, a number (default: 0.9)");
+  app.add_flag("--nesterov", nesterov_, "sgd: look ahead along the momentum")->group(group);
+  add("--beta1", beta1_,
+      "adam, adamw, lion: how much of the last first moment is kept (default: 0.9)");
+  add("--beta2", beta2_,
+      "adam, adamw: the same of the second moment (default: 0.999); lion: of its moment "
+      "(default: 0.99)");
+  add("--eps", eps_, "adam, adamw: added to the root of the second moment (default: 1e-8)");
+  add_with_default("--weight-decay", weight_decay_, "how much weights are drawn to zero, a number");
+  add("--weight-decay-mode", weight_decay_mode_,
+      "coupled: the gradient gets weight decay × weight; decoupled: the weight loses lr × "
+      "weight decay × weight beside the step (default: decoupled for adamw and lion)");
+  add_with_default(
+      "--update", update_,
+      "plain, or kahan: what rounding an update loses is kept and added the next time");
   app.add_option("--param-group", groups_,
                  "what is different for the parameters whose path matches (* any text, ? any "
                  "character): PATTERN:key=value,… with lr (a factor), weight-decay, weights, "
@@ -174,25 +174,19 @@ void OptimizerFlags::add_to(CLI::App& app) {
                  "later ones win")
       ->expected(1)
       ->take_all()
-      ->group(opt);
-  const char* states = "Formats of what the optimizer keeps (-gN: groups along all elements)";
-  app.add_option("--weights", weights_, "the stored weight")->capture_default_str()->group(states);
-  add_text(app, "--accumulator", accumulator_,
-           "the master copy; fp32 is a full master (default: none, the stored weight is the "
-           "only copy)")
-      ->group(states);
-  app.add_option("--grads", grads_, "the gradient the optimizer reads")
-      ->capture_default_str()
-      ->group(states);
-  add_text(app, "--moment1", moment1_,
-           "the stored momentum, or first moment (default: fp32; 8-bit: dynamic8-g256-scalef32)")
-      ->group(states);
-  add_text(app, "--momentum-format", momentum_format_, "the same, for sgd")->group(states);
-  add_text(app, "--moment2", moment2_,
-           "adam, adamw: the stored second moment (default: fp32; 8-bit: dynamic8u-g256-scalef32)")
-      ->group(states);
-  add_text(app, "--compensation", compensation_, "kahan: what is still to be added (default: fp32)")
-      ->group(states);
+      ->group(group);
+  group = "Formats of what the optimizer keeps (-gN: groups along all elements)";
+  add_with_default("--weights", weights_, "the stored weight");
+  add("--accumulator", accumulator_,
+      "the master copy; fp32 is a full master (default: none, the stored weight is the "
+      "only copy)");
+  add_with_default("--grads", grads_, "the gradient the optimizer reads");
+  add("--moment1", moment1_,
+      "the stored momentum, or first moment (default: fp32; 8-bit: dynamic8-g256-scalef32)");
+  add("--momentum-format", momentum_format_, "the same, for sgd");
+  add("--moment2", moment2_,
+      "adam, adamw: the stored second moment (default: fp32; 8-bit: dynamic8u-g256-scalef32)");
+  add("--compensation", compensation_, "kahan: what is still to be added (default: fp32)");
 }
 
 void OptimizerFlags::set_rates(OptimizerOptions& o) const {

@@ -28,11 +28,11 @@ void check_needs(const char* flag, const std::optional<std::string>& given, bool
 
 void ScalingOptions::add_to(CLI::App& app) {
   const char* group = "Scaling, clipping, schedule";
-  app.add_option(
-         "--lr-schedule", lr_schedule_,
-         "constant, linear[:FLOOR], cosine[:FLOOR], step[:FACTOR[@MOMENT,...]], "
-         "onecycle[:UP[,DIV[,FINAL]]], swalp[:RATIO[@MOMENT]]; warmup:MOMENT+ before any but "
-         "onecycle; a MOMENT is a share of the run (0.5), steps (300) or epochs (12e)")
+  app.add_option("--lr-schedule", lr_schedule_,
+                 "constant, linear[:FLOOR], cosine[:FLOOR], step[:FACTOR[@MOMENT,...]], "
+                 "onecycle[:UP[,DIV[,FINAL]]][@HIGH,LOW] (@: the momentum goes down and up again), "
+                 "swalp[:RATIO[@MOMENT]]; warmup:MOMENT+ before any but "
+                 "onecycle; a MOMENT is a share of the run (0.5), steps (300) or epochs (12e)")
       ->capture_default_str()
       ->group(group);
   app.add_option(
@@ -78,7 +78,11 @@ void ScalingOptions::add_to(CLI::App& app) {
       "swa: the mean of the weights after every epoch of the last quarter; ema: an exponential "
       "mean after every step (default: none)")
       ->group(averages);
-  add_text(app, "--average-format", average_format_, "the stored average (default: fp32)")
+  add_text(
+      app, "--average-format", average_format_,
+      "the stored average, in the narrowest type that holds it: 1 byte a weight for e4m3, e5m2 "
+      "and 4- and 6-bit formats (they are not packed), 2 for bf16 and fp16, else 4 (default: "
+      "fp32)")
       ->group(averages);
   add_text(app, "--average-start", average_start_,
            "the MOMENT of the first weights (default: 0.75 for swa, 0 for ema)")
@@ -168,12 +172,24 @@ std::optional<Averaging> ScalingOptions::resolve_average() const {
   return a;
 }
 
-void ScalingOptions::resolve(Experiment& e) const {
+void ScalingOptions::resolve_schedule(Experiment& e) const {
+  optim::ScheduleSpec spec;
   try {
-    e.lr_schedule = optim::Schedule::parse(lr_schedule_).text();
+    spec = optim::ScheduleSpec::parse(lr_schedule_);
   } catch (const Error& error) {
     throw UsageError(std::string("--lr-schedule: ") + error.what());
   }
+  e.lr_schedule = spec.text();
+  if (!spec.momentum) return;
+  const bool sgd = e.optimizer.algorithm == optim::Algorithm::Sgd;
+  if (sgd && e.optimizer.momentum == 0)
+    throw UsageError("--lr-schedule " + lr_schedule_ +
+                     " moves the momentum and needs a --momentum-coef above 0");
+  (sgd ? e.optimizer.momentum : e.optimizer.beta1) = spec.momentum->high;
+}
+
+void ScalingOptions::resolve(Experiment& e) const {
+  resolve_schedule(e);
   if (grad_order_ != "scale-first" && grad_order_ != "quantise-first")
     throw UsageError("--grad-order takes scale-first or quantise-first, got '" + grad_order_ + "'");
   e.optimizer.grad_order =

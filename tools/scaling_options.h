@@ -18,6 +18,7 @@ class ScalingOptions {
 
  private:
   double grad_scaling(const Experiment& experiment) const;
+  void resolve_schedule(Experiment& experiment) const;
   void resolve_scaling(Experiment& experiment) const;
   std::optional<Averaging> resolve_average() const;
 

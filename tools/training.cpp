@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -11,6 +10,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/number_text.h"
 #include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
@@ -134,13 +134,9 @@ class Notes {
   }
   template <class T>
   T number(const char* name, T least, T most) const {
-    const std::string& given = text(name);
-    const char* const end = given.data() + given.size();
-    T value{};
-    const auto [stop, error] = std::from_chars(given.data(), end, value);
-    ULP_CHECK(error == std::errc() && stop == end && value >= least && value <= most,
-              "{}: its note.{} is no number from {} to {}", file_, name, least, most);
-    return value;
+    const auto value = text::number_from_to<T>(text(name), least, most);
+    ULP_CHECK(value, "{}: its note.{} is no number from {} to {}", file_, name, least, most);
+    return *value;
   }
 
  private:
@@ -217,8 +213,10 @@ class Training {
       fs::remove(dir_ / "model.safetensors");
       nn::remove_temporary_files(dir_);
     }
-    say(fmt::format("--- {}\n{}{:<11}{}\n{:<11}{}\n", title, describe(e_, data, *model_), "",
-                    describe_bytes(optimizer_), "schedule", schedule_.describe()));
+    const std::string average =
+        average_ ? fmt::format("{:<11}average {} bytes\n", "", average_->bytes()) : "";
+    say(fmt::format("--- {}\n{}{:<11}{}\n{}{:<11}{}\n", title, describe(e_, data, *model_), "",
+                    describe_bytes(optimizer_), average, "schedule", schedule_.describe()));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (resumed_.empty()) return;
     say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
@@ -313,7 +311,8 @@ class Training {
   /// Makes the order of the epoch's samples and sets the rates of its steps, from `first_step_` on.
   void begin_epoch(int64_t batch_offset) {
     batches_.shuffle(epoch_, batch_offset);
-    optimizer_.set_rates(schedule_.rates(epoch_ * steps_ + first_step_, steps_ - first_step_));
+    const int64_t first = epoch_ * steps_ + first_step_, count = steps_ - first_step_;
+    optimizer_.set_rates(schedule_.rates(first, count), schedule_.momenta(first, count));
   }
 
   void train_epoch(Progress& progress) {

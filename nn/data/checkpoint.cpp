@@ -76,10 +76,10 @@ class Parser {
 
   Checkpoint parse() {
     check(file_.metadata.contains(kLayout), "no checkpoint: its metadata has no {}", kLayout);
-    check(file_.metadata[kLayout] == kLayoutNumber,
-          "a checkpoint of layout '{}', and this program reads {}", shown(file_.metadata[kLayout]),
-          kLayoutNumber);
     check(file_.has_checksum, "no whole checkpoint: it has no checksum");
+    check_version(file_.metadata[kLayout] == kLayoutNumber,
+                  "its layout is '{}', and this program reads {}", shown(file_.metadata[kLayout]),
+                  kLayoutNumber);
     for (const auto& [key, text] : file_.metadata) parse_text(key, text);
     check(has_seed_, "its metadata has no {}", kSeed);
     parse_state();
@@ -96,6 +96,14 @@ class Parser {
     if (!condition) throw Error(name_ + ": " + format_message(format, {ErrorArg(args)...}));
   }
 
+  /// The checksum is right: what is missing or too much was written so.
+  template <class... A>
+  void check_version(bool condition, std::string_view format, const A&... args) const {
+    if (!condition)
+      throw OtherVersion(name_ + ": another version of ulp wrote it: " +
+                         format_message(format, {ErrorArg(args)...}));
+  }
+
   void parse_text(const std::string& key, const std::string& text) {
     if (key == kLayout) return;
     if (key == kSeed) {
@@ -109,19 +117,19 @@ class Parser {
     } else if (const auto note = after(kNote, key)) {
       result_.notes[*note] = text;
     } else {
-      check(false, "its metadata has {}, which a checkpoint has not", shown(key));
+      check_version(false, "its metadata has {}, which a checkpoint has not", shown(key));
     }
   }
 
   void parse_state() {
     each_field(result_.state, [this](const char* name, auto& field) {
-      check(fields_.contains(name), "its metadata has no {}{}", kState, name);
+      check_version(fields_.contains(name), "its metadata has no {}{}", kState, name);
       check(parse_number(fields_[name], field), "its {}{} is '{}', which is no such number", kState,
             name, shown(fields_[name]));
       fields_.erase(name);
     });
-    check(fields_.empty(), "its metadata has {}{}, which this program does not know", kState,
-          fields_.empty() ? "" : shown(fields_.begin()->first));
+    check_version(fields_.empty(), "its metadata has {}{}, which this program does not know",
+                  kState, fields_.empty() ? "" : shown(fields_.begin()->first));
     const StepState& state = result_.state;
     check(state.random_step >= 1, "its state.random_step is 0, which is before the first step");
     check(state.loss_scale > 0, "its state.loss_scale is {}; wanted a number above 0",

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
+#include "core/error.h"
 #include "nn/data/safetensors.h"
 
 namespace ulp::nn {
@@ -36,6 +37,13 @@ Checkpoint checkpoint_of(const Run& run, const std::vector<Parameter*>& paramete
 /// a long text and `delayed_scaling.STREAM` what delayed scaling remembers. Metadata: `ulp_checkpoint` (the layout's number),
 /// `seed`, `state.FIELD`, `format.TENSOR` and `note.NAME`. The same on every device.
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint);
+
+/// What load_checkpoint throws for a file that is whole, and of another version of this program: another layout, a field of
+/// StepState or a key more or less.
+class OtherVersion : public Error {
+ public:
+  using Error::Error;
+};
 
 /// Throws ulp::Error, one line, unless the file is a checkpoint to the last bit.
 Checkpoint load_checkpoint(const std::filesystem::path& path);

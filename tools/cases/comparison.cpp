@@ -108,10 +108,11 @@ Comparison::~Comparison() {
   omp_set_num_threads(threads_before_);
 }
 
-bool Comparison::takes(int64_t work) {
+bool Comparison::takes(int64_t work, const std::string& kind) {
   constexpr int64_t kFirst = 16, kStride = 13;  // no divisor of the lengths of the cases' loops
-  constexpr int64_t kMostWork = 1 << 24;
+  constexpr int64_t kMostWork = 1 << 24, kMostOfKind = 1 << 25;
   if (options_.extent == Extent::Full) return true;
+  if (!kind.empty() && work <= kMostOfKind && kinds_.insert(kind).second) return true;
   if (work > kMostWork) return false;
   const int64_t index = offered_++;
   return index < kFirst || index % kStride == 0;
@@ -168,6 +169,7 @@ std::string Comparison::compare(const Pair& pair) {
 Outcome Comparison::outcome_of(std::string name, const std::function<void(Comparison&)>& body) {
   outcome_ = {std::move(name)};
   offered_ = 0;
+  kinds_.clear();
   try {
     body(*this);
     for (const Place& place : {options_.reference, options_.other})

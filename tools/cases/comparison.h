@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <span>
 #include <sstream>
 #include <string>
@@ -59,7 +60,7 @@ class Words {
 /// A CPU tensor. Small floats: the values rounded to the type; Hard ones are random codes half the time.
 Tensor values(const Shape& shape, DType dtype, Domain domain, uint64_t seed);
 
-/// Quick: the first and a sample of the other instances of every case, large ones left out.
+/// Quick: the first, the first of each kind and a sample of the other instances of every case, large ones left out.
 enum class Extent : uint8_t { Quick, Full };
 
 struct ComparisonOptions {
@@ -93,8 +94,9 @@ class Comparison {
     return side == Side::Reference ? options_.reference : options_.other;
   }
 
-  /// Whether to run an instance that takes about so many steps. Quick comparisons leave most of them out.
-  bool takes(int64_t work);
+  /// Whether to run an instance that takes about so many steps. Quick comparisons leave most of them out, but no kind: a
+  /// name for what a kernel of its own may do (a type, a layout, a size from which on the work is cut in another way).
+  bool takes(int64_t work, const std::string& kind = {});
 
   Pair both(const Tensor& cpu) const;
   Pair input(const Shape& shape, DType dtype, Domain domain, uint64_t seed) const;
@@ -149,6 +151,7 @@ class Comparison {
   int threads_before_;
   Outcome outcome_;
   int64_t offered_ = 0;
+  std::set<std::string> kinds_;
   std::map<std::string_view, int64_t> runs_of_;
 };
 
