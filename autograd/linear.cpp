@@ -35,46 +35,47 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
 
   SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
-    x_dw = {tape, "linear", shares(f.input, f.input_dw)
-                      ? xq
-                      : use.operand(x2, f.input_dw, "input_dw", 0, Side::Right)};
+    x_dw = {
+        tape, "linear",
+        shares(f.input, f.input_dw) ? xq : use.operand(x2, f.input_dw, "input_dw", 0, Side::Right)};
   if (tape.recording() && x.needs_grad())
-    w_dx = {tape, "linear", shares(f.weight, f.weight_dx)
-                      ? wq
-                      : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right)};
+    w_dx = {tape, "linear",
+            shares(f.weight, f.weight_dx)
+                ? wq
+                : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right)};
 
   Shape y_shape = x.shape();
   y_shape[y_shape.rank() - 1] = out_features;
   const Shape x_shape = x.shape();
-  return tape.record("linear", f, {x, w, b}, y.reshape(y_shape),
-                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-                       const Tensor g = flat(stream, grads[0]);
-                       Tensor dx, dw, db;
-                       Operand g_dx;
-                       if (needs[0]) {
-                         g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
-                         dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
-                                      {f.grad_input, "grad_input", f.dx_acc})
-                                  .reshape(x_shape);
-                       }
-                       if (needs[1]) {
-                         const bool alike = shares(f.grad_output_dx, f.grad_output_dw);
-                         // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
-                         const Operand g_dw =
-                             needs[0] && alike
-                                 ? g_dx
-                                 : use.operand(g, f.grad_output_dw,
-                                               alike ? "grad_output_dx" : "grad_output_dw", 0,
-                                               Side::Left);
-                         dw = product(use, "linear", turned(stream, g_dw), turned(stream, x_dw.get()), {},
-                                      {f.grad_weight, "grad_weight", f.dw_acc});
-                       }
-                       if (needs[2]) {
-                         db = Tensor::empty({out_features}, g.dtype(), g.device());
-                         kernels::sum(stream, {g, db, 1, g.size(0), out_features});
-                       }
-                       return {dx, dw, db};
-                     });
+  return tape.record(
+      "linear", f, {x, w, b}, y.reshape(y_shape),
+      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+        const Tensor g = flat(stream, grads[0]);
+        Tensor dx, dw, db;
+        Operand g_dx;
+        if (needs[0]) {
+          g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
+          dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
+                       {f.grad_input, "grad_input", f.dx_acc})
+                   .reshape(x_shape);
+        }
+        if (needs[1]) {
+          const bool alike = shares(f.grad_output_dx, f.grad_output_dw);
+          // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
+          const Operand g_dw =
+              needs[0] && alike
+                  ? g_dx
+                  : use.operand(g, f.grad_output_dw, alike ? "grad_output_dx" : "grad_output_dw", 0,
+                                Side::Left);
+          dw = product(use, "linear", turned(stream, g_dw), turned(stream, x_dw.get()), {},
+                       {f.grad_weight, "grad_weight", f.dw_acc});
+        }
+        if (needs[2]) {
+          db = Tensor::empty({out_features}, g.dtype(), g.device());
+          kernels::sum(stream, {g, db, 1, g.size(0), out_features});
+        }
+        return {dx, dw, db};
+      });
 }
 
 }  // namespace ulp::ops
