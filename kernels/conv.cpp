@@ -1,5 +1,7 @@
 #include "kernels/conv.h"
 
+#include <algorithm>
+
 namespace ulp {
 namespace {
 
@@ -12,6 +14,13 @@ void check_axis(const char* kernel, const char* name, const WindowAxis& a) {
             "{}: the {} axis needs sizes ≥ 0, taps, step and up ≥ 1, all below 2^31; got in {}, "
             "out {}, taps {}, step {}, up {}, start {}, dilation {}",
             kernel, name, a.in, a.out, a.taps, a.step, a.up, a.start, a.dilation);
+  // Every position that a tap may have: kernels count them in 32 bits.
+  const int64_t last = std::max<int64_t>(0, a.out - 1) * a.step;
+  const int64_t reach = (a.taps - 1) * a.dilation;
+  ULP_CHECK(last < kMost && small(reach) && small(a.start + last + std::max<int64_t>(0, reach)) &&
+                small(a.start + std::min<int64_t>(0, reach)),
+            "{}: the {} axis reaches beyond 2^31: {} places {} apart from {} on, {} taps {} apart",
+            kernel, name, a.out, a.step, a.start, a.taps, a.dilation);
 }
 
 /// The parts that both kernels have. `pixels` lies where the windows are, `image` where they read.
@@ -23,7 +32,7 @@ void check_common(const char* kernel, Stream stream, const Windows& w, const Ten
   ULP_CHECK(w.images >= 0 && w.groups >= 1 && w.channels >= 1 && outputs >= 1,
             "{}: groups, channels and outputs must be at least 1, got {}, {} and {}", kernel,
             w.groups, w.channels, outputs);
-  ULP_CHECK(w.rows() <= INT32_MAX && w.columns() <= INT32_MAX,
+  ULP_CHECK(w.rows() <= INT32_MAX && w.columns() <= INT32_MAX && w.pixel() <= INT32_MAX,
             "{}: at most 2^31 − 1 windows of as many elements, got {} of {}; use smaller batches",
             kernel, w.rows(), w.columns());
   check_kernel_tensor(kernel, stream, image, {w.images, w.h.in, w.w.in, w.pixel()});
