@@ -55,7 +55,7 @@ std::vector<OpRow> conv_op_rows() {
                   {{1, 4, 5, 2}, {3, 2, 4, 2}, {3}},
                   {{2, 6, 5, 16}, {9, 3, 3, 16}, {9}}}),
       conv2d_row("conv2d without bias", {}, {{{2, 6, 6, 1}, {6, 5, 5, 1}}}),
-      conv2d_row("conv2d with strides", {.stride = {2, 3}, .padding = {2, 1}, .dilation = {1, 2}},
+      conv2d_row("conv2d with strides", {.stride = {2, 3}, .padding = {2, 0}, .dilation = {1, 2}},
                  {{{2, 9, 8, 3}, {4, 3, 2, 3}, {4}}, {{1, 4, 7, 8}, {5, 2, 3, 8}, {5}}}),
       conv2d_row("conv2d with a stride beyond its kernel", {.stride = 3},
                  {{{2, 8, 7, 2}, {3, 2, 2, 2}, {3}}, {{2, 7, 7, 5}, {4, 1, 1, 5}, {4}}}),

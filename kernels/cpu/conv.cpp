@@ -8,6 +8,7 @@
 
 #include "core/convert.h"
 #include "core/sum.h"
+#include "kernels/cpu/conv_shifted.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/product.h"
 
@@ -292,8 +293,11 @@ void conv(Stream stream, const ConvArgs& args) {
   Tensor out = args.out;
   if (args.image.dtype() == DType::F64) return conv_doubles(args, out.mutable_data<double>());
   const Finish finish({args.image_factor, args.weight_factor}, args.bias, args.output, args.key);
-  const bool narrow = is_narrow(args.windows, args.weight.size(3));
-  (narrow ? conv_direct : conv_products)(args, out.mutable_data<float>(), finish);
+  const int64_t outputs = args.weight.size(3);
+  const auto sum = is_narrow(args.windows, outputs)     ? conv_direct
+                   : shifts_suit(args.windows, outputs) ? conv_shifted
+                                                        : conv_products;
+  sum(args, out.mutable_data<float>(), finish);
 }
 
 void conv_weight(Stream stream, const ConvWeightArgs& args) {
@@ -302,8 +306,11 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
   Tensor out = args.out;
   if (args.image.dtype() == DType::F64) return weight_doubles(args, out.mutable_data<double>());
   const Finish finish({args.grad_factor, args.image_factor}, {}, args.output, args.key);
-  const bool narrow = is_narrow(args.windows, args.grad.size(3) / args.windows.groups);
-  (narrow ? weight_direct : weight_products)(args, out.mutable_data<float>(), finish);
+  const int64_t outputs = args.grad.size(3) / args.windows.groups;
+  const auto sum = is_narrow(args.windows, outputs)            ? weight_direct
+                   : weight_shifts_suit(args.windows, outputs) ? weight_shifted
+                                                               : weight_products;
+  sum(args, out.mutable_data<float>(), finish);
 }
 
 }  // namespace ulp::cpu

@@ -355,18 +355,38 @@ Finish::Finish(std::initializer_list<Tensor> factors, const Tensor& bias_of,
 }
 
 void Finish::operator()(float* x, int64_t first, int64_t column, int64_t n) const {
-  if (scales) {
-    const float f = factor;
-    with_isa([=]() ULP_INLINE {
-      for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fmaf(x[i], f, 0.0f);
-    });
+  scale(x, n);
+  add_bias(x, column, n);
+  round(x, first, n);
+}
+
+void Finish::rows(float* x, int64_t first, int64_t rows, int64_t columns) const {
+  scale(x, rows * columns);
+  for (int64_t i = 0; i < rows && !bias.empty(); ++i) {
+    const float* add = bias.data();
+    float* const row = x + i * columns;
+    for (int64_t j = 0; j < columns; ++j) row[j] = row[j] + add[j];
   }
-  if (!bias.empty()) {
-    const float* add = bias.data() + column;
-    with_isa([=]() ULP_INLINE {
-      for (int64_t i = 0; i < n; ++i) x[i] = x[i] + add[i];
-    });
-  }
+  round(x, first, rows * columns);
+}
+
+void Finish::scale(float* x, int64_t n) const {
+  if (!scales) return;
+  const float f = factor;
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fmaf(x[i], f, 0.0f);
+  });
+}
+
+void Finish::add_bias(float* x, int64_t column, int64_t n) const {
+  if (bias.empty()) return;
+  const float* add = bias.data() + column;
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) x[i] = x[i] + add[i];
+  });
+}
+
+void Finish::round(float* x, int64_t first, int64_t n) const {
   if (rounds) {
     for (int64_t done = 0; done < n; done += kBlock)
       quantise_span(x + done, x + done, std::min(kBlock, n - done), grid, random, first + done);

@@ -54,6 +54,13 @@ struct Finish {
          const RandomKey& key);
   /// x[0 … n) are the elements (row, column …) of out, number `first` and on.
   void operator()(float* x, int64_t first, int64_t column, int64_t n) const;
+  /// The same for whole rows, which follow one another in memory.
+  void rows(float* x, int64_t first, int64_t rows, int64_t columns) const;
+
+ private:
+  void scale(float* x, int64_t n) const;
+  void add_bias(float* x, int64_t column, int64_t n) const;
+  void round(float* x, int64_t first, int64_t n) const;
 };
 
 /// out (m, n) = a (m, k) · b (k, n), each sum in the order of core/sum.h, then finished. `out` is the element (row, column)
