@@ -3,6 +3,9 @@
 // Every layer.
 
 #include "nn/activations.h"
+#include "nn/dropout.h"
 #include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/pool.h"
 #include "nn/quantize.h"
 #include "nn/sequential.h"
