@@ -4,6 +4,9 @@
 
 #include "nn/activations.h"
 #include "nn/conv.h"
+#include "nn/dropout.h"
 #include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/pool.h"
 #include "nn/quantize.h"
 #include "nn/sequential.h"

@@ -27,6 +27,7 @@ struct AverageOptions {
 /// role `average` of the parameter. A skipped step counts and changes nothing: if it was its turn, the next one's weights are taken.
 /// Stored in the format's storage_type, so that layers read it in place of the weights: 1 byte an element for what fp8 holds
 /// (e4m3, e5m2, and 4- and 6-bit formats: averages are not packed), 2 for what bf16 or fp16 holds, else 4.
+/// Buffers are not averaged: running statistics of batch norm stay those of the last weights, also under the average.
 /// Sources: SWA, arXiv 1803.05407; low-precision averages, SWALP, arXiv 1904.11943.
 class Average {
  public:

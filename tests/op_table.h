@@ -30,6 +30,8 @@ const std::vector<OpRow>& op_table();
 std::vector<OpRow> core_op_rows();
 /// Those of autograd/conv.h.
 std::vector<OpRow> conv_op_rows();
+/// Those of autograd/norm.h, pool.h and dropout.h.
+std::vector<OpRow> norm_op_rows();
 inline constexpr const char* kSite = "model.layer";
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.

@@ -167,6 +167,8 @@ std::span<const KernelCase> kernel_cases();
 std::span<const KernelCase> core_kernel_cases();
 /// Those of kernels/conv.h.
 std::span<const KernelCase> conv_kernel_cases();
+/// Those of kernels/norm.h, pool.h and dropout.h.
+std::span<const KernelCase> norm_kernel_cases();
 
 /// One outcome for each kernel in turn; `done` sees each as it comes. A kernel without a case, or whose case does not run
 /// it, has that as its problem.
