@@ -1,9 +1,12 @@
 #include "kernels/names.h"
 
+#include "kernels/activations.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
 #include "kernels/kernels.h"
+#include "kernels/losses.h"
 #include "kernels/norm.h"
+#include "kernels/place.h"
 #include "kernels/pool.h"
 
 namespace ulp::kernels {
@@ -13,6 +16,11 @@ std::span<const char* const> all_names() {
   static constexpr const char* kAll[] = {
       ULP_KERNELS(ULP_KERNEL_NAME)
       ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)
+      ULP_ACTIVATION_KERNELS(ULP_KERNEL_NAME)
+      ULP_SOFTMAX_KERNELS(ULP_KERNEL_NAME)
+      ULP_LABEL_LOSS_KERNELS(ULP_KERNEL_NAME)
+      ULP_ELEMENTWISE_LOSS_KERNELS(ULP_KERNEL_NAME)
+      ULP_PLACE_KERNELS(ULP_KERNEL_NAME)
       ULP_CONV_KERNELS(ULP_KERNEL_NAME)
       ULP_NORM_KERNELS(ULP_KERNEL_NAME)
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "tools/cases/core_cases.h"
+#include "tools/cases/case_tools.h"
 
 namespace ulp::cases {
 
@@ -59,6 +59,18 @@ Pair labels_for(const Comparison& compare, int64_t rows, int64_t columns, uint64
   for (int32_t& label : labels)
     label = static_cast<int32_t>(words.below(static_cast<uint32_t>(std::max<int64_t>(1, columns))));
   return compare.both(Tensor::from(labels, {rows}));
+}
+
+Pair special_rows(const Comparison& compare, int64_t columns) {
+  const float inf = float_of(kInfinityBits), nan = float_of(kNanBits);
+  const float patterns[][3] = {
+      {-0.0f, -0.0f, -0.0f},  {-0.0f, 0.0f, -0.0f}, {0.0f, -0.0f, 0.0f},    {-inf, -inf, -inf},
+      {inf, 1.0f, inf},       {-inf, 2.0f, -inf},   {1.0f, nan, inf},       {3e38f, -3e38f, 3e38f},
+      {-200.0f, 0.0f, -0.0f}, {nan, nan, nan},      {1e-40f, -1e-40f, 0.0f}};
+  std::vector<float> all;
+  for (const auto& pattern : patterns)
+    for (int64_t j = 0; j < columns; ++j) all.push_back(pattern[j % 3]);
+  return compare.both(Tensor::from(all, {static_cast<int64_t>(std::size(patterns)), columns}));
 }
 
 }  // namespace ulp::cases

@@ -17,6 +17,7 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
       for (size_t k = 0; k < inputs; ++k) args.in[k] = in[k % 2].on(d);
       args.out = out.on(d);
       args.alpha = alpha;
+      args.beta = 0.9;
       args.output = Quantizer::parse(format);
       args.key = key_on(state, d);
       return args;

@@ -51,22 +51,6 @@ void check_sum(Comparison& compare) {
 
 namespace {
 
-const std::vector<Shape> kRows = {{0, 10}, {1, 1},   {3, 2},    {64, 10},  {7, 31},   {7, 32},
-                                  {5, 33}, {6, 700}, {3, 4096}, {2, 4097}, {2, 50001}};
-
-/// Rows made of the values that decide a softmax's special cases.
-Pair special_rows(const Comparison& compare, int64_t columns) {
-  const float inf = float_of(kInfinityBits), nan = float_of(kNanBits);
-  const float patterns[][3] = {
-      {-0.0f, -0.0f, -0.0f},  {-0.0f, 0.0f, -0.0f}, {0.0f, -0.0f, 0.0f},    {-inf, -inf, -inf},
-      {inf, 1.0f, inf},       {-inf, 2.0f, -inf},   {1.0f, nan, inf},       {3e38f, -3e38f, 3e38f},
-      {-200.0f, 0.0f, -0.0f}, {nan, nan, nan},      {1e-40f, -1e-40f, 0.0f}};
-  std::vector<float> all;
-  for (const auto& pattern : patterns)
-    for (int64_t j = 0; j < columns; ++j) all.push_back(pattern[j % 3]);
-  return compare.both(Tensor::from(all, {static_cast<int64_t>(std::size(patterns)), columns}));
-}
-
 /// As many lanes of a warp, times a power of two, as a row needs.
 std::string width_of(const Pair& rows) {
   int64_t width = 32;
