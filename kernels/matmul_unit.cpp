@@ -19,8 +19,8 @@ constexpr bool is_f8(DType dtype) { return dtype == DType::F8E4M3 || dtype == DT
 /// True if `wide` (BF16 or F16) holds every number of `narrow`.
 constexpr bool holds(DType wide, DType narrow) { return narrow == wide || is_f8(narrow); }
 
-bool multiples_of_16(const MatmulArgs& args) {
-  return args.a.size(0) % 16 == 0 && args.a.size(1) % 16 == 0 && args.b.size(1) % 16 == 0;
+bool multiples_of_16(const ProductKind& p) {
+  return p.m % 16 == 0 && p.k % 16 == 0 && p.n % 16 == 0;
 }
 
 }  // namespace
@@ -47,7 +47,12 @@ std::string_view to_string(MatrixUnit unit) {
 }
 
 UnitChoice matrix_unit(const MatmulArgs& args) {
-  const DType a = args.a.dtype(), b = args.b.dtype();
+  return matrix_unit(ProductKind{args.a.dtype(), args.b.dtype(), args.a.size(0), args.b.size(1),
+                                 args.a.size(1), args.math, args.fits_tf32});
+}
+
+UnitChoice matrix_unit(const ProductKind& args) {
+  const DType a = args.a, b = args.b;
   if (args.math == Math::Strict) return {MatrixUnit::Strict, a, b};
   if (args.math == Math::Fp8 && is_f8(a) && is_f8(b)) {
     ULP_CHECK(a == DType::F8E4M3 || b == DType::F8E4M3,

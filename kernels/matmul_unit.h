@@ -34,6 +34,14 @@ struct UnitChoice {
 /// Fp32. Tf32: also Tf32 instead of Fp32. Fp8: also Fp8 for F8E4M3 and F8E5M2 operands with M, N and K multiples of 16; the
 /// hardware has no product of two F8E5M2 operands, and asking for one throws.
 UnitChoice matrix_unit(const MatmulArgs& args);
+/// The same before there are tensors: what it depends on. a: (m, k), b: (k, n).
+struct ProductKind {
+  DType a = DType::F32, b = DType::F32;
+  int64_t m = 1, n = 1, k = 1;
+  Math math = Math::Strict;
+  bool fits_tf32 = false;  // as in MatmulArgs
+};
+UnitChoice matrix_unit(const ProductKind& product);
 
 /// What quantise writes for a product in that math: gemm_type, or an 8-bit type for Math::Fp8 where one fits.
 DType operand_type(const Quantizer& quantizer, Math math);
