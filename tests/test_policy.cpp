@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/step_graph.h"
 #include "kernels/quantised.h"
 #include "nn/data/dataset.h"
 #include "nn/data/located_json.h"
@@ -251,7 +252,7 @@ TEST_SUITE("policy") {
     direct.rules = {{.from_epoch = 3, .to_epoch = 2, .forward = "e4m3"}};
     CHECK(has(refusal([&] { nn::apply(direct, *net); }), "from 3 to 2"));
     Rule sums{.types = {LayerType::Conv}};
-    sums.forward_acc = Accumulator{.kind = Accumulator::Kind::Kahan};
+    sums.forward_acc.emplace().kind = Accumulator::Kind::Kahan;
     direct.rules = {sums};
     CHECK(has(refusal([&] { nn::apply(direct, *net); }), "only the fp32 accumulator"));
   }
@@ -509,10 +510,15 @@ TEST_SUITE("policy") {
           const nn::ModelTree tree(run, net, "net", {in});
           const nn::PlannedProduct planned = tree.products(tree.nodes()[1], rows, math)[0];
 
-          const Operand xq = quantised_operand(
-              run.stream(), x, {.quantizer = Quantizer(a), .axis = 1, .math = math}, Side::Left);
-          const Operand wq = quantised_operand(
-              run.stream(), w, {.quantizer = Quantizer(b), .axis = 1, .math = math}, Side::Right);
+          const auto use = [&](const char* format) {
+            QuantiseUse u;
+            u.quantizer = Quantizer(format);
+            u.axis = 1;
+            u.math = math;
+            return u;
+          };
+          const Operand xq = quantised_operand(run.stream(), x, use(a), Side::Left);
+          const Operand wq = quantised_operand(run.stream(), w, use(b), Side::Right);
           MatmulArgs args;
           int64_t depth = in;
           for (const Operand* o : {&xq, &wq})

@@ -87,6 +87,7 @@ TEST_SUITE("sweep") {
     const Json& row = rows[1];
     CHECK(row.at("formats") == "e4m3/e5m2:sr");
     CHECK(row.at("bits") == 8);
+    CHECK(rows[2].at("bits") == 8);  // bfp8 in both passes
     CHECK(row.at("runs") == 2);
     CHECK(row.at("diverged") == 0);
     CHECK(std::abs(row.at("accuracy").get<double>() - (a[0] + a[1]) / 2) < 1e-9);

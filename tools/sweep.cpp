@@ -47,7 +47,7 @@ bool is_format(std::string_view text) {
   }
 }
 
-/// FORWARD or FORWARD/BACKWARD. The names of formats may have a / themselves.
+/// FORWARD/BACKWARD, or one format for both. The names of formats may have a / themselves.
 nn::Rule read_pair(const std::string& text) {
   size_t slash = std::string::npos;
   if (!is_format(text))
@@ -60,7 +60,8 @@ nn::Rule read_pair(const std::string& text) {
                 nn::LayerType::Recurrent};
   rule.origin = "--formats " + text;
   rule.forward = format_value("--formats", text.substr(0, slash));
-  if (slash != std::string::npos) rule.backward = format_value("--formats", text.substr(slash + 1));
+  rule.backward =
+      slash == std::string::npos ? rule.forward : format_value("--formats", text.substr(slash + 1));
   for (const auto& q : {rule.forward, rule.backward})
     if (q && !misfit(*q).empty()) throw UsageError("--formats: " + misfit(*q));
   return rule;
@@ -239,9 +240,10 @@ void add_sweep(CLI::App& app) {
   auto o = std::make_shared<SweepOptions>();
   CLI::App* cmd = app.add_subcommand(
       "sweep", "Train under a list of formats and seeds: one table, one picture");
-  cmd->add_option("--formats", o->list,
-                  "entries FORWARD, FORWARD/BACKWARD or POLICY.json, with commas between: "
-                  "e4m3/e5m2:sr,bfp8,rules.json; fp32 throughout is always the first")
+  cmd->add_option(
+         "--formats", o->list,
+         "entries FORWARD/BACKWARD, FORMAT for both passes, or POLICY.json, with commas between: "
+         "e4m3/e5m2:sr,bfp8,rules.json; fp32 throughout is always the first")
       ->required();
   cmd->add_option("--seeds", o->seeds, "every entry is trained with each")->capture_default_str();
   cmd->add_option("--out", o->out,
