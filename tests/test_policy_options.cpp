@@ -85,7 +85,7 @@ TEST_SUITE("policy_options") {
     const Folder folder;
     const std::string out = folder / "out", flags = folder / "flags";
     const std::string file = write(folder, "p.json", R"({"rules": [
-  {"type": ["linear"], "forward": "e4m3", "backward": "e5m2:sr"},
+  {"type": "linear", "forward": "e4m3", "backward": "e5m2:sr"},
   {"type": "loss", "interior": "fp16"}]})");
     const Result r = succeed(kTrain + "--epochs 2 --policy '" + file + "' --out '" + out + "'");
     succeed(kTrain + "--epochs 2 --forward e4m3 --backward e5m2:sr --interior fp16 --out '" +

@@ -154,6 +154,7 @@ SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, con
                  Checkpointing checkpointing) {
   const auto start = std::chrono::steady_clock::now();
   checkpointing.resume = checkpointing.resume || checkpointing.every > 0;
+  make_folder(dir);
   try {
     const Quiet quiet;
     const nn::Score score = train(e, data, dir, "sweep", checkpointing);
@@ -223,8 +224,8 @@ void run_sweep(const SweepOptions& o) {
   const std::vector<SweepRow> rows = rows_of(runs, names);
   const fs::path picture = dir / "sweep.svg";
   nn::write_file_atomically(
-      picture,
-      draw_sweep(rows, fmt::format("{} on {}, {} epochs", common.model, data.name, common.epochs)));
+      picture, draw_sweep(rows, fmt::format("{} on {}, {} epoch{}", common.model, data.name,
+                                            common.epochs, common.epochs == 1 ? "" : "s")));
   if (o.json)
     fmt::print("{}", table_json(rows));
   else if (o.markdown)

@@ -61,6 +61,11 @@ std::string difference(const Json& a, const Json& b, const std::string& path) {
       if (!a.contains(key)) return below(key);
     return "";
   }
+  if (a.is_array() && b.is_array() && a.size() == b.size()) {
+    for (size_t i = 0; i < a.size(); ++i)  // objects may have their keys in another order
+      if (a[i].is_object() ? !difference(a[i], b[i], "?").empty() : a[i] != b[i]) return path;
+    return "";
+  }
   return a == b ? "" : path;
 }
 
@@ -119,7 +124,8 @@ SweepResults::SweepResults(std::filesystem::path file) : file_(std::move(file)) 
   if (!std::filesystem::exists(file_)) return;
   const std::vector<uint8_t> bytes = nn::read_file(file_);
   try {
-    for (const Json& run : Json::parse(bytes).at("runs")) runs_.push_back(run_of(run));
+    const Json json = Json::parse(bytes);
+    for (const Json& run : json.at("runs")) runs_.push_back(run_of(run));
   } catch (const Json::exception&) {
     throw_error("{}: these are no results of ulp sweep; remove the file or give another --out",
                 file_.string());
