@@ -43,24 +43,25 @@ std::string_view to_string(MatrixUnit unit) {
 }
 
 UnitChoice matrix_unit(const MatmulArgs& args) {
-  return matrix_unit(args.math, args.a.dtype(), args.b.dtype(), args.a.size(0), args.a.size(1),
-                     args.b.size(1), args.fits_tf32);
+  return matrix_unit(ProductKind{args.a.dtype(), args.b.dtype(), args.a.size(0), args.b.size(1),
+                                 args.a.size(1), args.math, args.fits_tf32});
 }
 
-UnitChoice matrix_unit(Math math, DType a, DType b, int64_t m, int64_t k, int64_t n,
-                       bool fits_tf32) {
-  if (math == Math::Strict) return {MatrixUnit::Strict, a, b};
-  if (math == Math::Fp8 && is_f8(a) && is_f8(b)) {
+UnitChoice matrix_unit(const ProductKind& product) {
+  const DType a = product.a, b = product.b;
+  if (product.math == Math::Strict) return {MatrixUnit::Strict, a, b};
+  if (product.math == Math::Fp8 && is_f8(a) && is_f8(b)) {
     ULP_CHECK(a == DType::F8E4M3 || b == DType::F8E4M3,
               "matmul: fp8 tensor cores have no product of two e5m2 operands (e5m2 x e5m2); make "
               "one of them e4m3, or use fast math, which is exact for both");
-    if (m % 16 == 0 && k % 16 == 0 && n % 16 == 0) return {MatrixUnit::Fp8, a, b};
+    if (product.m % 16 == 0 && product.k % 16 == 0 && product.n % 16 == 0)
+      return {MatrixUnit::Fp8, a, b};
   }
   const auto suits = [&](DType type) { return holds(type, a) && holds(type, b); };
   if (suits(DType::BF16)) return {MatrixUnit::BF16, DType::BF16, DType::BF16};
   if (suits(DType::F16)) return {MatrixUnit::F16, DType::F16, DType::F16};
-  const bool exact = fits_tf32 || (a != DType::F32 && b != DType::F32);
-  return {exact || math == Math::Tf32 ? MatrixUnit::Tf32 : MatrixUnit::Fp32, DType::F32,
+  const bool exact = product.fits_tf32 || (a != DType::F32 && b != DType::F32);
+  return {exact || product.math == Math::Tf32 ? MatrixUnit::Tf32 : MatrixUnit::Fp32, DType::F32,
           DType::F32};
 }
 

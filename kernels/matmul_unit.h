@@ -38,9 +38,14 @@ struct UnitChoice {
 /// bias, is written by cuBLASLt alone, whose NaNs have bits of their own: a pass that made them kNanBits would read and write
 /// out once more. The next kernel that computes with them stores kNanBits again.
 UnitChoice matrix_unit(const MatmulArgs& args);
-/// The same for a product (m, k) · (k, n) of operands of these types.
-UnitChoice matrix_unit(Math math, DType a, DType b, int64_t m, int64_t k, int64_t n,
-                       bool fits_tf32);
+/// The same before there are tensors: what it depends on. a: (m, k), b: (k, n).
+struct ProductKind {
+  DType a = DType::F32, b = DType::F32;
+  int64_t m = 1, n = 1, k = 1;
+  Math math = Math::Strict;
+  bool fits_tf32 = false;  // as in MatmulArgs
+};
+UnitChoice matrix_unit(const ProductKind& product);
 
 /// What quantise writes for a product in that math: gemm_type, or an 8-bit type for Math::Fp8 where one fits.
 DType operand_type(const Quantizer& quantizer, Math math);

@@ -37,6 +37,16 @@ Buffer& Module::add_buffer(std::string name, Shape shape, float value) {
   return buffers_.back().buffer;
 }
 
+Var Module::operator()(Tape& tape, const Var& x) {
+  Var y = forward(tape, x);
+  if (observer_) observer_(*this, x, y);
+  return y;
+}
+
+void Module::observe(const Observer& observer) {
+  for (Module* module : modules()) module->observer_ = observer;
+}
+
 void Module::set_mode(Mode mode) {
   for (Module* module : modules()) module->mode_ = mode;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,7 +46,11 @@ class Module {
   Module& operator=(const Module&) = delete;
 
   virtual Var forward(Tape& tape, const Var& x) = 0;
-  Var operator()(Tape& tape, const Var& x) { return forward(tape, x); }
+  /// forward(), which the observer sees. Containers call their children so.
+  Var operator()(Tape& tape, const Var& x);
+  using Observer = std::function<void(Module& module, const Var& x, const Var& y)>;
+  /// Of the whole tree: called after every forward pass of a module, inner ones first. Without a function: no more.
+  void observe(const Observer& observer);
 
   /// One line for people: "Linear 64 → 32".
   virtual std::string describe() const = 0;
@@ -102,6 +107,7 @@ class Module {
 
   std::string path_;
   Mode mode_ = Mode::Train;
+  Observer observer_;
   std::deque<Slot> slots_;  // addresses stay
   std::deque<BufferSlot> buffers_;
 };

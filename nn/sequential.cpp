@@ -14,7 +14,7 @@ Sequential& Sequential::append(const std::string& name, std::unique_ptr<Module> 
 
 Var Sequential::forward(Tape& tape, const Var& x) {
   Var y = x;
-  for (const auto& [name, layer] : layers_) y = layer->forward(tape, y);
+  for (const auto& [name, layer] : layers_) y = (*layer)(tape, y);
   return y;
 }
 

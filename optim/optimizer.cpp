@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/pattern.h"
 #include "kernels/quantised.h"
 #include "kernels/state.h"
 #include "optim/parameter_format.h"
-#include "optim/pattern.h"
 
 namespace ulp::optim {
 namespace {

@@ -540,7 +540,9 @@ TEST_SUITE("cli") {
   TEST_CASE("eval names the file and the key that is wrong") {
     const Folder folder;
     const std::string out = folder / "run";
-    REQUIRE(ulp_command("train --hidden 8 --epochs 1 --out '" + out + "'").status == 0);
+    REQUIRE(
+        ulp_command("train --hidden 8 --epochs 1 --input fp16 --interior fp16 --out '" + out + "'")
+            .status == 0);
     const std::string config = slurp(out + "/config.json"), file = out + "/config.json";
     const auto refused = [&](const char* regex, const char* instead,
                              std::initializer_list<const char*> words) {
@@ -562,12 +564,14 @@ TEST_SUITE("cli") {
     refused("\"classes\": 10", "\"classes\": null", {"\"classes\""});
     refused("\"classes\": 10", "\"classes\": 11", {"11", "10"});
     refused("\"mlp\"", "\"lenet\"", {"\"model\"", "lenet", "mlp"});
-    refused("\"interior\": \"fp32\"", "\"interior\": \"bfp8\"", {"\"formats.interior\"", "bfp8"});
-    refused("\"input\": \"fp32\"", "\"input\": \"bfp8-axis2\"",
-            {"\"formats.input\"", "axes 0 and 1"});
-    refused("\"input\": \"fp32\"", "\"input\": \"e99m1\"", {"\"formats.input\"", "e99m1"});
-    refused("\"input\": \"fp32\"", "\"input\": \"\"", {"\"formats.input\""});
-    refused("\"input\": \"fp32\",", "", {"\"formats.input\"", "missing"});
+    refused("\"interior\": \"fp16\"", "\"interior\": \"bfp8\"", {"line ", "\"interior\"", "bfp8"});
+    refused("\"input\": \"fp16\"", "\"input\": \"bfp8-axis2\"",
+            {"line ", "\"input\"", "axes 0 and 1"});
+    refused("\"input\": \"fp16\"", "\"input\": \"e99m1\"", {"line ", "\"input\"", "e99m1"});
+    refused("\"input\": \"fp16\"", "\"input\": \"\"", {"\"input\""});
+    refused("\"input\": \"fp16\"", "\"inptu\": \"fp16\"", {"\"inptu\"", "\"input\""});
+    refused("\"policy\"", "\"formats\"", {"\"policy\"", "missing"});
+    refused("\"epochs\": 1", "\"epochs\": 0", {"\"epochs\""});
     refused("\"weights\": \"fp32\"", "\"weights\": 3", {"\"optimizer.weights\""});
     refused("\"optimizer\"", "\"optimiser\"", {"\"optimizer\"", "missing"});
     for (const char* hidden : {"8.7", "0", "-8", "1000001", "1e300", "18446744073709551615",

@@ -4,11 +4,11 @@
 #include <string>
 
 #include "core/packed.h"
+#include "core/pattern.h"
 #include "core/storage.h"
 #include "kernels/quantised.h"
 #include "kernels/state.h"
 #include "optim/optimizer.h"
-#include "optim/pattern.h"
 #include "tests/op_table.h"
 #include "tests/reference.h"
 
@@ -492,16 +492,15 @@ TEST_SUITE("optimizers") {
   }
 
   TEST_CASE("patterns") {
-    CHECK(optim::matches("fc*.bias", "fc12.bias"));
-    CHECK(optim::matches("*", ""));
-    CHECK(optim::matches("*.w*t", "a.b.weight"));
-    CHECK(optim::matches("a?c", "abc"));
-    CHECK(!optim::matches("a?c", "ac"));
-    CHECK(!optim::matches("fc*.bias", "fc1.bias2"));
-    CHECK(!optim::matches("", "a"));
-    CHECK(optim::matches("a*b*c", "a-b-b-c"));
-    CHECK(optim::similar("fc1.wei", {"head.bias", "fc1.weight", "fc2.weight", "x"})[0] ==
-          "fc1.weight");
+    CHECK(matches("fc*.bias", "fc12.bias"));
+    CHECK(matches("*", ""));
+    CHECK(matches("*.w*t", "a.b.weight"));
+    CHECK(matches("a?c", "abc"));
+    CHECK(!matches("a?c", "ac"));
+    CHECK(!matches("fc*.bias", "fc1.bias2"));
+    CHECK(!matches("", "a"));
+    CHECK(matches("a*b*c", "a-b-b-c"));
+    CHECK(similar("fc1.wei", {"head.bias", "fc1.weight", "fc2.weight", "x"})[0] == "fc1.weight");
   }
 
   TEST_CASE("skipped steps change nothing and do not count toward Adam's corrections") {

@@ -32,13 +32,17 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step;
 }
 
+/// Of objects, such as rules.
+bool is_list(const Json& value) {
+  return value.is_array() &&
+         std::ranges::any_of(value, [](const Json& v) { return v.is_structured(); });
+}
+
 /// One short piece of a line, whatever a file holds.
 std::string shown(const Json& value) {
   constexpr size_t kMost = 100;
   if (value.is_object()) return "an object";
-  if (value.is_array() &&
-      std::ranges::any_of(value, [](const Json& v) { return v.is_structured(); }))
-    return "a list";
+  if (is_list(value)) return fmt::format("a list of {}", value.size());
   const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
   return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
 }
@@ -58,6 +62,9 @@ void compare(const Json& saved, const Json& wanted, const std::string& path,
     if (at == saved.end()) refuse(key, "nothing", shown(value));
     if (at->is_object() && value.is_object())
       compare(*at, value, path + key + ".", file, false);
+    else if (at->is_array() && value.is_array() && at->size() == value.size() && is_list(value))
+      for (size_t i = 0; i < value.size(); ++i)
+        compare(at->at(i), value[i], fmt::format("{}{} {}.", path, key, i + 1), file, false);
     else if (*at != value && !(may_differ_in_epochs && key == "epochs"))
       refuse(key, shown(*at), shown(value));
   }

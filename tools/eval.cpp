@@ -11,6 +11,7 @@
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/model_file.h"
+#include "tools/policy_text.h"
 
 namespace ulp::tools {
 namespace {
@@ -38,30 +39,32 @@ void run_eval(const EvalOptions& o) {
   if (o.data && o.data->empty())
     throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  o.formats.apply({});  // what is wrong with the command line comes first
+  const nn::Policy changes = o.formats.policy();  // what is wrong with the command line comes first
   const std::filesystem::path dir = o.dir, file = dir / "config.json";
   SavedExperiment saved = read_config(file);
   Experiment& e = saved.experiment;
   if (o.data) e.data = *o.data;
   e.device = parse_device(o.device);
   e.math = math_value(o.math, e.device);
-  e.formats = o.formats.apply(e.formats);
+  e.policy.rules.insert(e.policy.rules.end(), changes.rules.begin(), changes.rules.end());
   const nn::Dataset data = nn::load_dataset(e.data);
   check_data(saved, data, file.string());
   Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
+  OpFormats loss;
+  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
+  nn::check_epochs(e.policy, e.epochs);
+  nn::apply(e.policy, layers, e.epochs);
   const std::string which = load_weights(run, *model, dir / "model.safetensors",
                                          o.last ? Weights::Last : Weights::Average);
   fmt::print("weights    {} as stored in {}\n",
              which.empty() ? to_string(e.optimizer.weight) : which,
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
-  fmt::print("formats    input {}  weight {}  output {}  interior {}\n", to_string(e.formats.input),
-             to_string(e.formats.weight), to_string(e.formats.output),
-             to_string(e.formats.interior));
+  fmt::print("{}", forward_formats_text(layers));
   nn::Batches test = test_batches(run, data);
-  const nn::Score score = test_score(run, *model, test, e);
+  const nn::Score score = test_score(run, *model, test, loss);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
             data.name, score.loss);
   fmt::print("data       {}, {} test samples\n", data.name, data.test.labels.numel());

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/data/policy_file.h"
 #include "nn/data/read_file.h"
 #include "nn/models.h"
 #include "tools/format_options.h"
@@ -151,7 +152,7 @@ Json parse_config(const fs::path& file) {
 
 Experiment Experiment::baseline() const {
   Experiment plain = *this;
-  plain.formats = {};
+  plain.policy = {};
   plain.scaling = {};
   plain.scaling.clip_norm = scaling.clip_norm;
   if (plain.average) plain.average->options.format = Quantizer{};
@@ -159,15 +160,7 @@ Experiment Experiment::baseline() const {
   return plain;
 }
 
-OpFormats loss_formats(const Experiment& e) {
-  OpFormats f;
-  f.interior = e.formats.interior;
-  return f;
-}
-
 nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
-  Json roles;
-  for (const Role& role : kRoles) roles[role.name] = to_string(e.formats.*role.quantizer);
   Json optimizer = to_json(e.optimizer);
   optimizer["lr_schedule"] = e.lr_schedule;
   optimizer["loss_scale"] = e.scaling.loss_scale;
@@ -186,7 +179,7 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
           {"math", std::string(to_string(e.math))},
           {"optimizer", optimizer},
           {"average", average_json(e.average)},
-          {"formats", roles}};
+          {"policy", Json::parse(nn::rules_json(e.policy))}};
 }
 
 SavedExperiment read_config(const fs::path& file) {
@@ -200,15 +193,12 @@ SavedExperiment read_config(const fs::path& file) {
   e.model = keys.text("model");
   if (!is_model(e.model)) keys.fail("model", "must hold mlp, got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
+  e.epochs = keys.integer("epochs", 1, 1000000);
   e.seed = keys.seed("seed");
   e.optimizer.weight = keys.object("optimizer").format("weights");
-  const Keys roles = keys.object("formats");
-  for (const Role& role : kRoles) {
-    const Quantizer q = roles.format(role.name);
-    const std::string problem = misfit(role, q);
-    if (!problem.empty()) roles.fail(role.name, "does not fit: " + problem);
-    e.formats.*role.quantizer = q;
-  }
+  const std::vector<uint8_t> bytes = nn::read_file(file);
+  e.policy = nn::parse_rules_of({reinterpret_cast<const char*>(bytes.data()), bytes.size()},
+                                "policy", file.string());
   return saved;
 }
 
@@ -216,7 +206,7 @@ bool is_model(const std::string& name) { return name == "mlp"; }
 
 std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Dataset& data) {
   ULP_ASSERT(is_model(e.model));
-  return nn::mlp(data.sample_shape.numel(), e.hidden, data.classes, e.formats);
+  return nn::mlp(data.sample_shape.numel(), e.hidden, data.classes);
 }
 
 std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& model) {
@@ -252,21 +242,6 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
     line(first_state ? "states" : "", state);
     first_state = false;
   }
-  for (nn::Module* module : model.modules()) {
-    if (module->formats() == nullptr) continue;
-    std::string roles;
-    for (const char* name : module->roles())
-      for (const Role& role : kRoles)
-        if (std::string(name) == role.name) {
-          const bool first_of_row =
-              std::string(name) == "grad_output_dx" || std::string(name) == "grad_output_dw";
-          if (first_of_row && module->roles().size() > 4) roles += fmt::format("\n{:<33}", "");
-          roles += fmt::format("  {} {}", name, to_string(module->formats()->*role.quantizer));
-        }
-    text += fmt::format("{:<11}{:<22}{}\n", module->path(), module->describe(), roles);
-  }
-  text += fmt::format("{:<11}{:<22}  interior {}\n", "loss", "cross-entropy",
-                      to_string(e.formats.interior));
   return text;
 }
 
@@ -274,8 +249,8 @@ nn::Batches test_batches(Run& run, const nn::Dataset& data) {
   return nn::Batches(run, data, data.test, kEvalBatch);
 }
 
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const Experiment& e) {
-  return nn::evaluate(run, model, test, loss_formats(e));
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss) {
+  return nn::evaluate(run, model, test, loss);
 }
 
 void make_folder(const fs::path& dir) {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "autograd/step_graph.h"
-#include "core/op_formats.h"
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
+#include "nn/policy.h"
 #include "nn/sequential.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
@@ -38,7 +38,7 @@ struct Experiment {
   Device device{};
   Math math = Math::Strict;
   StepGraph::Use graph = StepGraph::Use::Auto;
-  OpFormats formats;
+  nn::Policy policy;                     // which formats go where
   optim::OptimizerOptions optimizer;     // its lr is the schedule's base
   std::string lr_schedule = "constant";  // as ScheduleSpec::text writes it
   optim::GradScalerOptions scaling;
@@ -48,9 +48,6 @@ struct Experiment {
   /// The same run in fp32 throughout, without loss scaling; clipped and averaged alike.
   Experiment baseline() const;
 };
-
-/// Those of the cross-entropy.
-OpFormats loss_formats(const Experiment& experiment);
 
 nlohmann::ordered_json to_json(const Experiment& experiment, const nn::Dataset& data);
 
@@ -62,7 +59,7 @@ struct SavedExperiment {
 /// Reads what to_json wrote. Throws ulp::Error naming the file and the key that is missing or wrong.
 SavedExperiment read_config(const std::filesystem::path& file);
 
-/// The whole resolved configuration for people, every role of every layer.
+/// The whole resolved configuration for people, formats of layers apart.
 std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::Module& model);
 
 /// The models there are: "mlp".
@@ -71,7 +68,7 @@ std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const n
 
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
 nn::Batches test_batches(Run& run, const nn::Dataset& data);
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const Experiment& experiment);
+nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss);
 
 /// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.
 void make_folder(const std::filesystem::path& dir);

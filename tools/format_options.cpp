@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "nn/data/policy_file.h"
 
 namespace ulp::tools {
 namespace {
@@ -26,22 +27,15 @@ std::string role_flag(const std::string& role) {
   return flag;
 }
 
-std::string misfit(const Quantizer& q) {
-  if (q.block.kind != Block::Kind::Axis || q.block.axis < 2) return "";
-  return to_string(q) + " needs axis " + std::to_string(q.block.axis) + "; there are axes 0 and 1";
-}
-
-std::string misfit(const Role& role, const Quantizer& q) {
-  if (role.quantizer == &OpFormats::interior && !q.is_elementwise())
-    return to_string(q) + " has blocks; the softmax takes a format without";
-  return misfit(q);
-}
-
 void FormatOptions::add_to(CLI::App& app) {
   const bool both = passes_ == Passes::Both;
   const std::string group =
       "Formats (eXmY, fixedW.F, bfpW[-axisK|-gN], fp16, bf16, tf32, fp32; :rounding)";
   const std::string unlisted;
+  add_text(app, "--policy", policy_,
+           "FILE.json with rules: which layers get which formats, in which epochs; the flags below "
+           "win over it")
+      ->group(group);
   add_text(app, "--forward", forward_,
            both ? "sets input, weight, weight_dx and input_dw of every layer with a product"
                 : "sets input and weight of every layer with a product")
@@ -54,10 +48,10 @@ void FormatOptions::add_to(CLI::App& app) {
         ->group(both || is_forward(role.quantizer) ? group : unlisted);
 }
 
-void FormatOptions::set(OpFormats& formats, const std::string& flag,
-                        const std::optional<std::string>& text,
-                        std::initializer_list<Quantizer OpFormats::*> roles) const {
-  if (!text) return;
+std::optional<Quantizer> FormatOptions::read(
+    const std::string& flag, const std::optional<std::string>& text,
+    std::initializer_list<Quantizer OpFormats::*> roles) const {
+  if (!text) return {};
   if (passes_ == Passes::Forward && std::none_of(roles.begin(), roles.end(), is_forward))
     throw UsageError(flag + ": evaluation has no backward pass");
   const Quantizer q = format_value(flag, *text);
@@ -65,17 +59,33 @@ void FormatOptions::set(OpFormats& formats, const std::string& flag,
     if (std::find(roles.begin(), roles.end(), role.quantizer) == roles.end()) continue;
     const std::string problem = misfit(role, q);
     if (!problem.empty()) throw UsageError(flag + ": " + problem);
-    formats.*role.quantizer = q;
   }
+  return q;
 }
 
-OpFormats FormatOptions::apply(OpFormats f) const {
-  set(f, "--forward", forward_,
-      {&OpFormats::input, &OpFormats::weight, &OpFormats::weight_dx, &OpFormats::input_dw});
-  set(f, "--backward", backward_, {&OpFormats::grad_output_dx, &OpFormats::grad_output_dw});
-  for (const Role& role : kRoles)
-    set(f, role_flag(role.name), roles_.at(role.name), {role.quantizer});
-  return f;
+nn::Policy FormatOptions::policy() const {
+  nn::Rule products, interior;
+  products.types = {nn::LayerType::Conv, nn::LayerType::Linear, nn::LayerType::Attention,
+                    nn::LayerType::Recurrent};
+  products.origin = interior.origin = "the format flags";
+  products.forward =
+      read("--forward", forward_,
+           {&OpFormats::input, &OpFormats::weight, &OpFormats::weight_dx, &OpFormats::input_dw});
+  products.backward =
+      read("--backward", backward_, {&OpFormats::grad_output_dx, &OpFormats::grad_output_dw});
+  bool of_products = products.forward || products.backward;
+  for (const Role& role : kRoles) {
+    const auto q = read(role_flag(role.name), roles_.at(role.name), {role.quantizer});
+    const bool is_interior = role.quantizer == &OpFormats::interior;
+    (is_interior ? interior : products).role(role.name) = q;
+    of_products = of_products || (q && !is_interior);
+  }
+  if (policy_ && policy_->empty()) throw UsageError("--policy takes a file, got nothing");
+  nn::Policy policy;
+  if (policy_) policy = nn::load_policy(*policy_);
+  if (of_products) policy.rules.push_back(products);
+  if (interior.role("interior")) policy.rules.push_back(interior);
+  return policy;
 }
 
 }  // namespace ulp::tools

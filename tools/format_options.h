@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/op_formats.h"
+#include "nn/policy.h"
 #include "tools/values.h"
 
 namespace ulp::tools {
@@ -14,31 +15,28 @@ namespace ulp::tools {
 CLI::Option* add_text(CLI::App& app, const std::string& flag, std::optional<std::string>& text,
                       const std::string& meaning);
 
-/// The format flags that train and eval share: --forward, --backward and every role by its name.
+/// What says which formats go where, for train, eval and sweep: --policy, --forward, --backward and every role by its name.
 class FormatOptions {
  public:
   enum class Passes : uint8_t { Both, Forward };
   explicit FormatOptions(Passes passes) : passes_(passes) {}
 
   void add_to(CLI::App& app);
-  /// `base` with what was given: --forward and --backward first, then single roles. Throws UsageError naming the flag,
-  /// also for a role of a backward pass that there is not.
-  OpFormats apply(OpFormats base) const;
+  /// The rules of the file, then those of the flags: one for the layers with a product, one for the interior of all layers.
+  /// Throws UsageError naming the flag, also for a role of a backward pass that there is not; then ulp::Error for the file.
+  nn::Policy policy() const;
 
  private:
-  void set(OpFormats& formats, const std::string& flag, const std::optional<std::string>& text,
-           std::initializer_list<Quantizer OpFormats::*> roles) const;
+  std::optional<Quantizer> read(const std::string& flag, const std::optional<std::string>& text,
+                                std::initializer_list<Quantizer OpFormats::*> roles) const;
 
   Passes passes_;
-  std::optional<std::string> forward_, backward_;
+  std::optional<std::string> policy_, forward_, backward_;
   std::map<std::string, std::optional<std::string>> roles_;  // role name → text
 };
 
-/// Why a tensor with axes 0 and 1 cannot have this format; empty if it can. Activations, gradients and weights are such.
 /// Of states with fewer axes the optimizer takes the last one instead.
-std::string misfit(const Quantizer& quantizer);
-/// The same for a role.
-std::string misfit(const Role& role, const Quantizer& quantizer);
+using nn::misfit;
 
 /// "grad_input" → "--grad-input".
 std::string role_flag(const std::string& role);

@@ -12,6 +12,7 @@
 #include "core/codebook.h"
 #include "core/codes.h"
 #include "tools/commands.h"
+#include "tools/format_bits.h"
 #include "tools/neighbours.h"
 #include "tools/number_text.h"
 #include "tools/values.h"
@@ -198,32 +199,15 @@ std::optional<double> spacing_above_one(const Neighbours& numbers) {
   return static_cast<double>(*next) - 1;
 }
 
-/// Of each block's scale: a power of two from 2^-127 on, an e4m3 number, or an fp32 number.
-int scale_bits(const Quantizer& q) {
-  if (q.block.kind == Block::Kind::None) return 0;
-  return q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed ? 32 : 8;
-}
-
-std::optional<double> bits_per_element(const Quantizer& q, int bits) {
-  const Block& block = q.block;
-  switch (block.kind) {
-    case Block::Kind::None: return bits;
-    case Block::Kind::Group: return bits + static_cast<double>(scale_bits(q)) / block.columns;
-    case Block::Kind::Tile:
-      return bits + static_cast<double>(scale_bits(q)) / block.rows / block.columns;
-    default: return std::nullopt;
-  }
-}
-
 Row make_row(const Quantizer& q) {
   const Format& f = q.format;
   const bool integers = f.kind == FormatKind::BlockFloat || f.kind == FormatKind::Hbfp;
   Row row;
   row.name = to_string(q);
   row.block = block_text(q.block);
-  row.bits = integers || f.kind == FormatKind::Fixed ? f.word_bits : code_bits(f);
+  row.bits = element_bits(f);
   row.scale_bits = scale_bits(q);
-  row.bits_per_element = bits_per_element(q, row.bits);
+  row.bits_per_element = bits_per_element(q);
   Grid grid = make_grid(q);
   FormatLimits limits = limits_of(f);
   if (integers) {

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kBar = 24;
 
+int quiet_count = 0;  // of Quiet
+
 std::string time_left(double seconds) {
   const auto s = static_cast<int64_t>(seconds + 0.5);
   return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
@@ -19,7 +21,11 @@ std::string time_left(double seconds) {
 
 }  // namespace
 
+Quiet::Quiet() { ++quiet_count; }
+Quiet::~Quiet() { --quiet_count; }
+
 void say(const std::string& text) {
+  if (quiet_count > 0) return;
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
 }
@@ -29,7 +35,7 @@ Progress::Progress(int64_t epochs, int64_t steps_per_epoch, int64_t samples_per_
       steps_(steps_per_epoch),
       samples_(samples_per_step),
       first_(first),
-      terminal_(isatty(STDOUT_FILENO) != 0),
+      terminal_(isatty(STDOUT_FILENO) != 0 && quiet_count == 0),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}
 

@@ -6,6 +6,15 @@
 
 namespace ulp::tools {
 
+/// While one exists, trainings print nothing: say() and Progress are silent.
+class Quiet {
+ public:
+  Quiet();
+  ~Quiet();
+  Quiet(const Quiet&) = delete;
+  Quiet& operator=(const Quiet&) = delete;
+};
+
 /// Prints at once. A training goes on where nobody listens; main reports what could not be written when it ends.
 void say(const std::string& text);
 

@@ -15,23 +15,33 @@
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
+#include "tools/policy_text.h"
 #include "tools/progress.h"
 #include "tools/scaling_options.h"
+#include "tools/train_options.h"
 #include "tools/training.h"
 
 namespace ulp::tools {
-namespace {
 
 struct TrainOptions {
   Experiment experiment;
-  FormatOptions formats{FormatOptions::Passes::Both};
   ScalingOptions scaling;
   CheckpointOptions checkpoints;
   OptimizerFlags optimizer;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
-  std::string out = "runs/train", device = "cpu";
-  bool baseline = false, no_graph = false;
+  std::string device = "cpu";
+  bool no_graph = false;
+};
+
+namespace {
+
+/// Of ulp train itself.
+struct TrainCommand {
+  std::shared_ptr<TrainOptions> options;
+  FormatOptions formats{FormatOptions::Passes::Both};
+  std::string out = "runs/train";
+  bool baseline = false, explain = false;
 };
 
 std::vector<int64_t> parse_hidden(const std::string& text) {
@@ -51,6 +61,14 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
   }
 }
 
+/// The name under which --data is found again from any folder.
+std::string lasting_name(const std::string& data) {
+  if (data == "digits" || data == "fashion-mnist") return data;
+  return std::filesystem::absolute(data).string();
+}
+
+}  // namespace
+
 Experiment resolve(const TrainOptions& o) {
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
@@ -64,34 +82,38 @@ Experiment resolve(const TrainOptions& o) {
     throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
   if (e.data.empty())
     throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
-  if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
-  e.formats = o.formats.apply({});
   e.optimizer = o.optimizer.resolve();
   o.scaling.resolve(e);
   return e;
 }
 
-/// The name under which --data is found again from any folder.
-std::string lasting_name(const std::string& data) {
-  if (data == "digits" || data == "fashion-mnist") return data;
-  return std::filesystem::absolute(data).string();
-}
+Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.resolve(); }
 
-void run_train(const TrainOptions& o) {
-  Experiment e = resolve(o);
-  const Checkpointing checkpointing = o.checkpoints.resolve();
+nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  const nn::Dataset data = nn::load_dataset(e.data);
+  nn::Dataset data = nn::load_dataset(e.data);
   e.data = lasting_name(e.data);
-  stream_of(e.device);  // throws if there is no such device
-  const std::filesystem::path dir = o.out;
-  make_folder(dir);
-  if (o.baseline) make_folder(dir / "baseline");
   const int64_t samples = data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
                     e.batch_size, samples));
   e.batch_size = std::min(e.batch_size, samples);
+  return data;
+}
+
+namespace {
+
+void run_train(const TrainCommand& o) {
+  Experiment e = resolve(*o.options);
+  if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
+  e.policy = o.formats.policy();
+  const Checkpointing checkpointing = checkpointing_of(*o.options);
+  const nn::Dataset data = prepare(*o.options, e);
+  if (o.explain) return say(explain_training(e, data));
+  stream_of(e.device);  // throws if there is no such device
+  const std::filesystem::path dir = o.out;
+  make_folder(dir);
+  if (o.baseline) make_folder(dir / "baseline");
 
   const nn::Score score = train(e, data, dir, o.baseline ? "quantised" : "training", checkpointing);
   std::string fp32;
@@ -141,9 +163,9 @@ void add_math(CLI::App& app, std::optional<std::string>& math) {
            "(default: fast on cuda; the cpu has strict only)");
 }
 
-void add_train(CLI::App& app) {
+std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   auto o = std::make_shared<TrainOptions>();
-  CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
+  CLI::App* cmd = &app;
   Experiment& e = o->experiment;
   cmd->add_option("--data", e.data,
                   "digits (in the program), fashion-mnist, or a folder with MNIST-named IDX files")
@@ -164,12 +186,22 @@ void add_train(CLI::App& app) {
   add_math(*cmd, o->math);
   cmd->add_flag("--no-graph", o->no_graph,
                 "run the ops of a step one by one instead of as one CUDA graph; the same bits");
-  cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
-      ->capture_default_str();
-  cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
   o->checkpoints.add_to(*cmd);
   o->optimizer.add_to(*cmd);
   o->scaling.add_to(*cmd);
+  return o;
+}
+
+void add_train(CLI::App& app) {
+  auto o = std::make_shared<TrainCommand>();
+  CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
+  o->options = add_training_options(*cmd);
+  cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
+      ->capture_default_str();
+  cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
+  cmd->add_flag("--explain", o->explain,
+                "train nothing: print the model as a tree with shapes, parameters, the formats of "
+                "every role and the unit that computes each product");
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_train(*o); });
 }

@@ -17,6 +17,7 @@
 #include "tools/checkpoint_folder.h"
 #include "tools/model_file.h"
 #include "tools/optimizer_options.h"
+#include "tools/policy_text.h"
 #include "tools/progress.h"
 
 namespace ulp::tools {
@@ -29,6 +30,12 @@ constexpr int64_t kLogInterval = 100;  // steps between looks at the loss, which
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Throws Diverged unless the training can go on.
+template <class... A>
+void check_going(bool condition, const char* message, const A&... args) {
+  if (!condition) throw Diverged(format_message(message, {ErrorArg(args)...}));
 }
 
 /// The matrix units that this process used for the first time since it had used `before` of them.
@@ -103,23 +110,6 @@ void clear_folder(const fs::path& dir) {
   ::rmdir(baseline.c_str());  // stays if somebody keeps something there
 }
 
-std::string config_text(const Experiment& e, const nn::Dataset& data) {
-  try {
-    return to_json(e, data).dump(2) + "\n";
-  } catch (const nlohmann::json::exception&) {
-    throw_error("--data {}: its name is not UTF-8", e.data);
-  }
-}
-
-/// Tells data sets apart.
-std::string fingerprint(const nn::Dataset& data) {
-  uint32_t sum = 0;
-  for (const nn::Split* split : {&data.train, &data.test})
-    for (const Tensor& tensor : {split->images, split->labels})
-      sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
-  return fmt::format("{:08x}", sum);
-}
-
 /// The notes of a training in a checkpoint. Errors name the file.
 class Notes {
  public:
@@ -156,6 +146,7 @@ class Training {
         data_(fingerprint(data)),
         run_(e.device, e.seed, e.math),
         model_(initialised_model(run_, e, data)),
+        layers_(nn::layers_of(*model_, loss_)),
         optimizer_(run_, model_->parameters(), e.optimizer),
         batches_(run_, data, data.train, e.batch_size),
         tests_(test_batches(run_, data)),
@@ -164,7 +155,10 @@ class Training {
         scaler_(run_, model_->parameters(), e.scaling),
         average_(make_average(run_, *model_, e, steps_)),
         tally_(run_),
-        graph_(run_, e.graph) {}
+        graph_(run_, e.graph) {
+    nn::check_epochs(e.policy, e.epochs);
+    set_formats();
+  }
 
   nn::Module& model() { return *model_; }
 
@@ -200,6 +194,7 @@ class Training {
     metrics_ = metrics->second;
     epoch_ = epoch;
     first_step_ = step;
+    set_formats();
     if (step > 0) begin_epoch(run_.state().batch_offset);
     resumed_ = found->file.filename().string();
     return true;
@@ -215,8 +210,9 @@ class Training {
     }
     const std::string average =
         average_ ? fmt::format("{:<11}average {} bytes\n", "", average_->bytes()) : "";
-    say(fmt::format("--- {}\n{}{:<11}{}\n{}{:<11}{}\n", title, describe(e_, data, *model_), "",
-                    describe_bytes(optimizer_), average, "schedule", schedule_.describe()));
+    say(fmt::format("--- {}\n{}{}{:<11}{}\n{}{:<11}{}\n", title, describe(e_, data, *model_),
+                    formats_text(e_.policy, e_.epochs, layers_), "", describe_bytes(optimizer_),
+                    average, "schedule", schedule_.describe()));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (resumed_.empty()) return;
     say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
@@ -233,13 +229,18 @@ class Training {
                       epoch_ * steps_ + first_step_);
     while (epoch_ < e_.epochs) train_epoch(progress);
     say(memory_text(e_.device, saved_bytes_));
-    for (const Parameter* p : model_->parameters())
-      check_finite(
-          "", p->path, p->value,
-          fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
-    for (const nn::Buffer* b : model_->buffers())
-      check_finite("", b->path, b->value,
-                   fmt::format(" after epoch {}; try a smaller --lr or wider formats", e_.epochs));
+    try {
+      for (const Parameter* p : model_->parameters())
+        check_finite(
+            "", p->path, p->value,
+            fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
+      for (const nn::Buffer* b : model_->buffers())
+        check_finite(
+            "", b->path, b->value,
+            fmt::format(" after epoch {}; try a smaller --lr or wider formats", e_.epochs));
+    } catch (const Error& error) {
+      throw Diverged(error.what());
+    }
     const int64_t averaged = average_ ? average_->count() : 0;
     std::optional<SavedAverage> average;
     if (averaged > 0) {
@@ -270,8 +271,7 @@ class Training {
       const nn::Batch batch = batches_.next();
       Tape tape(run_);
       const Var logits = (*model_)(tape, tape.constant(batch.images));
-      const Var loss =
-          ops::cross_entropy(tape, logits, batch.labels, loss_formats(e_), RandomSite("loss"));
+      const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_, RandomSite("loss"));
       tally_.add(loss.value, logits.value, batch.labels);
       saved_bytes_ = tape.saved_bytes();
       tape.backward(loss, 1.0 / static_cast<double>(e_.accumulate_steps));
@@ -311,6 +311,15 @@ class Training {
     files_.write(epoch * steps_ + step, c);
   }
 
+  /// Those of the epoch that the run is in. A recorded step has the formats that it was recorded with.
+  void set_formats() {
+    std::vector<OpFormats> before;
+    for (const nn::Layer& layer : layers_) before.push_back(*layer.formats);
+    nn::apply(e_.policy, layers_, std::min(epoch_ + 1, e_.epochs));
+    for (size_t i = 0; i < layers_.size(); ++i)
+      if (!(*layers_[i].formats == before[i])) return graph_.reset();
+  }
+
   /// Makes the order of the epoch's samples and sets the rates of its steps, from `first_step_` on.
   void begin_epoch(int64_t batch_offset) {
     batches_.shuffle(epoch_, batch_offset);
@@ -322,6 +331,7 @@ class Training {
     const auto start = Clock::now();
     const int64_t interval = e_.device == kCpu ? 1 : kLogInterval;
     if (first_step_ == 0) {
+      set_formats();
       begin_epoch(0);
       tally_.reset();
     }
@@ -340,10 +350,10 @@ class Training {
   /// Waits for the device, shows where the run is, and throws if the loss is no number any more.
   void look(int64_t step, Progress& progress) const {
     const ScoreTotals so_far = tally_.totals();
-    ULP_CHECK(so_far.bad_batch < 0,
-              "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
-              "--loss-scale",
-              so_far.bad_loss, epoch_ + 1, so_far.bad_batch / e_.accumulate_steps + 1, steps_);
+    check_going(so_far.bad_batch < 0,
+                "the loss is {} at epoch {}, step {} of {}; try a smaller --lr, wider formats or a "
+                "--loss-scale",
+                so_far.bad_loss, epoch_ + 1, so_far.bad_batch / e_.accumulate_steps + 1, steps_);
     progress.step(epoch_, step, nn::Score(so_far).loss, nn::Score(so_far).accuracy, scaling_text());
   }
 
@@ -366,20 +376,20 @@ class Training {
   Tested test(const char* what) {
     Tested tested;
     tested.random_step = run_.state().random_step;
-    tested.score = test_score(run_, *model_, tests_, e_);
-    ULP_CHECK(std::isfinite(tested.score.loss),
-              "the test loss{} is {} after epoch {}; try a smaller --lr or wider formats", what,
-              tested.score.loss, epoch_ + 1);
+    tested.score = test_score(run_, *model_, tests_, loss_);
+    check_going(std::isfinite(tested.score.loss),
+                "the test loss{} is {} after epoch {}; try a smaller --lr or wider formats", what,
+                tested.score.loss, epoch_ + 1);
     return tested;
   }
 
   /// Tests, writes down how the epoch went, and goes to the beginning of the next one.
   void end_epoch(double seconds, Progress& progress) {
     const nn::Score trained = tally_.score();
-    ULP_CHECK(run_.state().skipped_steps < static_cast<uint64_t>((epoch_ + 1) * steps_),
-              "all {} steps until epoch {} were skipped, for a gradient with Inf or NaN; try a "
-              "smaller --loss-scale-start or --loss-scale-min, or wider formats",
-              (epoch_ + 1) * steps_, epoch_ + 1);
+    check_going(run_.state().skipped_steps < static_cast<uint64_t>((epoch_ + 1) * steps_),
+                "all {} steps until epoch {} were skipped, for a gradient with Inf or NaN; try a "
+                "smaller --loss-scale-start or --loss-scale-min, or wider formats",
+                (epoch_ + 1) * steps_, epoch_ + 1);
     auto start = Clock::now();
     metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds, scaling_keys());
     const std::string scaling = scaling_text();
@@ -414,6 +424,8 @@ class Training {
   std::string config_, data_;  // the text of config.json, and what tells the data apart
   Run run_;
   std::unique_ptr<nn::Sequential> model_;
+  OpFormats loss_;                 // of the cross-entropy
+  std::vector<nn::Layer> layers_;  // whose formats the policy sets
   optim::Optimizer optimizer_;
   nn::Batches batches_, tests_;
   int64_t steps_;  // of an epoch
@@ -432,6 +444,22 @@ class Training {
 };
 
 }  // namespace
+
+std::string config_text(const Experiment& e, const nn::Dataset& data) {
+  try {
+    return to_json(e, data).dump(2) + "\n";
+  } catch (const nlohmann::json::exception&) {
+    throw_error("--data {}: its name is not UTF-8", e.data);
+  }
+}
+
+std::string fingerprint(const nn::Dataset& data) {
+  uint32_t sum = 0;
+  for (const nn::Split* split : {&data.train, &data.test})
+    for (const Tensor& tensor : {split->images, split->labels})
+      sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
+  return fmt::format("{:08x}", sum);
+}
 
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title, const Checkpointing& checkpointing) {

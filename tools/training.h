@@ -2,14 +2,26 @@
 
 #include <filesystem>
 
+#include "core/error.h"
 #include "tools/checkpoint_options.h"
 #include "tools/experiment.h"
 
 namespace ulp::tools {
 
+/// A training whose loss is no number any more, or that skips every step: a fact about its formats and rates.
+class Diverged : public Error {
+ public:
+  using Error::Error;
+};
+
+/// What config.json holds.
+std::string config_text(const Experiment& experiment, const nn::Dataset& data);
+/// Tells data sets apart.
+std::string fingerprint(const nn::Dataset& data);
+
 /// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
 /// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws
-/// ulp::Error with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
+/// Diverged with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
 /// Writes DIR/checkpoint-STEP.safetensors as asked for, never one of a run whose loss is no number. To resume goes on from
 /// the newest whole one; the files of the run are then those of a run that was never stopped, "seconds" in metrics.jsonl
 /// apart. Throws if that one is of another run, and then has changed nothing.

@@ -445,8 +445,9 @@ void conv(Stream stream, const ConvArgs& args) {
   if (w.groups > 1 && !narrow)
     apart = Tensor::empty({w.groups, w.rows(), outputs}, DType::F32, stream.device);
   float* const sums = apart.defined() ? apart.mutable_data<float>() : out;
-  const UnitChoice choice = matrix_unit(args.math, args.image.dtype(), args.weight.dtype(),
-                                        w.rows(), w.columns(), outputs, args.fits_tf32);
+  const UnitChoice choice =
+      matrix_unit(ProductKind{args.image.dtype(), args.weight.dtype(), w.rows(), outputs,
+                              w.columns(), args.math, args.fits_tf32});
   bool done = false;
   if (!narrow && choice.unit != MatrixUnit::Strict) {
     const bool whole = w.groups == 1 && fast_finishes(outcome, choice.unit);
@@ -472,8 +473,9 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
                         args.output, args.key,         w.columns()};
   auto* const out = static_cast<float*>(written(args.out));
   const bool narrow = is_narrow(w, outputs);
-  const UnitChoice choice = matrix_unit(args.math, args.grad.dtype(), args.image.dtype(), outputs,
-                                        w.rows(), w.columns(), args.fits_tf32);
+  const UnitChoice choice =
+      matrix_unit(ProductKind{args.grad.dtype(), args.image.dtype(), outputs, w.columns(), w.rows(),
+                              args.math, args.fits_tf32});
   if (!narrow && choice.unit != MatrixUnit::Strict && w.rows() > 0) {
     Blocks blocks(w, choice.b);
     blocks.make(choice.b, stream.device);

@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-namespace ulp::optim {
+namespace ulp {
 
 /// * is any text, ? any one character.
 bool matches(std::string_view pattern, std::string_view text);
@@ -12,4 +12,4 @@ bool matches(std::string_view pattern, std::string_view text);
 /// The names that differ least from a pattern, at most three: for messages.
 std::vector<std::string> similar(std::string_view pattern, const std::vector<std::string>& names);
 
-}  // namespace ulp::optim
+}  // namespace ulp

@@ -1,9 +1,9 @@
-#include "optim/pattern.h"
+#include "core/pattern.h"
 
 #include <algorithm>
 #include <numeric>
 
-namespace ulp::optim {
+namespace ulp {
 
 bool matches(std::string_view pattern, std::string_view text) {
   size_t p = 0, t = 0, star = std::string_view::npos, after_star = 0;
@@ -56,4 +56,4 @@ std::vector<std::string> similar(std::string_view pattern, const std::vector<std
   return sorted;
 }
 
-}  // namespace ulp::optim
+}  // namespace ulp

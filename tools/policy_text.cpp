@@ -1,0 +1,133 @@
+#include "tools/policy_text.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "nn/model_tree.h"
+#include "tools/optimizer_options.h"
+
+namespace ulp::tools {
+namespace {
+
+constexpr size_t kPathWidth = 11, kDescriptionWidth = 22;
+
+std::vector<OpFormats> formats_of(const std::vector<nn::Layer>& layers) {
+  std::vector<OpFormats> all;
+  for (const nn::Layer& layer : layers) all.push_back(*layer.formats);
+  return all;
+}
+
+/// Puts the formats back.
+class Restore {
+ public:
+  explicit Restore(const std::vector<nn::Layer>& layers)
+      : layers_(layers), before_(formats_of(layers)) {}
+  ~Restore() {
+    for (size_t i = 0; i < layers_.size(); ++i) *layers_[i].formats = before_[i];
+  }
+  Restore(const Restore&) = delete;
+  Restore& operator=(const Restore&) = delete;
+
+ private:
+  const std::vector<nn::Layer>& layers_;
+  std::vector<OpFormats> before_;
+};
+
+/// A later phase of a policy, where the formats of some layers change. The layers have them now.
+struct Phase {
+  int64_t epoch;
+  std::vector<nn::Layer> changed;
+};
+/// Calls `show` for each such phase.
+template <class F>
+void for_each_later_phase(const nn::Policy& policy, int64_t epochs,
+                          const std::vector<nn::Layer>& layers, F show) {
+  std::vector<OpFormats> before = formats_of(layers);
+  for (const int64_t epoch : nn::phases(policy, epochs)) {
+    if (epoch == 1) continue;
+    nn::apply(policy, layers, epoch);
+    Phase phase{epoch, {}};
+    for (size_t i = 0; i < layers.size(); ++i)
+      if (!(*layers[i].formats == before[i])) phase.changed.push_back(layers[i]);
+    before = formats_of(layers);
+    if (!phase.changed.empty()) show(phase);
+  }
+}
+
+std::string lines_of(const std::vector<nn::Layer>& layers) {
+  size_t paths = kPathWidth - 1;
+  for (const nn::Layer& layer : layers) paths = std::max(paths, layer.path.size());
+  ++paths;
+  std::string text;
+  for (const nn::Layer& layer : layers) {
+    text += fmt::format("{:<{}}{:<{}}", layer.path, paths, layer.description, kDescriptionWidth);
+    bool first = true;
+    for (const std::string& roles : nn::role_lines(layer)) {
+      text +=
+          fmt::format("{}  {}\n", first ? "" : std::string(paths + kDescriptionWidth, ' '), roles);
+      first = false;
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string formats_text(const nn::Policy& policy, int64_t epochs,
+                         const std::vector<nn::Layer>& layers) {
+  const Restore restore(layers);
+  nn::apply(policy, layers, 1);
+  std::string text = lines_of(layers);
+  for_each_later_phase(policy, epochs, layers, [&](const Phase& phase) {
+    text += fmt::format("from epoch {} on\n{}", phase.epoch, lines_of(phase.changed));
+  });
+  return text;
+}
+
+std::string forward_formats_text(const std::vector<nn::Layer>& layers) {
+  std::string text;
+  for (const nn::Layer& layer : layers) {
+    std::string roles;
+    for (const char* name : {"input", "weight", "output", "interior"})
+      for (const Role& role : kRoles)
+        if (std::string_view(role.name) == name && layer.uses(name))
+          roles += fmt::format("  {} {}", name, to_string(layer.formats->*role.quantizer));
+    if (!roles.empty())
+      text += fmt::format("{:<11}{}{}\n", text.empty() ? "formats" : "", layer.path, roles);
+  }
+  return text;
+}
+
+std::string explain_training(const Experiment& e, const nn::Dataset& data) {
+  Run run(kCpu, e.seed);
+  const auto model = make_model(e, data);
+  model->initialise(run);
+  const optim::Optimizer optimizer(run, model->parameters(), e.optimizer);
+  OpFormats loss;
+  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
+  nn::check_epochs(e.policy, e.epochs);
+  nn::apply(e.policy, layers, 1);
+
+  const nn::ModelTree tree(run, *model, e.model, Shape{data.sample_shape.numel()});
+  std::string text = describe(e, data, *model);
+  text += fmt::format("\nshapes of one sample; products m × n × k of a batch of {}\n{}",
+                      e.batch_size, nn::tree_text(tree, layers, e.batch_size, e.math));
+  for_each_later_phase(e.policy, e.epochs, layers, [&](const Phase& phase) {
+    text += fmt::format("from epoch {} on\n", phase.epoch);
+    for (const nn::Layer& layer : phase.changed) {
+      text += fmt::format("  {}  {}\n", layer.path, layer.description);
+      for (const std::string& roles : nn::role_lines(layer)) text += "    " + roles + "\n";
+      for (const nn::TreeNode& node : tree.nodes())
+        if (node.module->formats() == layer.formats)
+          for (const nn::PlannedProduct& product : tree.products(node, e.batch_size, e.math))
+            text += fmt::format("    {:<8} {}\n", product.name, nn::to_string(product));
+    }
+  });
+  text += fmt::format("\ntotal      {} parameters in {} bytes", tree.parameters(),
+                      tree.parameter_bytes());
+  if (tree.buffer_bytes() > 0) text += fmt::format(", buffers in {} bytes", tree.buffer_bytes());
+  return text + fmt::format("\n{:<11}{}\n", "", describe_bytes(optimizer));
+}
+
+}  // namespace ulp::tools

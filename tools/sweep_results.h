@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ulp::tools {
+
+/// One training of a sweep.
+struct SweepRun {
+  std::string formats;  // as the list has them
+  uint64_t seed = 0;
+  double bits = 0;  // the mean of the operands of all products
+  std::string config,
+      data;  // texts that tell what was run: config.json, and the fingerprint of the samples
+  std::string problem{};  // not empty: it diverged, and how
+  double accuracy = 0, loss = 0, seconds = 0;
+};
+
+/// The runs of a sweep that are done, in a file that is written whole after each.
+class SweepResults {
+ public:
+  /// Reads the file if there is one. Throws ulp::Error if it is no such file.
+  explicit SweepResults(std::filesystem::path file);
+
+  /// The run with these formats and seed, if it is done. Throws ulp::Error naming what is different if it was another one
+  /// than `wanted`.
+  const SweepRun* find(const SweepRun& wanted) const;
+  /// Adds it and writes the file.
+  void add(const SweepRun& run);
+
+ private:
+  std::filesystem::path file_;
+  std::vector<SweepRun> runs_;
+};
+
+/// A mean and the standard deviation of a sample; none of one value.
+struct Spread {
+  double mean = 0;
+  std::optional<double> deviation{};
+};
+std::optional<Spread> spread_of(const std::vector<double>& values);
+
+/// What a sweep says of one list entry. Accuracies in percent.
+struct SweepRow {
+  std::string formats;
+  double bits = 0;
+  int64_t runs = 0, diverged = 0;
+  std::vector<double> accuracies{};
+  std::optional<Spread> accuracy{}, loss{};
+  std::optional<Spread> difference{};  // of accuracy to fp32 with the same seed, in points
+};
+/// A row for each of `formats`, whose first one is the reference.
+std::vector<SweepRow> rows_of(const std::vector<SweepRun>& runs,
+                              const std::vector<std::string>& formats);
+
+std::string table_text(const std::vector<SweepRow>& rows);
+std::string table_markdown(const std::vector<SweepRow>& rows);
+std::string table_json(const std::vector<SweepRow>& rows);
+
+/// Accuracy against bits, an SVG document.
+std::string draw_sweep(const std::vector<SweepRow>& rows, const std::string& title);
+
+}  // namespace ulp::tools
