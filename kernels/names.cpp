@@ -1,12 +1,13 @@
 #include "kernels/names.h"
 
+#include "kernels/augment.h"
 #include "kernels/kernels.h"
 
 namespace ulp::kernels {
 
 std::span<const char* const> all_names() {
-  static constexpr const char* kAll[] = {ULP_KERNELS(ULP_KERNEL_NAME)
-                                             ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)};
+  static constexpr const char* kAll[] = {ULP_KERNELS(ULP_KERNEL_NAME) ULP_ELEMENTWISE_KERNELS(
+      ULP_KERNEL_NAME) ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
   return kAll;
 }
 
