@@ -31,7 +31,10 @@ StagingBlock::StagingBlock(Device device, size_t bytes) : device_(device) {
 }
 
 StagingBlock::~StagingBlock() {
-  if (device_.type == DeviceType::Cpu) return deallocate(kCpu, data_);
+  if (device_.type == DeviceType::Cpu) {
+    deallocate(kCpu, data_);
+    return;
+  }
   cudaEventSynchronize(static_cast<cudaEvent_t>(read_));
   cudaEventDestroy(static_cast<cudaEvent_t>(read_));
   cudaFreeHost(data_);

@@ -12,6 +12,7 @@
 #include "kernels/matmul_unit.h"
 #include "tools/checkpoint_options.h"
 #include "tools/commands.h"
+#include "tools/data_options.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
@@ -28,6 +29,7 @@ struct TrainOptions {
   ScalingOptions scaling;
   CheckpointOptions checkpoints;
   OptimizerFlags optimizer;
+  DataOptions samples;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string out = "runs/train", device = "cpu";
@@ -63,18 +65,13 @@ Experiment resolve(const TrainOptions& o) {
   if (!is_model(e.model))
     throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
   if (e.data.empty())
-    throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
+    throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
   e.formats = o.formats.apply({});
   e.optimizer = o.optimizer.resolve();
   o.scaling.resolve(e);
+  o.samples.resolve(e);
   return e;
-}
-
-/// The name under which --data is found again from any folder.
-std::string lasting_name(const std::string& data) {
-  if (data == "digits" || data == "fashion-mnist") return data;
-  return std::filesystem::absolute(data).string();
 }
 
 void run_train(const TrainOptions& o) {
@@ -82,7 +79,8 @@ void run_train(const TrainOptions& o) {
   const Checkpointing checkpointing = o.checkpoints.resolve();
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Dataset data = nn::load_dataset(e.data);
-  e.data = lasting_name(e.data);
+  e.data = nn::lasting_dataset_name(e.data);
+  o.samples.fit(e, data);
   stream_of(e.device);  // throws if there is no such device
   const std::filesystem::path dir = o.out;
   make_folder(dir);
@@ -145,9 +143,7 @@ void add_train(CLI::App& app) {
   auto o = std::make_shared<TrainOptions>();
   CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
   Experiment& e = o->experiment;
-  cmd->add_option("--data", e.data,
-                  "digits (in the program), fashion-mnist, or a folder with MNIST-named IDX files")
-      ->capture_default_str();
+  cmd->add_option("--data", e.data, nn::kDatasetNames)->capture_default_str();
   cmd->add_option("--model", e.model, "mlp")->capture_default_str();
   cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers")->capture_default_str();
   cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
@@ -167,7 +163,13 @@ void add_train(CLI::App& app) {
   cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
       ->capture_default_str();
   cmd->add_flag("--baseline", o->baseline, "also train fp32 with the same seed into OUT/baseline");
+  cmd->add_flag(
+      "--stats", e.stats,
+      "write overflow, underflow, NaN, largest magnitude and SQNR of every role and layer "
+      "into metrics.jsonl, of every 100th step and the last of each epoch, which run op "
+      "by op; no result depends on it");
   o->checkpoints.add_to(*cmd);
+  o->samples.add_to(*cmd);
   o->optimizer.add_to(*cmd);
   o->scaling.add_to(*cmd);
   o->formats.add_to(*cmd);
