@@ -19,10 +19,6 @@ constexpr bool is_f8(DType dtype) { return dtype == DType::F8E4M3 || dtype == DT
 /// True if `wide` (BF16 or F16) holds every number of `narrow`.
 constexpr bool holds(DType wide, DType narrow) { return narrow == wide || is_f8(narrow); }
 
-bool multiples_of_16(const MatmulArgs& args) {
-  return args.a.size(0) % 16 == 0 && args.a.size(1) % 16 == 0 && args.b.size(1) % 16 == 0;
-}
-
 }  // namespace
 
 std::string_view to_string(Math math) { return kMathNames[static_cast<size_t>(math)]; }
@@ -47,19 +43,24 @@ std::string_view to_string(MatrixUnit unit) {
 }
 
 UnitChoice matrix_unit(const MatmulArgs& args) {
-  const DType a = args.a.dtype(), b = args.b.dtype();
-  if (args.math == Math::Strict) return {MatrixUnit::Strict, a, b};
-  if (args.math == Math::Fp8 && is_f8(a) && is_f8(b)) {
+  return matrix_unit(args.math, args.a.dtype(), args.b.dtype(), args.a.size(0), args.a.size(1),
+                     args.b.size(1), args.fits_tf32);
+}
+
+UnitChoice matrix_unit(Math math, DType a, DType b, int64_t m, int64_t k, int64_t n,
+                       bool fits_tf32) {
+  if (math == Math::Strict) return {MatrixUnit::Strict, a, b};
+  if (math == Math::Fp8 && is_f8(a) && is_f8(b)) {
     ULP_CHECK(a == DType::F8E4M3 || b == DType::F8E4M3,
               "matmul: fp8 tensor cores have no product of two e5m2 operands (e5m2 x e5m2); make "
               "one of them e4m3, or use fast math, which is exact for both");
-    if (multiples_of_16(args)) return {MatrixUnit::Fp8, a, b};
+    if (m % 16 == 0 && k % 16 == 0 && n % 16 == 0) return {MatrixUnit::Fp8, a, b};
   }
   const auto suits = [&](DType type) { return holds(type, a) && holds(type, b); };
   if (suits(DType::BF16)) return {MatrixUnit::BF16, DType::BF16, DType::BF16};
   if (suits(DType::F16)) return {MatrixUnit::F16, DType::F16, DType::F16};
-  const bool exact = args.fits_tf32 || (a != DType::F32 && b != DType::F32);
-  return {exact || args.math == Math::Tf32 ? MatrixUnit::Tf32 : MatrixUnit::Fp32, DType::F32,
+  const bool exact = fits_tf32 || (a != DType::F32 && b != DType::F32);
+  return {exact || math == Math::Tf32 ? MatrixUnit::Tf32 : MatrixUnit::Fp32, DType::F32,
           DType::F32};
 }
 

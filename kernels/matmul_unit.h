@@ -34,6 +34,9 @@ struct UnitChoice {
 /// Fp32. Tf32: also Tf32 instead of Fp32. Fp8: also Fp8 for F8E4M3 and F8E5M2 operands with M, N and K multiples of 16; the
 /// hardware has no product of two F8E5M2 operands, and asking for one throws.
 UnitChoice matrix_unit(const MatmulArgs& args);
+/// The same for a product (m, k) · (k, n) of operands of these types.
+UnitChoice matrix_unit(Math math, DType a, DType b, int64_t m, int64_t k, int64_t n,
+                       bool fits_tf32);
 
 /// What quantise writes for a product in that math: gemm_type, or an 8-bit type for Math::Fp8 where one fits.
 DType operand_type(const Quantizer& quantizer, Math math);

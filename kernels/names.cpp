@@ -1,13 +1,14 @@
 #include "kernels/names.h"
 
 #include "kernels/augment.h"
+#include "kernels/conv.h"
 #include "kernels/kernels.h"
 
 namespace ulp::kernels {
 
 std::span<const char* const> all_names() {
   static constexpr const char* kAll[] = {ULP_KERNELS(ULP_KERNEL_NAME) ULP_ELEMENTWISE_KERNELS(
-      ULP_KERNEL_NAME) ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_KERNEL_NAME) ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME) ULP_CONV_KERNELS(ULP_KERNEL_NAME)};
   return kAll;
 }
 

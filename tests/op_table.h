@@ -28,6 +28,8 @@ struct OpRow {
 const std::vector<OpRow>& op_table();
 /// Those of autograd/ops.h.
 std::vector<OpRow> core_op_rows();
+/// Those of autograd/conv.h.
+std::vector<OpRow> conv_op_rows();
 inline constexpr const char* kSite = "model.layer";
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.

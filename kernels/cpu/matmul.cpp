@@ -16,11 +16,10 @@
 #include <vector>
 
 #include "core/convert.h"
-#include "core/grid.h"
 #include "core/sum.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/spans.h"
+#include "kernels/cpu/product.h"
 #include "kernels/kernels.h"
 #include "kernels/matmul_unit.h"
 
@@ -183,22 +182,6 @@ TileSet current_tiles() {
 
 // ---- packing ---------------------------------------------------------------------------------------------------------
 
-/// A matrix operand where it lies. Steps in elements.
-struct Matrix {
-  const char* data;
-  DType dtype;
-  int64_t row_step, column_step;
-
-  explicit Matrix(const Tensor& t)
-      : data(static_cast<const char*>(t.raw())),
-        dtype(t.dtype()),
-        row_step(t.strides()[0]),
-        column_step(t.strides()[1]) {}
-  ULP_HD const void* at(int64_t row, int64_t column) const {
-    return data + (row * row_step + column * column_step) * static_cast<int64_t>(size_of(dtype));
-  }
-};
-
 /// n neighbours as fp32.
 ULP_HD void decode(float* to, const void* from, DType dtype, int64_t n) {
   const auto* halves = static_cast<const uint16_t*>(from);
@@ -285,45 +268,136 @@ ULP_HD void pack_lines(float* to, int64_t to_step, const Matrix& from, int64_t r
     }
 }
 
-void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t rows, int64_t column,
-          int64_t columns) {
-  with_isa([=]() ULP_INLINE { pack_lines(to, to_step, from, row, rows, column, columns); });
+/// Neighbouring columns of a windows' matrix that read neighbours in memory: channels of one tap, or all taps of a line.
+struct Run {
+  int64_t kh, kw, offset;  // offset: from the tap's first channel
+  int64_t to, length;
+};
+
+/// The same for the windows of an image. columns ≤ kStep.
+ULP_HD void pack_windows(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t rows,
+                         int64_t column, int64_t columns) {
+  const Windows w = *from.windows;
+  const bool lines = w.groups == 1 && w.w.up == 1 && w.w.dilation == 1;
+  const int64_t span = lines ? w.w.taps * w.channels : w.channels;
+  Run runs[kStep];
+  int64_t count = 0;
+  for (int64_t at = 0; at < columns; ++count) {
+    const int64_t tap = (column + at) / span * (lines ? w.w.taps : 1);
+    const int64_t offset = (column + at) % span, length = std::min(span - offset, columns - at);
+    runs[count] = {tap / w.w.taps, tap % w.w.taps, offset, at, length};
+    at += length;
+  }
+  const int64_t pixel = w.pixel(), line = w.w.in * pixel;
+  int64_t ow = row % w.w.out, oh = row / w.w.out % w.h.out, image = row / w.w.out / w.h.out;
+  for (int64_t r = 0; r < rows; ++r, to += to_step) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Run run = runs[i];
+      float* const place = to + run.to;
+      const int64_t h = w.h.source(oh, run.kh);
+      int64_t first = 0, last = run.length;  // what lies within the image
+      int64_t x = run.offset;                // from the line's first element
+      if (lines) {
+        x += (ow * w.w.step + w.w.start) * pixel;
+        first = std::clamp<int64_t>(-x, 0, run.length);
+        last = std::clamp<int64_t>(line - x, first, run.length);
+      } else {
+        const int64_t there = w.w.source(ow, run.kw);
+        if (there < 0) last = 0;
+        x += there * pixel;
+      }
+      if (h < 0) first = last = 0;
+      for (int64_t k = 0; k < first; ++k) place[k] = 0.0f;
+      if (first < last)
+        decode(place + first, from.element((image * w.h.in + h) * line + x + first), from.dtype,
+               last - first);
+      for (int64_t k = last; k < run.length; ++k) place[k] = 0.0f;
+    }
+    if (++ow < w.w.out) continue;
+    ow = 0;
+    if (++oh < w.h.out) continue;
+    oh = 0;
+    ++image;
+  }
 }
 
-// ---- the last step: factors, bias, output rounding ------------------------------------------------------------------------------
-
-struct Finish {
-  bool scales = false;
-  float factor = 1;
-  const float* bias = nullptr;  // (N) or none
-  bool rounds = false;
-  SpanGrid grid;
-  RandomSource random;
-
-  /// x[0 … n) are the elements (row, column …) of out, number `first` and on.
-  void operator()(float* x, int64_t first, int64_t column, int64_t n) const {
-    if (scales) {
-      const float f = factor;
-      with_isa([=]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fmaf(x[i], f, 0.0f);
-      });
-    }
-    if (bias != nullptr) {
-      const float* add = bias + column;
-      with_isa([=]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) x[i] = x[i] + add[i];
-      });
-    }
-    if (rounds) {
-      for (int64_t done = 0; done < n; done += kBlock)
-        quantise_span(x + done, x + done, std::min(kBlock, n - done), grid, random, first + done);
-      return;
-    }
-    with_isa([=]() ULP_INLINE {
-      for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i]);
-    });
+void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t rows, int64_t column,
+          int64_t columns) {
+  if (from.windows != nullptr) {
+    with_isa([=]() ULP_INLINE { pack_windows(to, to_step, from, row, rows, column, columns); });
+    return;
   }
-};
+  // Rows at one distance at a time.
+  for (int64_t end = row + rows; row < end;) {
+    const int64_t n =
+        from.is_strided() ? end - row : std::min(end - row, from.inner - row % from.inner);
+    with_isa([=]() ULP_INLINE { pack_lines(to, to_step, from, row, n, column, columns); });
+    to += n * to_step;
+    row += n;
+  }
+}
+
+}  // namespace
+
+// ---- the last step: factors, bias, output rounding -------------------------------------------------------------------
+
+Finish::Finish(std::initializer_list<Tensor> factors, const Tensor& bias_of,
+               const Quantizer& output, const RandomKey& key) {
+  for (const Tensor& one : factors) {
+    if (!one.defined()) continue;
+    scales = true;
+    factor *= *one.data<float>();
+  }
+  if (bias_of.defined()) bias = bias_of.to_floats();
+  rounds = !output.is_identity();
+  if (rounds) grid = SpanGrid(make_grid(output), output);
+  if (output.is_stochastic()) random = RandomSource(key);
+}
+
+void Finish::operator()(float* x, int64_t first, int64_t column, int64_t n) const {
+  scale(x, n);
+  add_bias(x, column, n);
+  round(x, first, n);
+}
+
+void Finish::rows(float* x, int64_t first, int64_t rows, int64_t columns) const {
+  scale(x, rows * columns);
+  for (int64_t i = 0; i < rows && !bias.empty(); ++i) {
+    const float* add = bias.data();
+    float* const row = x + i * columns;
+    for (int64_t j = 0; j < columns; ++j) row[j] = row[j] + add[j];
+  }
+  round(x, first, rows * columns);
+}
+
+void Finish::scale(float* x, int64_t n) const {
+  if (!scales) return;
+  const float f = factor;
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) x[i] = __builtin_fmaf(x[i], f, 0.0f);
+  });
+}
+
+void Finish::add_bias(float* x, int64_t column, int64_t n) const {
+  if (bias.empty()) return;
+  const float* add = bias.data() + column;
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) x[i] = x[i] + add[i];
+  });
+}
+
+void Finish::round(float* x, int64_t first, int64_t n) const {
+  if (rounds) {
+    for (int64_t done = 0; done < n; done += kBlock)
+      quantise_span(x + done, x + done, std::min(kBlock, n - done), grid, random, first + done);
+    return;
+  }
+  with_isa([=]() ULP_INLINE {
+    for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i]);
+  });
+}
+
+namespace {
 
 // ---- the product -----------------------------------------------------------------------------------------------------
 
@@ -358,26 +432,29 @@ int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 /// One block of out, m rows and n columns from (row, column), all of k.
 class BlockProduct {
  public:
-  BlockProduct(const MatmulArgs& args, float* out, const Finish& finish, int64_t row, int64_t m,
-               int64_t column, int64_t n)
-      : a_(args.a),
-        b_(args.b),
-        out_(out),
+  BlockProduct(const Product& whole, const Finish& finish, int64_t row, int64_t m, int64_t column,
+               int64_t n)
+      : a_(whole.a),
+        b_(whole.b),
+        out_(whole.out + row * whole.out_step + column),
         finish_(finish),
         tiles_(current_tiles()),
         row_(row),
         column_(column),
+        first_row_(whole.row + row),
+        first_column_(whole.column + column),
         m_(m),
         n_(n),
-        k_(args.a.size(1)),
-        out_step_(args.b.size(1)) {
+        k_(whole.k),
+        out_step_(whole.out_step) {
     tiles_m_ = pieces(m_, tiles_.rows);
     panels_ = pieces(n_, tiles_.columns());
     // Loads that straddle cache lines pay only where packing is hardly used again.
-    const bool aligned =
-        reinterpret_cast<uintptr_t>(b_.at(0, column)) % 64 == 0 && b_.row_step % 16 == 0;
-    direct_b_ = b_.dtype == DType::F32 && b_.column_step == 1 &&
-                m_ <= (aligned ? kDirectRows : kDirectRows / 4);
+    const auto aligned = [&] {
+      return reinterpret_cast<uintptr_t>(b_.at(0, column)) % 64 == 0 && b_.row_step % 16 == 0;
+    };
+    direct_b_ = b_.is_strided() && b_.dtype == DType::F32 && b_.column_step == 1 &&
+                m_ <= (aligned() ? kDirectRows : kDirectRows / 4);
     const int64_t work = m_ * n_ * std::min(k_, int64_t{1} << 32);
     threads_ = std::clamp<int64_t>(work / kWorkPerThread, 1, omp_get_max_threads());
 
@@ -470,7 +547,8 @@ class BlockProduct {
   /// Few lines of b at a time, so that they are read once for all panels of the group.
   void pack_panels(int64_t g, int64_t group) const {
     const Range k = packed_k(g);
-    const int64_t step = tiles_.columns(), high = b_.column_step == 1 ? 16 : 64;
+    const int64_t step = tiles_.columns(),
+                  high = b_.windows == nullptr && b_.column_step == 1 ? 16 : 64;
     const int64_t first = group * kPackPanels, last = std::min(panels_, first + kPackPanels);
     for (int64_t s = 0; s < k.size(); s += high)
       for (int64_t panel = first; panel < last; ++panel) {
@@ -534,7 +612,8 @@ class BlockProduct {
         const float* add = sums(g) + i * n_ + begin;
         for (int64_t j = 0; j < n; ++j) x[j] = x[j] + add[j];
       }
-      if (last) finish_(x, (row_ + i) * out_step_ + column_ + begin, column_ + begin, n);
+      const int64_t column = first_column_ + begin;
+      if (last) finish_(x, (first_row_ + i) * out_step_ + column, column, n);
     }
   }
 
@@ -542,7 +621,8 @@ class BlockProduct {
   float* out_;  // the block's first element
   const Finish& finish_;
   TileSet tiles_;
-  int64_t row_, column_, m_, n_, k_, out_step_;
+  int64_t row_, column_, first_row_, first_column_;  // in the operands, and in the whole
+  int64_t m_, n_, k_, out_step_;
   int64_t tiles_m_, panels_, threads_;
   int64_t items_m_, items_n_;  // pieces of work along each side
   int64_t group_;              // chunks at a time
@@ -553,36 +633,34 @@ class BlockProduct {
           from_ = 0;  // chunks in work, and the first k step within each
 };
 
-void multiply_floats(const MatmulArgs& args) {
-  const int64_t m = args.a.size(0), k = args.a.size(1), n = args.b.size(1);
-  Tensor result = args.out;
-  float* out = result.mutable_data<float>();
+}  // namespace
 
-  Finish finish;
-  for (const Tensor* factor : {&args.a_factor, &args.b_factor}) {
-    if (!factor->defined()) continue;
-    finish.scales = true;
-    finish.factor *= *factor->data<float>();
-  }
-  std::vector<float> bias;
-  if (args.bias.defined()) {
-    bias = args.bias.to_floats();
-    finish.bias = bias.data();
-  }
-  finish.rounds = !args.output.is_identity();
-  if (finish.rounds) finish.grid = SpanGrid(make_grid(args.output), args.output);
-  if (args.output.is_stochastic()) finish.random = RandomSource(args.key);
-
-  if (k == 0) {
-    std::fill_n(out, m * n, 0.0f);
-    for (int64_t i = 0; i < m; ++i) finish(out + i * n, i * n, 0, n);
+void multiply(const Product& p, const Finish& finish) {
+  if (p.k == 0) {
+    for (int64_t i = 0; i < p.m; ++i) {
+      float* x = p.out + i * p.out_step;
+      std::fill_n(x, p.n, 0.0f);
+      finish(x, (p.row + i) * p.out_step + p.column, p.column, p.n);
+    }
     return;
   }
-  for (int64_t i = 0; i < m; i += kSide)
-    for (int64_t j = 0; j < n; j += kSide)
-      BlockProduct(args, out + i * n + j, finish, i, std::min(kSide, m - i), j,
-                   std::min(kSide, n - j))
-          .run();
+  for (int64_t i = 0; i < p.m; i += kSide)
+    for (int64_t j = 0; j < p.n; j += kSide)
+      BlockProduct(p, finish, i, std::min(kSide, p.m - i), j, std::min(kSide, p.n - j)).run();
+}
+
+namespace {
+
+void multiply_floats(const MatmulArgs& args) {
+  Tensor result = args.out;
+  Product product{};
+  product.a = Matrix(args.a);
+  product.b = Matrix(args.b);
+  product.m = args.a.size(0);
+  product.k = args.a.size(1);
+  product.n = product.out_step = args.b.size(1);
+  product.out = result.mutable_data<float>();
+  multiply(product, Finish({args.a_factor, args.b_factor}, args.bias, args.output, args.key));
 }
 
 /// The same order in fp64 without fma, for gradient checks.

@@ -80,43 +80,43 @@ void check(Stream stream, const MatmulArgs& args) {
 
 }  // namespace
 
+void finish_product(const char* kernel, Stream stream, const Outcome& o, const float* sums) {
+  const bool scaled = o.a_factor.defined() || o.b_factor.defined();
+  Finish finish{};
+  finish.rounder = make_elementwise_rounder(kernel, stream.device, o.output, o.key);
+  finish.out = sink_of(o.out);
+  if (sums == finish.out.data && !o.bias.defined() && !scaled && o.output.is_identity()) return;
+  finish.sums = {sums, DType::F32, is_aligned(sums, DType::F32)};
+  finish.a_factor = data_or_null(o.a_factor);
+  finish.b_factor = data_or_null(o.b_factor);
+  finish.n = o.columns;
+  finish.count = o.out.numel();
+  if (o.bias.defined()) finish.bias = source_of(o.bias);
+  launch(kernel, stream, quad_blocks(finish.count), kThreads, finish_kernel, finish);
+}
+
 void matmul(Stream stream, const MatmulArgs& call) {
   check(stream, call);
   MatmulArgs args = call;
   if (args.bias.defined()) args.bias = kernels::contiguous(stream, args.bias);
   const int64_t m = args.a.size(0), k = args.a.size(1), n = args.b.size(1);
-  Finish finish{};
-  finish.rounder = make_elementwise_rounder("matmul", stream.device, args.output, args.key);
+  const Outcome outcome{args.bias, args.a_factor, args.b_factor, args.out, args.output, args.key,
+                        n};
   if (m == 0 || n == 0) return;
 
-  finish.out = sink_of(args.out);
   const bool into_out = args.out.dtype() == DType::F32;
   Tensor scratch;
   if (!into_out) scratch = Tensor::empty({m, n}, DType::F32, stream.device);
-  auto* const sums =
-      into_out ? static_cast<float*>(finish.out.data) : scratch.mutable_data<float>();
+  auto* const sums = static_cast<float*>(written(into_out ? args.out : scratch));
   const UnitChoice choice = matrix_unit(args);
   bool done = false;
   if (choice.unit != MatrixUnit::Strict && k > 0) {
-    // cuBLASLt also multiplies by the factors and adds the bias, where nothing is rounded after that; its fp8 products add
-    // biases of 16 bits only.
-    const bool whole = into_out && args.output.is_identity() &&
-                       (!args.bias.defined() ||
-                        (args.bias.dtype() == DType::F32 && choice.unit != MatrixUnit::Fp8));
+    const bool whole = into_out && fast_finishes(outcome, choice.unit);
     if (whole && matmul_fast(stream, args, choice, true, sums)) return;
     done = matmul_fast(stream, args, choice, false, sums);
   }
   if (!done) matmul_strict(stream, args, sums);
-  const bool scaled = args.a_factor.defined() || args.b_factor.defined();
-  if (sums == finish.out.data && !args.bias.defined() && !scaled && args.output.is_identity())
-    return;
-  finish.sums = {sums, DType::F32, is_aligned(sums, DType::F32)};
-  finish.a_factor = data_or_null(args.a_factor);
-  finish.b_factor = data_or_null(args.b_factor);
-  finish.n = n;
-  finish.count = m * n;
-  if (args.bias.defined()) finish.bias = source_of(args.bias);
-  launch("matmul", stream, quad_blocks(finish.count), kThreads, finish_kernel, finish);
+  finish_product("matmul", stream, outcome, sums);
 }
 
 }  // namespace ulp::cuda

@@ -9,8 +9,28 @@ namespace ulp::cuda {
 void matmul_strict(Stream stream, const MatmulArgs& args, float* sums);
 
 /// sums (M, N) = a · b on the unit by cuBLASLt, sums in fp32; with `whole` times the factors and plus the bias (F32,
-/// contiguous) too. M, N, K > 0. False, and nothing done, if cuBLASLt has no algorithm for it.
+/// contiguous) too; with `onto` plus what they are before. M, N, K > 0. False, and nothing done, if cuBLASLt has no algorithm
+/// for it.
 bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
-                 float* sums);
+                 float* sums, bool onto = false);
+
+/// What becomes of the sums of a product, see MatmulArgs.
+struct Outcome {
+  Tensor bias, a_factor, b_factor;  // bias: contiguous
+  Tensor out;
+  Quantizer output;
+  RandomKey key;
+  int64_t columns;  // of out
+};
+
+/// cuBLASLt also multiplies by the factors and adds the bias, where nothing is rounded after that; its fp8 products add biases
+/// of 16 bits only.
+inline bool fast_finishes(const Outcome& o, MatrixUnit unit) {
+  return o.output.is_identity() &&
+         (!o.bias.defined() || (o.bias.dtype() == DType::F32 && unit != MatrixUnit::Fp8));
+}
+
+/// out = quantise(fma(sums, factors) + bias), one pass, or none if nothing changes. sums (F32, like out) may be out itself.
+void finish_product(const char* kernel, Stream stream, const Outcome& outcome, const float* sums);
 
 }  // namespace ulp::cuda

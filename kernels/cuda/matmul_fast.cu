@@ -268,10 +268,10 @@ uint32_t alignment_of(const void* data) {
   return bytes;
 }
 
-/// scalars = {a · b, 0}: what multiplies the product and what was in out before.
-__global__ void scalars_kernel(const float* a, const float* b, float* scalars) {
+/// scalars = {a · b, before}: what multiplies the product and what was in out before.
+__global__ void scalars_kernel(const float* a, const float* b, float before, float* scalars) {
   scalars[0] = (a != nullptr ? *a : 1.0f) * (b != nullptr ? *b : 1.0f);
-  scalars[1] = 0.0f;
+  scalars[1] = before;
 }
 
 const float* data_or_null(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
@@ -284,7 +284,7 @@ std::vector<std::string> matrix_units_used() {
 }
 
 bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
-                 float* sums) {
+                 float* sums, bool onto) {
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
   const Tensor a = readable(stream, args.a, choice.a, choice.unit);
   const Tensor b = readable(stream, args.b.transpose(0, 1), choice.b, choice.unit);
@@ -312,13 +312,14 @@ bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice
   const Plan& plan = plan_of(library, kind);
   if (!plan.exists) return false;
   Tensor scalars;
-  const float host_scalars[] = {1.0f, 0.0f};
+  const float before = onto ? 1.0f : 0.0f;
+  const float host_scalars[] = {1.0f, before};
   const float* factors = host_scalars;
   if (kind.scaled) {
     scalars = Tensor::empty({2}, DType::F32, stream.device);
     auto* device_scalars = static_cast<float*>(written(scalars));
     launch("matmul", stream, 1, 1, scalars_kernel, data_or_null(args.a_factor),
-           data_or_null(args.b_factor), device_scalars);
+           data_or_null(args.b_factor), before, device_scalars);
     factors = device_scalars;
   }
   if (kind.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias.raw());

@@ -1,0 +1,40 @@
+#include "autograd/product.h"
+
+#include <algorithm>
+
+namespace ulp::ops {
+
+Operand turned(Stream stream, const Operand& o) {
+  return {o.values.transpose(0, 1), transposed(stream, o.factors, o.values.shape()), o.hadamard,
+          o.fits_tf32};
+}
+
+Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
+                          const Tensor& bias, const Outcome& outcome) {
+  ULP_CHECK(a.hadamard == b.hadamard,
+            "{}: the operands of {} are rotated in groups of {} and {}; give both +rht{} or "
+            "neither",
+            op, outcome.role, a.hadamard, b.hadamard, std::max(a.hadamard, b.hadamard));
+  const DType dtype = a.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
+  Tensor out = Tensor::empty({a.values.size(0), b.values.size(0)}, dtype, a.values.device());
+  MatmulArgs args;
+  args.a = a.values;
+  args.b = b.values.transpose(0, 1);
+  args.bias = bias;
+  args.out = out;
+  args.output = use.fused(outcome.rounding);
+  args.key = use.fused_key(outcome.rounding, outcome.role);
+  args.accumulator = outcome.accumulator;
+  args.math = use.tape.run().math();
+  args.fits_tf32 = fit_tf32(a, b);
+  scaled_matmul(use.tape.stream(), args, a.factors, b.factors);
+  return out;
+}
+
+Tensor product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
+               const Tensor& bias, const Outcome& outcome) {
+  return use.after(unfinished_product(use, op, a, b, bias, outcome), outcome.rounding, outcome.role,
+                   1);
+}
+
+}  // namespace ulp::ops

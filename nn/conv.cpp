@@ -1,0 +1,107 @@
+#include "nn/conv.h"
+
+namespace ulp::nn {
+namespace {
+
+std::string text(ops::Pair p) {
+  return p.h == p.w ? std::to_string(p.h) : std::to_string(p.h) + " × " + std::to_string(p.w);
+}
+
+/// ", name value", or nothing for the default.
+std::string part(const char* name, ops::Pair value, ops::Pair usual) {
+  return value == usual ? "" : ", " + std::string(name) + " " + text(value);
+}
+
+Shape weight_shape(int64_t in, int64_t out, const std::vector<int64_t>& kernel, int64_t groups) {
+  std::vector<int64_t> extents{out};
+  extents.insert(extents.end(), kernel.begin(), kernel.end());
+  extents.push_back(in / groups);
+  return Shape(extents);
+}
+
+}  // namespace
+
+Convolution::Convolution(const char* name, int64_t in, int64_t out,
+                         const std::vector<int64_t>& kernel, int64_t groups, OpFormats formats,
+                         Bias bias)
+    : formats_(std::move(formats)), name_(name), in_(in), out_(out), kernel_(kernel) {
+  ULP_CHECK(in >= 1 && out >= 1, "{}: channels must be at least 1, got {} → {}", name, in, out);
+  for (const int64_t size : kernel)
+    ULP_CHECK(size >= 1, "{}: kernels have at least one element along each axis, got {}", name,
+              size);
+  ULP_CHECK(groups >= 1 && in % groups == 0 && out % groups == 0,
+            "{}: both channels must be multiples of groups, got {} → {} in {} groups", name, in,
+            out, groups);
+  const Shape shape = weight_shape(in, out, kernel, groups);
+  weight_ = &add_parameter("weight", shape, Initialiser::kaiming_uniform(shape.numel() / out));
+  if (bias == Bias::Yes) bias_ = &add_parameter("bias", {out}, Initialiser::zeros());
+}
+
+Var Convolution::forward(Tape& tape, const Var& x) {
+  const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
+  try {
+    return apply(tape, x, tape.watch(*weight_), bias);
+  } catch (const Error& error) {
+    throw_error("{}: {}", path().empty() ? name_ : path(), error.what());
+  }
+}
+
+std::string Convolution::describe() const {
+  std::string sizes;
+  for (const int64_t size : kernel_) sizes += (sizes.empty() ? "" : " × ") + std::to_string(size);
+  return name_ + " " + std::to_string(in_) + " → " + std::to_string(out_) + ", " + sizes +
+         options_text() + (bias_ == nullptr ? ", no bias" : "");
+}
+
+std::vector<const char*> Convolution::roles() const {
+  return {"input",      "weight",         "output",   "grad_output_dx", "weight_dx",
+          "grad_input", "grad_output_dw", "input_dw", "grad_weight"};
+}
+
+Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
+               ops::ConvOptions options, OpFormats formats, Bias bias)
+    : Convolution("Conv2d", in_channels, out_channels, {kernel.h, kernel.w}, options.groups,
+                  std::move(formats), bias),
+      options_(options) {}
+
+Var Conv2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
+  return ops::conv2d(tape, x, w, b, options_, formats_, site());
+}
+
+std::string Conv2d::options_text() const {
+  return part("stride", options_.stride, 1) + part("padding", options_.padding, 0) +
+         part("dilation", options_.dilation, 1) + part("groups", options_.groups, 1);
+}
+
+ConvTranspose2d::ConvTranspose2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
+                                 ops::ConvTransposeOptions options, OpFormats formats, Bias bias)
+    : Convolution("ConvTranspose2d", in_channels, out_channels, {kernel.h, kernel.w},
+                  options.groups, std::move(formats), bias),
+      options_(options) {}
+
+Var ConvTranspose2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
+  return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site());
+}
+
+std::string ConvTranspose2d::options_text() const {
+  return part("stride", options_.stride, 1) + part("padding", options_.padding, 0) +
+         part("output padding", options_.output_padding, 0) +
+         part("dilation", options_.dilation, 1) + part("groups", options_.groups, 1);
+}
+
+Conv1d::Conv1d(int64_t in_channels, int64_t out_channels, int64_t kernel,
+               ops::Conv1dOptions options, OpFormats formats, Bias bias)
+    : Convolution("Conv1d", in_channels, out_channels, {kernel}, options.groups, std::move(formats),
+                  bias),
+      options_(options) {}
+
+Var Conv1d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
+  return ops::conv1d(tape, x, w, b, options_, formats_, site());
+}
+
+std::string Conv1d::options_text() const {
+  return part("stride", options_.stride, 1) + part("padding", options_.padding, 0) +
+         part("dilation", options_.dilation, 1) + part("groups", options_.groups, 1);
+}
+
+}  // namespace ulp::nn

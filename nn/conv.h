@@ -1,0 +1,75 @@
+#pragma once
+
+#include "autograd/conv.h"
+#include "nn/linear.h"
+
+namespace ulp::nn {
+
+/// What convolutions share.  Parameters: weight (Out, …, In/groups), Kaiming uniform over KH·KW·In/groups; bias (Out), zeros.
+/// Errors of the op begin with the layer's path.
+class Convolution : public Module {
+ public:
+  using Bias = Linear::Bias;
+
+  Var forward(Tape& tape, const Var& x) override;
+  std::string describe() const override;
+  LayerType type() const override { return LayerType::Conv; }
+  OpFormats* formats() override { return &formats_; }
+  std::vector<const char*> roles() const override;
+
+ protected:
+  /// Throws unless all sizes are at least 1 and In and Out are multiples of groups. kernel: one size an axis.
+  Convolution(const char* name, int64_t in, int64_t out, const std::vector<int64_t>& kernel,
+              int64_t groups, OpFormats formats, Bias bias);
+  virtual Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) = 0;
+  /// Options that differ from their defaults: ", stride 2 × 2".
+  virtual std::string options_text() const = 0;
+
+  OpFormats formats_;
+
+ private:
+  std::string name_;
+  int64_t in_, out_;
+  std::vector<int64_t> kernel_;
+  Parameter* weight_ = nullptr;
+  Parameter* bias_ = nullptr;
+};
+
+/// ops::conv2d.  x: (N, H, W, In) → y: (N, OH, OW, Out).
+class Conv2d : public Convolution {
+ public:
+  Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel, ops::ConvOptions options = {},
+         OpFormats formats = {}, Bias bias = Bias::Yes);
+
+ private:
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  std::string options_text() const override;
+  ops::ConvOptions options_;
+};
+
+/// ops::conv_transpose2d.  x: (N, H, W, In) → y: (N, OH, OW, Out).
+class ConvTranspose2d : public Convolution {
+ public:
+  ConvTranspose2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
+                  ops::ConvTransposeOptions options = {}, OpFormats formats = {},
+                  Bias bias = Bias::Yes);
+
+ private:
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  std::string options_text() const override;
+  ops::ConvTransposeOptions options_;
+};
+
+/// ops::conv1d.  x: (N, L, In) → y: (N, OL, Out).
+class Conv1d : public Convolution {
+ public:
+  Conv1d(int64_t in_channels, int64_t out_channels, int64_t kernel, ops::Conv1dOptions options = {},
+         OpFormats formats = {}, Bias bias = Bias::Yes);
+
+ private:
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  std::string options_text() const override;
+  ops::Conv1dOptions options_;
+};
+
+}  // namespace ulp::nn
