@@ -2,13 +2,19 @@
 
 #include "kernels/augment.h"
 #include "kernels/conv.h"
+#include "kernels/dropout.h"
 #include "kernels/kernels.h"
+#include "kernels/norm.h"
+#include "kernels/pool.h"
 
 namespace ulp::kernels {
 
 std::span<const char* const> all_names() {
-  static constexpr const char* kAll[] = {ULP_KERNELS(ULP_KERNEL_NAME) ULP_ELEMENTWISE_KERNELS(
-      ULP_KERNEL_NAME) ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME) ULP_CONV_KERNELS(ULP_KERNEL_NAME)};
+  static constexpr const char* kAll[] = {
+      ULP_KERNELS(ULP_KERNEL_NAME) ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)
+          ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME) ULP_CONV_KERNELS(ULP_KERNEL_NAME)
+              ULP_NORM_KERNELS(ULP_KERNEL_NAME) ULP_POOL_KERNELS(ULP_KERNEL_NAME)
+                  ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)};
   return kAll;
 }
 
