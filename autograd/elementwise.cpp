@@ -1,17 +1,11 @@
+#include "autograd/elementwise.h"
+
 #include "autograd/ops.h"
-#include "autograd/quantised.h"
 
 namespace ulp::ops {
-namespace {
 
-using ElementwiseKernel = Kernel<ElementwiseArgs>;
-
-/// The random stream of the second input's gradient: both gradients have the format grad_input and draws of their own.
-constexpr const char* kSecond = "grad_input2";
-
-/// Runs an element-wise kernel over contiguous inputs and rounds its result by `rounding`.
 Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
-             std::initializer_list<Tensor> inputs, double alpha, const Quantizer& rounding,
+             std::initializer_list<Tensor> inputs, Scalars scalars, const Quantizer& rounding,
              const char* role) {
   ElementwiseArgs args;
   size_t k = 0;
@@ -21,7 +15,8 @@ Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
       k > 1 && args.in[0].numel() == 1 && args.in[1].numel() != 1 ? args.in[1] : args.in[0];
   const DType dtype = shaped.dtype() == DType::F64 ? DType::F64 : DType::F32;
   args.out = Tensor::empty(shaped.shape(), dtype, shaped.device());
-  args.alpha = alpha;
+  args.alpha = scalars.alpha;
+  args.beta = scalars.beta;
   args.output = use.fused(rounding);
   args.key = use.fused_key(rounding, role);
   kernel(use.tape.stream(), args);
@@ -33,9 +28,8 @@ void check_same(const char* op, const Var& a, const Var& b) {
             "{}: both operands must have one shape, got {} and {}", op, a.value, b.value);
 }
 
-/// y = f(x) with dx = backward(x, g).
 Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
-               const ElementwiseKernel& backward, const Var& x, const OpFormats& f,
+               const ElementwiseKernel& backward, Scalars scalars, const Var& x, const OpFormats& f,
                RandomSite site) {
   ULP_CHECK(x.value.defined(), "{}: the input holds no tensor", op);
   const RoleUse use{tape, site};
@@ -43,12 +37,14 @@ Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
   const Tensor xq = use.narrow(x.value, f.input, "input", last);
   const Saved saved = tape.save(op, xq);
   return tape.record(
-      op, f, {x}, apply(use, forward, {xq}, 0, f.output, "output"),
+      op, f, {x}, apply(use, forward, {xq}, scalars, f.output, "output"),
       [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
         const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
-        return {apply(use, backward, {saved.get(), g}, 0, f.grad_input, "grad_input")};
+        return {apply(use, backward, {saved.get(), g}, scalars, f.grad_input, "grad_input")};
       });
 }
+
+namespace {
 
 /// y = f(x + b) with dx = backward(x, b, g).
 Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
@@ -64,11 +60,11 @@ Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forwa
   const Tensor xq = use.narrow(x.value, f.input, "input", last);
   const Saved saved_x = tape.save(op, xq), saved_b = tape.save(op, b.value);
   return tape.record(
-      op, f, {x, b}, apply(use, forward, {xq, b.value}, 0, f.output, "output"),
+      op, f, {x, b}, apply(use, forward, {xq, b.value}, {}, f.output, "output"),
       [=, &backward](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
         const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
         const Quantizer none;
-        Tensor dx = apply(use, backward, {saved_x.get(), saved_b.get(), g}, 0,
+        Tensor dx = apply(use, backward, {saved_x.get(), saved_b.get(), g}, {},
                           needs[1] ? none : f.grad_input, "grad_input");
         if (!needs[1]) return {dx, {}};
         Tensor db = Tensor::empty({columns}, dx.dtype(), dx.device());
@@ -85,7 +81,7 @@ Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite s
   check_same("add", a, b);
   const RoleUse use{tape, site};
   return tape.record("add", f, {a, b},
-                     apply(use, kernels::add, {a.value, b.value}, 0, f.output, "output"),
+                     apply(use, kernels::add, {a.value, b.value}, {}, f.output, "output"),
                      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
                        Tensor da, db;
                        const int last = std::max(0, grads[0].rank() - 1);
@@ -99,13 +95,13 @@ Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
   check_same("subtract", a, b);
   const RoleUse use{tape, site};
   return tape.record("subtract", f, {a, b},
-                     apply(use, kernels::subtract, {a.value, b.value}, 0, f.output, "output"),
+                     apply(use, kernels::subtract, {a.value, b.value}, {}, f.output, "output"),
                      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
                        Tensor da, db;
                        const int last = std::max(0, grads[0].rank() - 1);
                        if (needs[0]) da = use.result(grads[0], f.grad_input, "grad_input", last);
                        if (needs[1])
-                         db = apply(use, kernels::scale, {grads[0]}, -1, f.grad_input, kSecond);
+                         db = apply(use, kernels::scale, {grads[0]}, {-1}, f.grad_input, kSecond);
                        return {da, db};
                      });
 }
@@ -116,13 +112,13 @@ Var multiply(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
   const Saved sa = tape.save("multiply", a.value), sb = tape.save("multiply", b.value);
   return tape.record(
       "multiply", f, {a, b},
-      apply(use, kernels::multiply, {a.value, b.value}, 0, f.output, "output"),
+      apply(use, kernels::multiply, {a.value, b.value}, {}, f.output, "output"),
       [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
         Tensor da, db;
         if (needs[0])
-          da = apply(use, kernels::multiply, {grads[0], sb.get()}, 0, f.grad_input, "grad_input");
+          da = apply(use, kernels::multiply, {grads[0], sb.get()}, {}, f.grad_input, "grad_input");
         if (needs[1])
-          db = apply(use, kernels::multiply, {grads[0], sa.get()}, 0, f.grad_input, kSecond);
+          db = apply(use, kernels::multiply, {grads[0], sa.get()}, {}, f.grad_input, kSecond);
         return {da, db};
       });
 }
@@ -130,9 +126,9 @@ Var multiply(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
 Var scale(Tape& tape, const Var& a, double factor, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
   return tape.record(
-      "scale", f, {a}, apply(use, kernels::scale, {a.value}, factor, f.output, "output"),
+      "scale", f, {a}, apply(use, kernels::scale, {a.value}, {factor}, f.output, "output"),
       [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        return {apply(use, kernels::scale, {grads[0]}, factor, f.grad_input, "grad_input")};
+        return {apply(use, kernels::scale, {grads[0]}, {factor}, f.grad_input, "grad_input")};
       });
 }
 
@@ -140,22 +136,22 @@ Var square(Tape& tape, const Var& a, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
   const Saved saved = tape.save("square", a.value);
   return tape.record(
-      "square", f, {a}, apply(use, kernels::square, {a.value}, 0, f.output, "output"),
+      "square", f, {a}, apply(use, kernels::square, {a.value}, {}, f.output, "output"),
       [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Tensor twice = apply(use, kernels::scale, {saved.get()}, 2, {}, "");
-        return {apply(use, kernels::multiply, {grads[0], twice}, 0, f.grad_input, "grad_input")};
+        const Tensor twice = apply(use, kernels::scale, {saved.get()}, {2}, {}, "");
+        return {apply(use, kernels::multiply, {grads[0], twice}, {}, f.grad_input, "grad_input")};
       });
 }
 
 Var relu(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
-  return activation(tape, "relu", kernels::relu, kernels::relu_backward, x, f, site);
+  return activation(tape, "relu", kernels::relu, kernels::relu_backward, {}, x, f, site);
 }
 
 Var gelu(Tape& tape, const Var& x, Gelu form, const OpFormats& f, RandomSite site) {
   if (form == Gelu::Tanh)
-    return activation(tape, "gelu_tanh", kernels::gelu_tanh, kernels::gelu_tanh_backward, x, f,
+    return activation(tape, "gelu_tanh", kernels::gelu_tanh, kernels::gelu_tanh_backward, {}, x, f,
                       site);
-  return activation(tape, "gelu", kernels::gelu, kernels::gelu_backward, x, f, site);
+  return activation(tape, "gelu", kernels::gelu, kernels::gelu_backward, {}, x, f, site);
 }
 
 Var bias_relu(Tape& tape, const Var& x, const Var& b, const OpFormats& f, RandomSite site) {
@@ -197,7 +193,7 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
                        const Tensor g = use.result(grads[0], q.backward, "backward", last);
                        if (!saved.get().defined()) return {g};
-                       return {apply(use, kernels::mask_gradient, {saved.get(), g}, 0, {}, "")};
+                       return {apply(use, kernels::mask_gradient, {saved.get(), g}, {}, {}, "")};
                      });
 }
 

@@ -64,7 +64,7 @@ Var sum(Tape& tape, const Var& x);
 /// Their mean: the sum times 1/n. Throws if there are none.
 Var mean(Tape& tape, const Var& x);
 
-/// x − max − ln Σ exp(x − max) along the rows of (N, C).  Formats: interior rounds the four intermediates, output, grad_input.
+/// x − max − ln Σ exp(x − max) along the rows of (…, C).  Formats: interior rounds the four intermediates, output, grad_input.
 Var log_softmax(Tape& tape, const Var& x, const OpFormats& formats = {}, RandomSite site = {});
 
 /// Mean over N of −log_softmax(logits)[n, labels[n]].  logits: (N, C), labels: (N) I32 in [0, C)  →  one value.

@@ -41,6 +41,16 @@ ULP_HD float choose(bool condition, float a, float b) {
   return float_of(select_bits(condition, bits_of(a), bits_of(b)));
 }
 
+/// e^r − 1 for |r| ≤ ½·ln 2.
+ULP_HD float exp_series(float r) {
+  float p = 0x1.6db4e4p-10f;
+  p = fma_of(p, r, 0x1.123be0p-7f);
+  p = fma_of(p, r, 0x1.55545ep-5f);
+  p = fma_of(p, r, 0x1.55548ep-3f);
+  p = fma_of(p, r, 0.5f);
+  return fma_of(p * r, r, r);
+}
+
 /// e^x, at most 1.06 ulp off; +Inf above 88.73, 0 below −103.98, subnormals included.
 ULP_HD float exp_of(float x) {
   const float bounded = choose(x < -104.0f, -104.0f, choose(x > 89.0f, 89.0f, x));
@@ -49,12 +59,7 @@ ULP_HD float exp_of(float x) {
   const float near = safe * 0x1.715476p+0f + magic;
   const float n = near - magic;
   const float r = fma_of(n, -1.42860682030941723e-6f, fma_of(n, -0x1.62e4p-1f, safe));
-  float p = 0x1.6db4e4p-10f;
-  p = fma_of(p, r, 0x1.123be0p-7f);
-  p = fma_of(p, r, 0x1.55545ep-5f);
-  p = fma_of(p, r, 0x1.55548ep-3f);
-  p = fma_of(p, r, 0.5f);
-  const float e = fma_of(p * r, r, r) + 1.0f;
+  const float e = exp_series(r) + 1.0f;
   const int32_t exponent = static_cast<int32_t>(bits_of(near) - bits_of(magic));  // n
   const int32_t half = exponent >> 1;  // both halves are exponents of normal numbers
   const float low = float_of(static_cast<uint32_t>(half + 127) << 23),
@@ -63,6 +68,37 @@ ULP_HD float exp_of(float x) {
   return choose(x == x, y, float_of(kNanBits));
 }
 ULP_HD double exp_of(double x) { return ::exp(x); }
+
+/// e^x − 1, at most 1.61 ulp off; +Inf above 88.73, −1 below −17.33.
+ULP_HD float expm1_of(float x) {
+  const float bounded = choose(x < -20.0f, -20.0f, choose(x > 89.0f, 89.0f, x));
+  const float safe = choose(x == x, bounded, 0.0f);
+  const float magic = 12582912.0f;  // as in exp_of
+  const float near = safe * 0x1.715476p+0f + magic;
+  const float n = near - magic;
+  const float r = fma_of(n, -1.42860682030941723e-6f, fma_of(n, -0x1.62e4p-1f, safe));
+  const float m = exp_series(r);
+  // 2^n·(1 + m) − 1, by halves: 2^128 is no float, and 2^n − 1 is exact or rounds to 2^n
+  const int32_t exponent = static_cast<int32_t>(bits_of(near) - bits_of(magic));
+  const float half = float_of(static_cast<uint32_t>(exponent + 126) << 23);
+  const float y = choose(exponent == 0, m, 2.0f * fma_of(m, half, half - 0.5f));
+  return choose(x == x, choose(x == 0.0f, x, y), float_of(kNanBits));
+}
+ULP_HD double expm1_of(double x) { return ::expm1(x); }
+
+/// What ln(1 + f) is beyond f − ½f², over f², for 1 + f in [√½, √2).
+ULP_HD float log_series(float f) {
+  float p = 0x1.1b5c52p-4f;
+  p = fma_of(p, f, -0x1.e27ec2p-4f);
+  p = fma_of(p, f, 0x1.e60866p-4f);
+  p = fma_of(p, f, -0x1.fb5282p-4f);
+  p = fma_of(p, f, 0x1.233954p-3f);
+  p = fma_of(p, f, -0x1.55629ap-3f);
+  p = fma_of(p, f, 0x1.99a4e2p-3f);
+  p = fma_of(p, f, -0x1.ffffeep-3f);
+  p = fma_of(p, f, 0x1.555546p-2f);
+  return p * f;
+}
 
 /// ln x, at most 1 ulp off; −Inf at ±0, NaN below.
 ULP_HD float log_of(float x) {
@@ -73,18 +109,9 @@ ULP_HD float log_of(float x) {
   const uint32_t shifted = u - 0x3F3504F3u;
   const int32_t e = (static_cast<int32_t>(shifted) >> 23) - (subnormal ? 24 : 0);
   const float f = float_of((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  float p = 0x1.1b5c52p-4f;
-  p = fma_of(p, f, -0x1.e27ec2p-4f);
-  p = fma_of(p, f, 0x1.e60866p-4f);
-  p = fma_of(p, f, -0x1.fb5282p-4f);
-  p = fma_of(p, f, 0x1.233954p-3f);
-  p = fma_of(p, f, -0x1.55629ap-3f);
-  p = fma_of(p, f, 0x1.99a4e2p-3f);
-  p = fma_of(p, f, -0x1.ffffeep-3f);
-  p = fma_of(p, f, 0x1.555546p-2f);
   const float n = static_cast<float>(e);
   const float f2 = f * f;
-  float y = fma_of(p * f, f2, n * 1.42860682030941723e-6f);
+  float y = fma_of(log_series(f), f2, n * 1.42860682030941723e-6f);
   y = fma_of(-0.5f, f2, y) + f;
   y = fma_of(n, 0x1.62e4p-1f, y);
   y = choose(x > 0x1.fffffep127f, x, y);
@@ -92,6 +119,18 @@ ULP_HD float log_of(float x) {
   return choose(x >= 0.0f, y, float_of(kNanBits));
 }
 ULP_HD double log_of(double x) { return ::log(x); }
+
+/// ln(1 + x), at most 1.25 ulp off; −Inf at −1, NaN below.
+ULP_HD float log1p_of(float x) {
+  const float f2 = x * x;
+  const float small = fma_of(-0.5f, f2, log_series(x) * f2) + x;  // for 1 + x in [√½, √2)
+  // Else ln of u = fl(1 + x), plus what the rounding of u lost over u.
+  const float u = 1.0f + x;
+  const float lost = choose(x < 1.0f, x - (u - 1.0f), 1.0f - (u - x));
+  const float far = log_of(u) + choose(u > 0.0f && u < 0x1p100f, lost / u, 0.0f);
+  return canonical(choose(x > -0.29f && x < 0.41f, choose(x == 0.0f, x, small), far));
+}
+ULP_HD double log1p_of(double x) { return ::log1p(x); }
 
 /// tanh x, at most 2 ulp off.
 ULP_HD float tanh_of(float x) {
@@ -109,6 +148,16 @@ ULP_HD float tanh_of(float x) {
   return canonical(float_of(bits_of(y) | (bits_of(x) & kSignBit)));
 }
 ULP_HD double tanh_of(double x) { return ::tanh(x); }
+
+/// 1 / (1 + e^−x), at most 2.25 ulp off; 1 from 17.33 on, 0 below −103.98, subnormals included.
+ULP_HD float sigmoid_of(float x) {
+  const float e = exp_of(-abs_of(x));
+  return canonical(choose(x < 0.0f, e, 1.0f) / (1.0f + e));
+}
+ULP_HD double sigmoid_of(double x) {
+  const double e = ::exp(-abs_of(x));
+  return (x < 0 ? e : 1) / (1 + e);
+}
 
 /// erf x, at most 2.43 ulp off.
 ULP_HD float erf_of(float x) {

@@ -111,6 +111,15 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
   return t;
 }
 
+Tensor Tensor::slice(int axis, int64_t begin, int64_t end, int64_t step) const {
+  ULP_CHECK(step >= 1, "slice: the step must be at least 1, got {}", step);
+  Tensor t = slice(axis, begin, end);
+  t.shape_[axis] = (end - begin) / step + ((end - begin) % step != 0 ? 1 : 0);
+  if (t.shape_[axis] > 1)
+    t.strides_[axis] *= step;  // of one element or none the stride says nothing
+  return t;
+}
+
 Tensor Tensor::to(Device device) const {
   if (device == device_) return *this;
   const Tensor source = device_.type == DeviceType::Cpu ? to_cpu_contiguous() : *this;

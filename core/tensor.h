@@ -65,6 +65,8 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;  // contiguous tensors only
   Tensor transpose(int axis_a, int axis_b) const;
   Tensor slice(int axis, int64_t begin, int64_t end) const;
+  /// Elements begin, begin + step … below end; step ≥ 1.
+  Tensor slice(int axis, int64_t begin, int64_t end, int64_t step) const;
 
   /// A contiguous copy on another device; this tensor itself if it is there already.
   Tensor to(Device device) const;

@@ -119,7 +119,7 @@ struct ScaledAddArgs {
   RandomKey key;
 };
 
-/// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha), then `output` (element-wise only) rounds it. in: any float, as many
+/// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha, beta), then `output` (element-wise only) rounds it. in: any float, as many
 /// as f takes. A one-element input serves every i, one of shape (C) every row of an out (…, C) of another shape.
 struct ElementwiseArgs {
   std::array<Tensor, 3> in;
@@ -127,6 +127,7 @@ struct ElementwiseArgs {
   double alpha = 0;
   Quantizer output;
   RandomKey key;
+  double beta = 0;  // of functions with two scalars
 };
 
 /// out[o, i] = factor · Σ_a in[o, a, i], the sum in the order of core/sum.h. in: any float, seen as (outer, axis, inner);

@@ -1,10 +1,13 @@
 #include "kernels/names.h"
 
+#include "kernels/activations.h"
 #include "kernels/augment.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
 #include "kernels/kernels.h"
+#include "kernels/losses.h"
 #include "kernels/norm.h"
+#include "kernels/place.h"
 #include "kernels/pool.h"
 
 namespace ulp::kernels {
@@ -14,7 +17,10 @@ std::span<const char* const> all_names() {
       ULP_KERNELS(ULP_KERNEL_NAME) ULP_ELEMENTWISE_KERNELS(ULP_KERNEL_NAME)
           ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME) ULP_CONV_KERNELS(ULP_KERNEL_NAME)
               ULP_NORM_KERNELS(ULP_KERNEL_NAME) ULP_POOL_KERNELS(ULP_KERNEL_NAME)
-                  ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)};
+                  ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME) ULP_ACTIVATION_KERNELS(ULP_KERNEL_NAME)
+                      ULP_SOFTMAX_KERNELS(ULP_KERNEL_NAME) ULP_LABEL_LOSS_KERNELS(ULP_KERNEL_NAME)
+                          ULP_ELEMENTWISE_LOSS_KERNELS(ULP_KERNEL_NAME)
+                              ULP_PLACE_KERNELS(ULP_KERNEL_NAME)};
   return kAll;
 }
 

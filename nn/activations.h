@@ -1,5 +1,6 @@
 #pragma once
 
+#include "autograd/activations.h"
 #include "nn/module.h"
 
 namespace ulp::nn {
@@ -38,6 +39,118 @@ class GELU : public Activation {
 
  private:
   ops::Gelu form_;
+};
+
+/// min(max(x, 0), 6).
+class ReLU6 : public Activation {
+ public:
+  explicit ReLU6(OpFormats formats = {}) : Activation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override { return ops::relu6(tape, x, formats_, site()); }
+  std::string describe() const override { return "ReLU6"; }
+};
+
+/// x, or slope·x where x ≤ 0.
+class LeakyReLU : public Activation {
+ public:
+  explicit LeakyReLU(double slope = 0.01, OpFormats formats = {})
+      : Activation(std::move(formats)), slope_(slope) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::leaky_relu(tape, x, slope_, formats_, site());
+  }
+  std::string describe() const override;
+
+ private:
+  double slope_;
+};
+
+/// x, or alpha·(e^x − 1) where x ≤ 0.
+class ELU : public Activation {
+ public:
+  explicit ELU(double alpha = 1, OpFormats formats = {})
+      : Activation(std::move(formats)), alpha_(alpha) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::elu(tape, x, alpha_, formats_, site());
+  }
+  std::string describe() const override;
+
+ private:
+  double alpha_;
+};
+
+/// min(max(x, low), high).
+class Hardtanh : public Activation {
+ public:
+  explicit Hardtanh(double low = -1, double high = 1, OpFormats formats = {})
+      : Activation(std::move(formats)), low_(low), high_(high) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::hardtanh(tape, x, low_, high_, formats_, site());
+  }
+  std::string describe() const override;
+
+ private:
+  double low_, high_;
+};
+
+/// 1 / (1 + e^−x).
+class Sigmoid : public Activation {
+ public:
+  explicit Sigmoid(OpFormats formats = {}) : Activation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override { return ops::sigmoid(tape, x, formats_, site()); }
+  std::string describe() const override { return "Sigmoid"; }
+};
+
+class Tanh : public Activation {
+ public:
+  explicit Tanh(OpFormats formats = {}) : Activation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override { return ops::tanh(tape, x, formats_, site()); }
+  std::string describe() const override { return "Tanh"; }
+};
+
+/// x·σ(x).
+class SiLU : public Activation {
+ public:
+  explicit SiLU(OpFormats formats = {}) : Activation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override { return ops::silu(tape, x, formats_, site()); }
+  std::string describe() const override { return "SiLU"; }
+};
+
+/// ln(1 + e^(beta·x)) / beta, or x where beta·x > threshold.
+class Softplus : public Activation {
+ public:
+  explicit Softplus(double beta = 1, double threshold = 20, OpFormats formats = {})
+      : Activation(std::move(formats)), beta_(beta), threshold_(threshold) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::softplus(tape, x, beta_, threshold_, formats_, site());
+  }
+  std::string describe() const override;
+
+ private:
+  double beta_, threshold_;
+};
+
+/// What layers of rows (…, C) share: roles interior, output and grad_input.
+class RowActivation : public Activation {
+ public:
+  using Activation::Activation;
+  std::vector<const char*> roles() const override { return {"interior", "output", "grad_input"}; }
+};
+
+/// exp(x − max) / Σ exp(x − max) along the last axis.
+class Softmax : public RowActivation {
+ public:
+  explicit Softmax(OpFormats formats = {}) : RowActivation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override { return ops::softmax(tape, x, formats_, site()); }
+  std::string describe() const override { return "Softmax"; }
+};
+
+/// x − max − ln Σ exp(x − max) along the last axis.
+class LogSoftmax : public RowActivation {
+ public:
+  explicit LogSoftmax(OpFormats formats = {}) : RowActivation(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::log_softmax(tape, x, formats_, site());
+  }
+  std::string describe() const override { return "LogSoftmax"; }
 };
 
 }  // namespace ulp::nn

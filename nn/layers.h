@@ -5,5 +5,7 @@
 #include "nn/activations.h"
 #include "nn/conv.h"
 #include "nn/linear.h"
+#include "nn/losses.h"
 #include "nn/quantize.h"
 #include "nn/sequential.h"
+#include "nn/shape_layers.h"

@@ -22,6 +22,7 @@ struct OpRow {
   double kink = -1e30;             // inputs closer than 1e-3 to it are moved away
   bool common_law =
       true;  // output and grad_input round the plain result; else the op has a law of its own
+  bool moves_only = false;  // without formats it passes values on as they are, payloads of NaNs too
 };
 
 /// All rows, family by family.
@@ -30,6 +31,8 @@ const std::vector<OpRow>& op_table();
 std::vector<OpRow> core_op_rows();
 /// Those of autograd/conv.h.
 std::vector<OpRow> conv_op_rows();
+/// Those of autograd/activations.h, losses.h and shape_ops.h.
+std::vector<OpRow> act_op_rows();
 inline constexpr const char* kSite = "model.layer";
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.

@@ -94,6 +94,9 @@ TEST_SUITE("scalar_math") {
   const auto log_f = [](float x) { return log_of(x); };
   const auto tanh_f = [](float x) { return tanh_of(x); };
   const auto erf_f = [](float x) { return erf_of(x); };
+  const auto expm1_f = [](float x) { return expm1_of(x); };
+  const auto log1p_f = [](float x) { return log1p_of(x); };
+  const auto sigmoid_f = [](float x) { return sigmoid_of(x); };
 
   TEST_CASE("exp is at most 1.06 ulp off") {
     check_error(
@@ -113,6 +116,58 @@ TEST_SUITE("scalar_math") {
   TEST_CASE("erf is at most 2.43 ulp off") {
     check_error(
         2.43, erf_f, [](long double x) { return std::erf(x); }, 0x1p-10f, 8.0f, 0x1.e61c2ap-2f);
+  }
+
+  TEST_CASE("expm1 is at most 1.61 ulp off") {
+    check_error(
+        1.61, expm1_f, [](long double x) { return std::expm1(x); }, 0x1p-10f, 0x1p7f,
+        0x1.8e0de2p-2f);
+  }
+
+  TEST_CASE("log1p is at most 1.25 ulp off") {
+    check_error(
+        1.25, log1p_f, [](long double x) { return std::log1p(x); }, 0x1p-10f, 4.0f,
+        -0x1.342d4ep-2f);
+  }
+
+  TEST_CASE("the sigmoid is at most 2.25 ulp off") {
+    check_error(
+        2.25, sigmoid_f,
+        [](long double x) {
+          return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
+        },
+        0x1p-10f, 0x1p7f, -0x1.5c75e6p+1f);
+  }
+
+  TEST_CASE("edges of expm1, log1p and the sigmoid") {
+    for (const uint32_t bits : {0x7F800001u, 0x7FC00000u, 0xFFC12345u, 0xFFFFFFFFu})
+      for (const float y :
+           {expm1_of(float_of(bits)), log1p_of(float_of(bits)), sigmoid_of(float_of(bits))})
+        CHECK(bits_of(y) == kNanBits);
+    for (const float tiny : {0.0f, 0x1p-149f, 0x1p-126f, 0x1p-60f})
+      for (const float sign : {1.0f, -1.0f}) {
+        CHECK(same(expm1_of(sign * tiny), sign * tiny));
+        CHECK(same(log1p_of(sign * tiny), sign * tiny));
+        CHECK(same(sigmoid_of(sign * tiny), 0.5f));
+      }
+    CHECK(same(expm1_of(kInf), kInf));
+    CHECK(expm1_of(88.72f) < kInf);
+    CHECK(same(expm1_of(88.73f), kInf));
+    CHECK(same(log1p_of(kInf), kInf));
+    CHECK(same(log1p_of(-1.0f), -kInf));
+    for (const float below : {-1.0000001f, -2.0f, -kMax, -kInf})
+      CHECK(bits_of(log1p_of(below)) == kNanBits);
+    CHECK(same(sigmoid_of(kInf), 1.0f));
+    CHECK(same(sigmoid_of(-kInf), 0.0f));
+    CHECK(sigmoid_of(-103.97f) == 0x1p-149f);
+    int wrong = 0;
+    for (uint32_t bits = 0; bits <= kInfinityBits; bits += 1009) {
+      const float x = float_of(bits);
+      wrong += expm1_of(-x) >= -1 && sigmoid_of(x) >= 0.5f && sigmoid_of(x) <= 1 ? 0 : 1;
+      if (x >= 17.33f) wrong += same(expm1_of(-x), -1.0f) && same(sigmoid_of(x), 1.0f) ? 0 : 1;
+      if (x >= 103.98f) wrong += same(sigmoid_of(-x), 0.0f) ? 0 : 1;
+    }
+    CHECK(wrong == 0);
   }
 
   TEST_CASE("edges: signed zeros, infinities, NaN, subnormals") {

@@ -11,7 +11,9 @@
 #include "core/convert.h"
 #include "core/error.h"
 #include "core/packed.h"
+#include "kernels/activations.h"
 #include "kernels/kernels.h"
+#include "kernels/place.h"
 #include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
 #include "tools/bench_quantize.h"
@@ -74,6 +76,30 @@ Job log_softmax_backward(Device device, int64_t rows) {
             kernels::log_softmax_backward(s, {grad, y, out});
           },
           bytes_of({grad, y, out})};
+}
+
+Job softmax(Device device, int64_t rows) {
+  const Tensor in = input(device, rows), out = Tensor::empty(in.shape(), DType::F32, device);
+  return {{out}, [=](Stream s) { kernels::softmax(s, {in, out, {}, kKey}); }, bytes_of({in, out})};
+}
+
+Job softmax_backward(Device device, int64_t rows) {
+  const Tensor grad = input(device, rows), y = Tensor::empty(grad.shape(), DType::F32, device),
+               out = Tensor::empty(grad.shape(), DType::F32, device);
+  kernels::softmax(stream_of(device), {grad, y, {}, kKey});
+  return {{out},
+          [=](Stream s) {
+            kernels::softmax_backward(s, {grad, y, out});
+          },
+          bytes_of({grad, y, out})};
+}
+
+/// Images of 32 × 32 × 16 with a border of 2.
+Job pad(Device device, int64_t rows) {
+  const Tensor in = input(device, rows).reshape({rows / 16, 32, 32, 16});
+  const Tensor out = Tensor::empty({rows / 16, 36, 36, 16}, DType::F32, device);
+  const PlaceArgs args{in, out, {0, 2, 2, 0}, {1, 1, 1, 1}, PlaceArgs::Rest::Filled, 0};
+  return {{out}, [=](Stream s) { kernels::place(s, args); }, bytes_of({in, out})};
 }
 
 Job cross_entropy(Device device, int64_t rows) {
@@ -190,6 +216,8 @@ std::vector<Case> cases() {
       {"log_softmax", "rows of 1024", log_softmax},
       {"log_softmax_backward", "rows of 1024", log_softmax_backward},
       {"log_softmax", "with losses", cross_entropy},
+      {"softmax", "rows of 1024", softmax},
+      {"softmax_backward", "rows of 1024", softmax_backward},
       {"cross_entropy_backward", "rows of 1024", cross_entropy_backward},
       elementwise(kernels::relu, 1, false, "fp32"),
       elementwise(kernels::relu, 1, false, "bf16"),
@@ -202,6 +230,12 @@ std::vector<Case> cases() {
       elementwise(kernels::bias_relu, 1, true, "e4m3:sr"),
       elementwise(kernels::bias_gelu, 1, true, "e4m3:sr"),
       elementwise(kernels::bias_relu_backward, 2, true, "e5m2:sr"),
+      elementwise(kernels::hardtanh, 1, false, "e4m3:sr"),
+      elementwise(kernels::silu, 1, false, "e4m3:sr"),
+      elementwise(kernels::silu_backward, 2, false, "e5m2:sr"),
+      elementwise(kernels::elu, 1, false, "fp32"),
+      elementwise(kernels::softplus, 1, false, "fp32"),
+      {"place", "a border of 2", pad},
       {"sum", "of rows", sum},
       pack("e4m3"),
       pack("mxfp8"),

@@ -1,46 +1,17 @@
 #include <vector>
 
 #include "core/scalar_math.h"
-#include "kernels/cpu/parallel.h"
-#include "kernels/cpu/spans.h"
+#include "kernels/activations.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/strict_sum.h"
-#include "kernels/kernels.h"
 
 namespace ulp::cpu {
 namespace {
 
-/// Runs body(row) for every row of (N, C), in parallel.
-template <class Body>
-void for_rows(int64_t rows, int64_t columns, const Body& body) {
-  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, 8 * columns)),
-               [&](int64_t first, int64_t last) {
-                 for (int64_t n = first; n < last; ++n) body(n);
-               });
-}
-
-/// The draws 0 … 3 of a log-softmax: difference, exp, sum, logarithm.
-struct Interior {
-  std::array<BlockQuantiser, 4> at;
-  explicit Interior(const Quantizer& q, const RandomKey& key)
-      : at{BlockQuantiser(q, shift(key, 0)), BlockQuantiser(q, shift(key, 1)),
-           BlockQuantiser(q, shift(key, 2)), BlockQuantiser(q, shift(key, 3))} {}
-  static RandomKey shift(RandomKey key, uint32_t by) {
-    key.ordinal += by;
-    return key;
-  }
-  void apply(size_t which, float* values, int64_t n, int64_t index) const {
-    for (int64_t i = 0; i < n; i += kBlock)
-      at[which].apply(values + i, std::min(kBlock, n - i), index + i);
-  }
-  void apply(size_t, double*, int64_t, int64_t) const {}
-};
-
 template <class T>
 void log_softmax_row(const T* x, T* y, int64_t columns, int64_t row, const Interior& interior) {
   std::vector<T> e(static_cast<size_t>(columns));
-  T most = x[0];
-  for (int64_t j = 0; j < columns; ++j) most = !(x[j] <= most) ? x[j] : most;  // a NaN stays
-  for (int64_t j = 0; j < columns; ++j) most = x[j] == x[j] ? most : x[j];
+  const T most = largest_of(x, columns);
   T* d = y;
   T* exps = e.data();
   with_isa([=]() ULP_INLINE {
@@ -57,6 +28,56 @@ void log_softmax_row(const T* x, T* y, int64_t columns, int64_t row, const Inter
   interior.apply(3, &log, 1, row);
   with_isa([=]() ULP_INLINE {
     for (int64_t j = 0; j < columns; ++j) y[j] = canonical(d[j] - log);
+  });
+}
+
+template <class T>
+void softmax_row(const T* x, T* y, int64_t columns, int64_t row, const Interior& interior) {
+  const T most = largest_of(x, columns);
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) y[j] = canonical(x[j] - most);
+  });
+  interior.apply(0, y, columns, row * columns);
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) y[j] = exp_of(y[j]);
+  });
+  interior.apply(1, y, columns, row * columns);
+  T sum = strict_sum(y, columns);
+  interior.apply(2, &sum, 1, row);
+  with_isa([=]() ULP_INLINE {
+    for (int64_t j = 0; j < columns; ++j) y[j] = canonical(y[j] / sum);
+  });
+}
+
+template <class T>
+void softmax_of(const SoftmaxArgs& args) {
+  const int64_t rows = args.in.size(0), columns = args.in.size(1);
+  const T* x = args.in.data<T>();
+  Tensor out = args.out;
+  T* y = out.mutable_data<T>();
+  const Interior interior(args.interior, args.key);
+  for_rows(rows, columns,
+           [&](int64_t n) { softmax_row(x + n * columns, y + n * columns, columns, n, interior); });
+}
+
+template <class T>
+void softmax_backward_of(const SoftmaxBackwardArgs& args) {
+  const int64_t rows = args.y.size(0), columns = args.y.size(1);
+  const T* g = args.grad.data<T>();
+  const T* y = args.y.data<T>();
+  Tensor out_tensor = args.out;
+  T* out = out_tensor.mutable_data<T>();
+  for_rows(rows, columns, [&](int64_t n) {
+    const T* gn = g + n * columns;
+    const T* yn = y + n * columns;
+    T* to = out + n * columns;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j) to[j] = gn[j] * yn[j];
+    });
+    const T sum = strict_sum(to, columns);
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j) to[j] = canonical(yn[j] * (gn[j] - sum));
+    });
   });
 }
 
@@ -126,6 +147,24 @@ void check_labels(const char* kernel, Stream stream, const Tensor& labels, const
 }
 
 }  // namespace
+
+void softmax(Stream stream, const SoftmaxArgs& args) {
+  check_matrix("softmax", stream, args.in);
+  check_kernel_tensor("softmax", stream, args.out, args.in.shape());
+  if (args.in.dtype() != DType::F64) return softmax_of<float>(args);
+  ULP_CHECK(args.interior.is_identity(), "softmax: F64 values are not quantised");
+  softmax_of<double>(args);
+}
+
+void softmax_backward(Stream stream, const SoftmaxBackwardArgs& args) {
+  check_matrix("softmax_backward", stream, args.y);
+  check_kernel_tensor("softmax_backward", stream, args.grad, args.y.shape());
+  check_kernel_tensor("softmax_backward", stream, args.out, args.y.shape());
+  if (args.y.dtype() == DType::F64)
+    softmax_backward_of<double>(args);
+  else
+    softmax_backward_of<float>(args);
+}
 
 void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   check_matrix("log_softmax", stream, args.in);

@@ -1,66 +1,65 @@
 #include "core/scalar_math.h"
-#include "kernels/cuda/rounder.cuh"
-#include "kernels/cuda/sum.cuh"
-#include "kernels/kernels.h"
+#include "kernels/activations.h"
+#include "kernels/cuda/rows.cuh"
 
 namespace ulp::cuda {
 namespace {
 
-// Rows of (N, C), one warp each.
-
-struct Rows {
-  int64_t rows, columns;
+struct Softmax {
+  const float* in;
+  float* out;
+  Rows shape;
+  Rounder interior[3];  // of the difference, its exp, the sum
 };
 
-/// Calls body(row) for this warp's rows, with all its lanes.
-template <class Body>
-__device__ __forceinline__ void for_rows(const Rows& shape, const Body& body) {
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-  for (int64_t row = first; row < shape.rows; row += warps) body(row);
-}
+/// The parts of a row's softmax before the quotient, made again each time they are wanted.
+struct SoftmaxRow {
+  const Softmax& w;
+  const RandomSource (&random)[3];
+  int64_t begin;
+  float most;
 
-int64_t row_blocks(const Rows& shape) {
-  return shape.columns == 0 ? 0 : blocks_for(shape.rows, kThreads / kWarp);
-}
-
-struct Largest {
-  float value;
-  uint32_t index;
-  bool nan;  // somewhere in the row
-};
-
-/// Numbers in the order of their floats, −0 and +0 alike.
-__device__ __forceinline__ uint32_t ordered(float x) {
-  const uint32_t bits = bits_of(x + 0.0f);
-  return bits ^ ((bits & kSignBit) != 0 ? 0xFFFFFFFFu : kSignBit);
-}
-
-/// Of each lane's first largest element that of the row; every lane gets it. Of +0 and −0 the first one counts. Element i is
-/// lane i % 32's; lanes without an element have no part in it.
-__device__ __forceinline__ Largest largest_of(float value, uint32_t index, bool nan, bool any) {
-  const uint32_t key = any ? ordered(value) : 0u;
-  const uint32_t most = __reduce_max_sync(kFullWarp, key);
-  Largest best;
-  best.index = __reduce_min_sync(kFullWarp, any && key == most ? index : 0xFFFFFFFFu);
-  best.value = __shfl_sync(kFullWarp, value, static_cast<int>(best.index % kWarp));
-  best.nan = __any_sync(kFullWarp, nan);
-  return best;
-}
-
-/// The first largest element of a row with C ≥ 1. Its index means nothing where there is a NaN.
-__device__ __forceinline__ Largest first_largest(const float* row, int64_t columns) {
-  const uint32_t lane = threadIdx.x % kWarp;
-  const auto count = static_cast<uint32_t>(columns);
-  float value = lane < count ? row[lane] : 0.0f;
-  uint32_t index = lane;
-  bool nan = value != value;
-  for (uint32_t j = lane + kWarp; j < count; j += kWarp) {
-    const float x = row[j];
-    nan = nan || x != x;
-    if (x > value) value = x, index = j;
+  __device__ __forceinline__ float exp_at(int64_t j) const {
+    const int64_t i = begin + j;
+    const float d = round_interior(w.interior[0], random[0], i, w.in[i] - most);
+    return round_interior(w.interior[1], random[1], i, exp_of(d));
   }
-  return largest_of(value, index, nan, lane < count);
+};
+
+/// Rows of any length, read again for each step.
+__global__ void __launch_bounds__(kThreads) softmax_kernel(const __grid_constant__ Softmax w) {
+  const RandomSource random[3] = {w.interior[0].random(), w.interior[1].random(),
+                                  w.interior[2].random()};
+  for_rows(w.shape, [&](int64_t row) {
+    const int64_t columns = w.shape.columns, begin = row * columns;
+    const Largest largest = first_largest(w.in + begin, columns);
+    const SoftmaxRow x{w, random, begin, largest.nan ? float_of(kNanBits) : largest.value};
+    float sum = warp_sum(columns, [&](int64_t j) { return x.exp_at(j); });
+    sum = round_interior(w.interior[2], random[2], row, sum);
+    for (int64_t j = threadIdx.x % kWarp; j < columns; j += kWarp)
+      w.out[begin + j] = canonical(x.exp_at(j) / sum);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    softmax_backward_kernel(const float* grad, const float* y, float* out, Rows shape) {
+  for_rows(shape, [&](int64_t row) {
+    const int64_t begin = row * shape.columns;
+    const float sum =
+        warp_sum(shape.columns, [&](int64_t j) { return grad[begin + j] * y[begin + j]; });
+    for (int64_t j = begin + threadIdx.x % kWarp; j < begin + shape.columns; j += kWarp)
+      out[j] = canonical(y[j] * (grad[j] - sum));
+  });
+}
+
+/// The interior's roundings, each with a draw of its own.
+template <int kCount>
+void make_interior(const char* kernel, Stream stream, const Quantizer& interior, RandomKey key,
+                   Rounder (&rounders)[kCount]) {
+  for (Rounder& rounder : rounders) {
+    rounder = make_elementwise_rounder(kernel, stream.device, interior, key);
+    ++key.ordinal;
+  }
 }
 
 struct LogSoftmax {
@@ -71,18 +70,6 @@ struct LogSoftmax {
   const int32_t* labels;  // null: no losses are wanted
   float* losses;
 };
-
-__device__ __noinline__ float round_out_of_line(const Rounder& rounder, const RandomSource& random,
-                                                int64_t i, float value) {
-  return round_one(rounder, random, i, value);
-}
-
-/// An intermediate; mostly there is nothing to do.
-__device__ __forceinline__ float round_interior(const Rounder& rounder, const RandomSource& random,
-                                                int64_t i, float value) {
-  if (rounder.how == Rounder::How::Copy) return canonical(value);
-  return round_out_of_line(rounder, random, i, value);
-}
 
 /// Rows of any length, read again for each step.
 __global__ void __launch_bounds__(kThreads)
@@ -267,27 +254,28 @@ __global__ void __launch_bounds__(kThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) add_batch(*totals, *loss, shape.rows);
 }
 
-/// An F32 matrix on the stream's device; its extents.
-Rows check_matrix(const char* kernel, Stream stream, const Tensor& matrix) {
-  check_kernel_tensor(kernel, stream, matrix, matrix.shape());
-  ULP_CHECK(matrix.rank() == 2 && (matrix.size(1) > 0 || matrix.size(0) == 0),
-            "{}: wanted (N, C) with C >= 1, got {}", kernel, matrix.shape());
-  check_type(kernel, matrix, DType::F32);
-  return {matrix.size(0), matrix.size(1)};
-}
-
-void check_like(const char* kernel, Stream stream, const Tensor& tensor, const Shape& shape,
-                DType dtype = DType::F32) {
-  check_kernel_tensor(kernel, stream, tensor, shape);
-  check_type(kernel, tensor, dtype);
-}
-
-void check_row_length(const char* kernel, const Rows& shape) {
-  ULP_CHECK(shape.columns <= kWarpSumLimit, "{}: rows of at most {} elements, got {}", kernel,
-            kWarpSumLimit, shape.columns);
-}
-
 }  // namespace
+
+void softmax(Stream stream, const SoftmaxArgs& args) {
+  Softmax w{};
+  w.shape = check_matrix("softmax", stream, args.in);
+  check_like("softmax", stream, args.out, args.in.shape());
+  check_row_length("softmax", w.shape);
+  w.in = args.in.data<float>();
+  w.out = static_cast<float*>(written(args.out));
+  make_interior("softmax", stream, args.interior, args.key, w.interior);
+  launch("softmax", stream, row_blocks(w.shape), kThreads, softmax_kernel, w);
+}
+
+void softmax_backward(Stream stream, const SoftmaxBackwardArgs& args) {
+  const Rows shape = check_matrix("softmax_backward", stream, args.y);
+  check_like("softmax_backward", stream, args.grad, args.y.shape());
+  check_like("softmax_backward", stream, args.out, args.y.shape());
+  check_row_length("softmax_backward", shape);
+  launch("softmax_backward", stream, row_blocks(shape), kThreads, softmax_backward_kernel,
+         args.grad.data<float>(), args.y.data<float>(), static_cast<float*>(written(args.out)),
+         shape);
+}
 
 void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   LogSoftmax w{};
@@ -302,11 +290,7 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
     w.labels = args.labels.data<int32_t>();
     w.losses = static_cast<float*>(written(args.losses));
   }
-  RandomKey key = args.key;
-  for (Rounder& rounder : w.interior) {
-    rounder = make_elementwise_rounder("log_softmax", stream.device, args.interior, key);
-    ++key.ordinal;
-  }
+  make_interior("log_softmax", stream, args.interior, args.key, w.interior);
   const bool rounds = !args.interior.is_identity();
   auto* kernel = log_softmax_kernel;
   if (w.shape.columns <= kWarp)

@@ -12,56 +12,12 @@
 #include "kernels/pack.h"
 #include "kernels/quantised.h"
 #include "kernels/state.h"
-#include "tools/cases/comparison.h"
+#include "tools/cases/case_tools.h"
 
 namespace ulp::cases {
 namespace {
 
-// ---- pairs -----------------------------------------------------------------------------------------------------------
-
-template <class View>
-Pair view(const Pair& pair, View f) {
-  return {f(pair.reference), f(pair.other)};
-}
-
-/// Elements from 1 on: contiguous, but aligned to one element only.
-Pair unaligned(const Pair& pair) {
-  return view(pair, [](const Tensor& t) { return t.slice(0, 1, t.size(0)); });
-}
-
-/// A step state in each device's memory.
-Pair step_state(const Comparison& compare, const StepState& state) {
-  StepState own = state;
-  own.random_step += static_cast<uint32_t>(compare.options().seed);
-  std::vector<uint8_t> bytes(sizeof own);
-  std::memcpy(bytes.data(), &own, sizeof own);
-  return compare.both(Tensor::from(bytes, {static_cast<int64_t>(sizeof state)}));
-}
-const StepState* state_on(const Pair& state, Side side) {
-  return static_cast<const StepState*>(state.on(side).raw());
-}
-
-StepState some_step() {
-  StepState state;
-  state.random_step = 77;
-  state.loss_scale = 0.37f;
-  return state;
-}
-
-RandomKey key_on(const Pair& state, Side side, uint32_t stream = 0x1234567) {
-  RandomKey key;
-  key.seed = 0x9876543210ABCDEF;
-  key.stream = stream;
-  key.ordinal = 3;
-  key.state = state_on(state, side);
-  return key;
-}
-
-std::string text(DType dtype) { return std::string(to_string(dtype)); }
-
 // ---- one case a kernel -----------------------------------------------------------------------------------------------
-
-constexpr DType kFloats[] = {DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2};
 
 constexpr const char* kElementwiseFormats[] = {"e4m3",
                                                "e5m2",
@@ -696,30 +652,6 @@ void check_sum(Comparison& compare) {
   once(1, kSumChunk * kSumChunk + 5000, 1, DType::F32, Domain::Modest, false);  // three levels
 }
 
-Pair labels_for(const Comparison& compare, int64_t rows, int64_t columns, uint64_t seed) {
-  Words words(seed);
-  std::vector<int32_t> labels(static_cast<size_t>(rows));
-  for (int32_t& label : labels)
-    label = static_cast<int32_t>(words.below(static_cast<uint32_t>(std::max<int64_t>(1, columns))));
-  return compare.both(Tensor::from(labels, {rows}));
-}
-
-const std::vector<Shape> kRows = {{0, 10}, {1, 1},   {3, 2},    {64, 10},  {7, 31},   {7, 32},
-                                  {5, 33}, {6, 700}, {3, 4096}, {2, 4097}, {2, 50001}};
-
-/// Rows made of the values that decide a softmax's special cases.
-Pair special_rows(const Comparison& compare, int64_t columns) {
-  const float inf = float_of(kInfinityBits), nan = float_of(kNanBits);
-  const float patterns[][3] = {
-      {-0.0f, -0.0f, -0.0f},  {-0.0f, 0.0f, -0.0f}, {0.0f, -0.0f, 0.0f},    {-inf, -inf, -inf},
-      {inf, 1.0f, inf},       {-inf, 2.0f, -inf},   {1.0f, nan, inf},       {3e38f, -3e38f, 3e38f},
-      {-200.0f, 0.0f, -0.0f}, {nan, nan, nan},      {1e-40f, -1e-40f, 0.0f}};
-  std::vector<float> all;
-  for (const auto& pattern : patterns)
-    for (int64_t j = 0; j < columns; ++j) all.push_back(pattern[j % 3]);
-  return compare.both(Tensor::from(all, {static_cast<int64_t>(std::size(patterns)), columns}));
-}
-
 void check_log_softmax(Comparison& compare) {
   const Pair state = step_state(compare, some_step());
   const auto once = [&](const Pair& in, const char* interior) {
@@ -1339,6 +1271,8 @@ void check_average(Comparison& compare) {
          true);
 }
 
+}  // namespace
+
 void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kernel, size_t inputs) {
   const Pair state = step_state(compare, some_step());
   // The first input once more is the third, where there is one.
@@ -1349,6 +1283,7 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
       for (size_t k = 0; k < inputs; ++k) args.in[k] = in[k % 2].on(d);
       args.out = out.on(d);
       args.alpha = alpha;
+      args.beta = 0.9;
       args.output = Quantizer::parse(format);
       args.key = key_on(state, d);
       return args;
@@ -1405,8 +1340,6 @@ void check_elementwise(Comparison& compare, const Kernel<ElementwiseArgs>& kerne
   const Pair x = compare.input({2051}, DType::F32, Domain::Hard, 126);
   once({x, compare.input({2051}, DType::F32, Domain::Hard, 127)}, x, "fp32", 0.5);
 }
-
-}  // namespace
 
 std::span<const KernelCase> core_kernel_cases() {
 #define ULP_ELEMENTWISE_CASE(name, Functor, inputs) \
