@@ -2,4 +2,9 @@
 
 // Every model.
 
+#include "nn/models/lenet5.h"
 #include "nn/models/mlp.h"
+#include "nn/models/preresnet.h"
+#include "nn/models/resnet18.h"
+#include "nn/models/vgg16.h"
+#include "nn/models/vgg7.h"

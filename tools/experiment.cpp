@@ -13,7 +13,7 @@
 #include "kernels/matmul_unit.h"
 #include "nn/augmentation.h"
 #include "nn/data/read_file.h"
-#include "nn/models.h"
+#include "nn/models/by_name.h"
 #include "tools/data_options.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
@@ -256,7 +256,8 @@ SavedExperiment read_config(const fs::path& file) {
   if (keys.has("normalize"))
     e.normalisation = read_normalisation(keys, saved.sample_shape ? (*saved.sample_shape)[2] : 1);
   e.model = keys.text("model");
-  if (!is_model(e.model)) keys.fail("model", "must hold mlp, got " + e.model);
+  if (!nn::is_model(e.model))
+    keys.fail("model", "must hold one of " + model_list() + ", got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
   e.seed = keys.seed("seed");
   e.optimizer.weight = keys.object("optimizer").format("weights");
@@ -270,11 +271,15 @@ SavedExperiment read_config(const fs::path& file) {
   return saved;
 }
 
-bool is_model(const std::string& name) { return name == "mlp"; }
+std::string model_list() { return fmt::format("{}", fmt::join(nn::model_names(), ", ")); }
 
 std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Dataset& data) {
-  ULP_ASSERT(is_model(e.model));
-  return nn::mlp(data.sample_shape.numel(), e.hidden, data.classes, e.formats);
+  nn::ModelOptions options;
+  options.image = data.sample_shape;
+  options.classes = data.classes;
+  options.hidden = e.hidden;
+  options.formats = e.formats;
+  return nn::make_model(e.model, options);
 }
 
 std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& model) {

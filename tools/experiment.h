@@ -70,8 +70,8 @@ SavedExperiment read_config(const std::filesystem::path& file);
 /// The whole resolved configuration for people, every role of every layer.
 std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::Module& model);
 
-/// The models there are: "mlp".
-bool is_model(const std::string& name);
+/// The models there are: "mlp, lenet5, …".
+std::string model_list();
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.

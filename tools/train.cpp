@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/models/by_name.h"
 #include "tools/checkpoint_options.h"
 #include "tools/commands.h"
 #include "tools/data_options.h"
@@ -62,8 +63,8 @@ Experiment resolve(const TrainOptions& o) {
   e.device = parse_device(o.device);
   e.math = math_value(o.math, e.device);
   if (o.no_graph) e.graph = StepGraph::Use::Off;
-  if (!is_model(e.model))
-    throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
+  if (!nn::is_model(e.model))
+    throw UsageError("--model '" + e.model + "': unknown model; there are " + model_list());
   if (e.data.empty())
     throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
@@ -144,8 +145,12 @@ void add_train(CLI::App& app) {
   CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
   Experiment& e = o->experiment;
   cmd->add_option("--data", e.data, nn::kDatasetNames)->capture_default_str();
-  cmd->add_option("--model", e.model, "mlp")->capture_default_str();
-  cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers")->capture_default_str();
+  cmd->add_option(
+         "--model", e.model,
+         "one of " + model_list() + "; convolutions and linear layers have the formats below")
+      ->capture_default_str();
+  cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
+      ->capture_default_str();
   cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
       ->capture_default_str();
   cmd->add_option("--batch-size", o->batch_size, "samples a step, at most 1000000")
