@@ -4,8 +4,11 @@
 
 #include "nn/activations.h"
 #include "nn/conv.h"
+#include "nn/dropout.h"
 #include "nn/linear.h"
 #include "nn/losses.h"
+#include "nn/norm.h"
+#include "nn/pool.h"
 #include "nn/quantize.h"
 #include "nn/sequential.h"
 #include "nn/shape_layers.h"

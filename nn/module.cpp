@@ -58,6 +58,7 @@ void Module::initialise(Run& run, const std::string& path) {
               "model: two modules have the path '{}'; give children different names",
               module->path());
     for (const char* role : module->roles()) claim(streams, module->path(), role);
+    if (module->type() == LayerType::Dropout) claim(streams, module->path(), "mask");
     for (Slot& slot : module->slots_)
       for (const char* role : kParameterRoles) claim(streams, slot.parameter.path, role);
   }

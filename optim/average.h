@@ -25,6 +25,7 @@ struct AverageOptions {
 /// All of it on the run's device without waiting for it, also in a recorded step. average ← Q(average + f·(weights −
 /// average)) with one rounding to fp32 of the difference, one of the sum, then Q; words of stochastic formats come from the
 /// role `average` of the parameter. A skipped step counts and changes nothing: if it was its turn, the next one's weights are taken.
+/// Buffers are not averaged: running statistics of batch norm stay those of the last weights, also under the average.
 /// Sources: SWA, arXiv 1803.05407; low-precision averages, SWALP, arXiv 1904.11943.
 class Average {
  public:

@@ -255,7 +255,7 @@ TEST_SUITE("ops") {
   TEST_CASE("law of activations: f of the rounded input, gradient of f there, results rounded") {
     Run run;
     for (const OpRow& row : op_table()) {
-      if (row.roles.size() != 4) continue;
+      if (row.roles.size() != 4 || !row.common_law) continue;
       for (const char* a : kFormats) {
         CAPTURE(std::string(row.name));
         CAPTURE(std::string(a));
@@ -326,7 +326,7 @@ TEST_SUITE("ops") {
       "law of quantize: both directions by their formats and streams, zero exactly where clamped") {
     Run run;
     for (const OpRow& row : op_table()) {
-      if (row.common_law) continue;
+      if (!std::string(row.name).starts_with("quantize")) continue;
       const bool masked = std::string(row.name) != "quantize";
       for (const char* a : {"fixed8.6:sr", "e4m3-bias15", "bfp4:sr", "bfp6-g4:rtz"}) {
         CAPTURE(std::string(row.name));

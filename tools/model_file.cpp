@@ -32,7 +32,7 @@ uint32_t parse_random_step(const nn::SafetensorsFile& saved, const char* key,
   return step;
 }
 
-/// A parameter's tensor in the file.
+/// The tensor of a parameter or a buffer in the file.
 const Tensor& tensor_of(const nn::SafetensorsFile& saved, const std::string& name,
                         const Shape& shape, const fs::path& file) {
   const auto at = saved.tensors.find(name);
@@ -78,6 +78,7 @@ void save_model(const Run& run, nn::Module& model, const fs::path& file, uint32_
                 const std::string& weights, const std::optional<SavedAverage>& average) {
   std::map<std::string, Tensor> tensors;
   for (const Parameter* p : model.parameters()) tensors[p->path] = p->value;
+  for (const nn::Buffer* b : model.buffers()) tensors[b->path] = b->value;
   for (const auto& [stream, state] : run.scalings()) tensors[nn::scaling_name(stream)] = state;
   std::map<std::string, std::string> metadata{
       {"format", "ulp"}, {"weights", weights}, {kRandomStep, std::to_string(random_step)}};
@@ -103,8 +104,15 @@ std::string load_weights(Run& run, nn::Module& model, const fs::path& file, Weig
         averaged ? tensor_of(saved, p->path + kAverageSuffix, shape, file) : weight;
     p->value = (take_average ? value : weight).to(run.device());
   }
+  const std::vector<nn::Buffer*> buffers = model.buffers();
+  for (nn::Buffer* b : buffers) {
+    const Tensor& buffer = tensor_of(saved, b->path, b->value.shape(), file);
+    ULP_CHECK(buffer.dtype() == DType::F32, "{}: {} must be F32, got {}", file.string(), b->path,
+              buffer.dtype());
+    b->value = buffer.to(run.device());
+  }
   const size_t scalings = load_scalings(run, saved, file);
-  const size_t known = parameters.size() * (averaged ? 2 : 1) + scalings;
+  const size_t known = parameters.size() * (averaged ? 2 : 1) + buffers.size() + scalings;
   ULP_CHECK(saved.tensors.size() == known, "{}: it holds {} tensors and the model has {}",
             file.string(), saved.tensors.size(), known);
   const char* step = take_average ? kAverageRandomStep : kRandomStep;

@@ -22,7 +22,8 @@ struct SavedAverage {
   uint32_t random_step = 0;  // of its last test
 };
 
-/// Writes model.safetensors: every parameter, its average if there is one, and what delayed scaling remembers.
+/// Writes model.safetensors: every parameter, its average if there is one, every buffer (running statistics: those of the last
+/// weights, also where there is an average), and what delayed scaling remembers.
 /// `random_step`: that of the training's last test. `weights`: the name of their format.
 void save_model(const Run& run, nn::Module& model, const std::filesystem::path& file,
                 uint32_t random_step, const std::string& weights,

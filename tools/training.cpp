@@ -242,6 +242,9 @@ class Training {
       check_finite(
           "", p->path, p->value,
           fmt::format(" after epoch {}; try a smaller --lr or wider --weights", e_.epochs));
+    for (const nn::Buffer* b : model_->buffers())
+      check_finite("", b->path, b->value,
+                   fmt::format(" after epoch {}; try a smaller --lr or wider formats", e_.epochs));
     const int64_t averaged = average_ ? average_->count() : 0;
     std::optional<SavedAverage> average;
     if (averaged > 0) {
@@ -295,7 +298,7 @@ class Training {
 
   /// All that changes from step to step.
   nn::Checkpoint states() const {
-    nn::Checkpoint c = nn::checkpoint_of(run_, model_->parameters());
+    nn::Checkpoint c = nn::checkpoint_of(run_, *model_);
     c.add(optimizer_.tensors(), optimizer_.formats());
     if (average_) c.add(average_->tensors(), average_->formats());
     c.add(tally_.tensors(), {});

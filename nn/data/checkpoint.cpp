@@ -223,6 +223,16 @@ Checkpoint checkpoint_of(const Run& run, const std::vector<Parameter*>& paramete
   return c;
 }
 
+Checkpoint checkpoint_of(const Run& run, Module& model) {
+  Checkpoint c = checkpoint_of(run, model.parameters());
+  std::map<std::string, Tensor> values;
+  for (const Buffer* b : model.buffers())
+    ULP_CHECK(values.emplace(b->path, b->value).second, "checkpoint: two tensors are named {}",
+              b->path);
+  c.add(values, {});
+  return c;
+}
+
 void save_checkpoint(const fs::path& path, const Checkpoint& c) {
   std::map<std::string, Tensor> tensors = c.tensors;
   for (const auto& [stream, state] : c.scalings) tensors[scaling_name(stream)] = state;

@@ -9,6 +9,7 @@
 
 #include "autograd/tape.h"
 #include "nn/data/safetensors.h"
+#include "nn/module.h"
 
 namespace ulp::nn {
 
@@ -17,7 +18,7 @@ namespace ulp::nn {
 struct Checkpoint {
   uint64_t seed = 0;
   StepState state;
-  std::map<std::string, Tensor> tensors;       // parameters and what optimizers keep, by name
+  std::map<std::string, Tensor> tensors;  // parameters, buffers and what optimizers keep, by name
   std::map<std::string, std::string> formats;  // tensor → the name of its format, where it has one
   std::map<uint32_t, Tensor> scalings;         // what delayed scaling remembers, see Run::scalings
   std::map<std::string, std::string> notes;    // the caller's, such as where it is in its data
@@ -31,6 +32,8 @@ struct Checkpoint {
 
 /// Seed, state, parameters and delayed scaling of a run. Waits for the device, which may know a newer state than the host.
 Checkpoint checkpoint_of(const Run& run, const std::vector<Parameter*>& parameters);
+/// The same with the model's buffers.
+Checkpoint checkpoint_of(const Run& run, Module& model);
 
 /// One safetensors file with a checksum, whole or not at all (AtomicFile). Tensors have their own names, `text.NAME` (U8) is
 /// a long text and `delayed_scaling.STREAM` what delayed scaling remembers. Metadata: `ulp_checkpoint` (the layout's number),

@@ -1,0 +1,92 @@
+#pragma once
+
+#include "autograd/pool.h"
+#include "nn/module.h"
+
+namespace ulp::nn {
+
+/// What pools share: roles input, output, grad_output_dx and grad_input.
+class Pool : public Module {
+ public:
+  LayerType type() const override { return LayerType::Pool; }
+  OpFormats* formats() override { return &formats_; }
+  std::vector<const char*> roles() const override {
+    return {"input", "output", "grad_output_dx", "grad_input"};
+  }
+
+ protected:
+  explicit Pool(OpFormats formats) : formats_(std::move(formats)) {}
+
+  OpFormats formats_;
+};
+
+/// A pool over windows.
+class WindowPool : public Pool {
+ public:
+  std::string describe() const override;
+
+ protected:
+  WindowPool(const char* name, int axes, const ops::PoolOptions& options, OpFormats formats)
+      : Pool(std::move(formats)), options_(options), name_(name), axes_(axes) {}
+
+  ops::PoolOptions options_;
+
+ private:
+  const char* name_;
+  int axes_;
+};
+
+/// ops::max_pool2d: nn::MaxPool2d({.kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1}}).
+class MaxPool2d : public WindowPool {
+ public:
+  explicit MaxPool2d(const ops::PoolOptions& options, OpFormats formats = {})
+      : WindowPool("MaxPool2d", 2, options, std::move(formats)) {}
+  /// A square window, moved on by its size.
+  explicit MaxPool2d(int64_t kernel, OpFormats formats = {})
+      : MaxPool2d(ops::PoolOptions{.kernel = {kernel, kernel}}, std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::max_pool2d(tape, x, options_, formats_, site());
+  }
+};
+
+/// ops::avg_pool2d.
+class AvgPool2d : public WindowPool {
+ public:
+  explicit AvgPool2d(const ops::PoolOptions& options, OpFormats formats = {})
+      : WindowPool("AvgPool2d", 2, options, std::move(formats)) {}
+  explicit AvgPool2d(int64_t kernel, OpFormats formats = {})
+      : AvgPool2d(ops::PoolOptions{.kernel = {kernel, kernel}}, std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::avg_pool2d(tape, x, options_, formats_, site());
+  }
+};
+
+/// ops::max_pool1d and ops::avg_pool1d: the first of each pair of the options serves.
+class MaxPool1d : public WindowPool {
+ public:
+  explicit MaxPool1d(const ops::PoolOptions& options, OpFormats formats = {})
+      : WindowPool("MaxPool1d", 1, options, std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::max_pool1d(tape, x, options_, formats_, site());
+  }
+};
+class AvgPool1d : public WindowPool {
+ public:
+  explicit AvgPool1d(const ops::PoolOptions& options, OpFormats formats = {})
+      : WindowPool("AvgPool1d", 1, options, std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::avg_pool1d(tape, x, options_, formats_, site());
+  }
+};
+
+/// ops::global_avg_pool: (N, H, W, C) or (N, L, C) → (N, C).
+class GlobalAvgPool : public Pool {
+ public:
+  explicit GlobalAvgPool(OpFormats formats = {}) : Pool(std::move(formats)) {}
+  Var forward(Tape& tape, const Var& x) override {
+    return ops::global_avg_pool(tape, x, formats_, site());
+  }
+  std::string describe() const override { return "GlobalAvgPool"; }
+};
+
+}  // namespace ulp::nn
