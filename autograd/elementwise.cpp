@@ -180,6 +180,7 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
     mask = Tensor::empty(x.shape(), DType::U8, x.value.device());
     QuantiseUse forward = use.use_of(q.forward, "forward", last);
     forward.mask = mask;
+    forward.stats = use.stats_for(y, q.forward, "forward");
     y = quantised(tape.stream(), y, forward);
   } else {
     y = use.result(y, q.forward, "forward", last);

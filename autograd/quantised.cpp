@@ -1,5 +1,7 @@
 #include "autograd/quantised.h"
 
+#include "autograd/role_stats.h"
+
 namespace ulp::ops {
 namespace {
 
@@ -31,7 +33,17 @@ Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const cha
                          int group_axis, Side side) const {
   if (quantizer.is_identity()) return {in, {}, 0};
   check_type(in, quantizer, role);
-  return quantised_operand(tape.stream(), in, use_of(quantizer, role, group_axis), side);
+  QuantiseUse use = use_of(quantizer, role, group_axis);
+  use.stats = stats_for(in, quantizer, role);
+  if (use.stats.defined() && quantizer.has_factor()) {
+    // Kernels that keep factors apart do not count: once more with the same draws, and with what delayed scaling remembers as
+    // it is.
+    QuantiseUse counting = use;
+    counting.frozen = true;
+    quantised(tape.stream(), in, counting);
+    use.stats = {};
+  }
+  return quantised_operand(tape.stream(), in, use, side);
 }
 
 Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
@@ -39,18 +51,27 @@ Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char*
   if (quantizer.is_identity()) return in;
   check_type(in, quantizer, role);
   const DType dtype = storage_type(quantizer) == DType::F32 ? DType::F32 : gemm_type(quantizer);
-  return quantised(tape.stream(), in, use_of(quantizer, role, group_axis), dtype);
+  QuantiseUse use = use_of(quantizer, role, group_axis);
+  use.stats = stats_for(in, quantizer, role);
+  return quantised(tape.stream(), in, use, dtype);
 }
 
 Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char* role,
                        int group_axis) const {
   if (quantizer.is_identity()) return in;
   check_type(in, quantizer, role);
-  return quantised(tape.stream(), in, use_of(quantizer, role, group_axis));
+  QuantiseUse use = use_of(quantizer, role, group_axis);
+  use.stats = stats_for(in, quantizer, role);
+  return quantised(tape.stream(), in, use);
+}
+
+Tensor RoleUse::stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const {
+  RoleStats* stats = tape.run().role_stats();
+  return stats == nullptr || in.numel() == 0 ? Tensor() : stats->slot(site.stream(role), quantizer);
 }
 
 RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const {
-  if (quantizer.is_identity() || !quantizer.is_elementwise()) return {};
+  if (quantizer.is_identity() || !fuses(quantizer)) return {};
   return tape.run().key(site.stream(role));
 }
 

@@ -21,18 +21,24 @@ struct RoleUse {
   /// `in` as the role makes it, in F32; `in` itself if the role changes nothing.
   Tensor result(const Tensor& in, const Quantizer& quantizer, const char* role,
                 int group_axis) const;
-  /// What a kernel that rounds its own result gets: the quantizer if it is element-wise, else none.
+  /// What a kernel that rounds its own result gets: the quantizer if it is element-wise, else none. None too where roles are
+  /// counted (autograd/role_stats.h): `after` rounds then, to the same bits.
   Quantizer fused(const Quantizer& quantizer) const {
-    return quantizer.is_elementwise() ? quantizer : Quantizer{};
+    return fuses(quantizer) ? quantizer : Quantizer{};
   }
   QuantiseUse use_of(const Quantizer& quantizer, const char* role, int group_axis) const;
   /// The draw for a fused quantizer; none is taken if nothing is fused.
   RandomKey fused_key(const Quantizer& quantizer, const char* role) const;
-  /// Applies a block quantizer that no kernel could fuse.
+  /// Applies a quantizer that was not fused.
   Tensor after(const Tensor& in, const Quantizer& quantizer, const char* role,
                int group_axis) const {
-    return quantizer.is_elementwise() ? in : result(in, quantizer, role, group_axis);
+    return fuses(quantizer) ? in : result(in, quantizer, role, group_axis);
   }
+  bool fuses(const Quantizer& quantizer) const {
+    return quantizer.is_elementwise() && tape.run().role_stats() == nullptr;
+  }
+  /// Where a use of the role on this tensor is to be counted; undefined: nowhere.
+  Tensor stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const;
 };
 
 /// Both uses of one tensor see the same values: one draw and one tensor serve both.

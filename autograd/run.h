@@ -12,6 +12,8 @@
 
 namespace ulp {
 
+class RoleStats;
+
 /// What the ops of one run share: the device and its stream, the seed, how products are computed, and the state of the
 /// current step in the device's memory.
 class Run {
@@ -62,6 +64,10 @@ class Run {
   /// A skipped step goes back to what they are now. For whoever changes them between steps.
   void keep_scalings();
 
+  /// Where the roles of ops count what rounding does to them (autograd/role_stats.h); null, as at first: nowhere.
+  RoleStats* role_stats() const { return role_stats_; }
+  void set_role_stats(RoleStats* stats) { role_stats_ = stats; }
+
   /// Counts how often memory that a recorded step may read was replaced; such a step must be recorded again.
   uint64_t replaced() const { return replaced_; }
   void note_replaced() { ++replaced_; }
@@ -77,6 +83,7 @@ class Run {
   Tensor on_device_;  // U8, sizeof(StepState)
   std::vector<Change>* recording_ = nullptr;
   uint64_t replaced_ = 0;
+  RoleStats* role_stats_ = nullptr;
   std::unordered_map<uint32_t, uint32_t> ordinals_;
   std::map<uint32_t, Tensor> scalings_;
   std::map<uint32_t, Tensor> kept_scalings_;  // as of the end of the last step that was not skipped

@@ -1,6 +1,7 @@
 #include "kernels/names.h"
 
 #include "kernels/activations.h"
+#include "kernels/augment.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
 #include "kernels/kernels.h"
@@ -24,7 +25,8 @@ std::span<const char* const> all_names() {
       ULP_CONV_KERNELS(ULP_KERNEL_NAME)
       ULP_NORM_KERNELS(ULP_KERNEL_NAME)
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)
-      ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)
+      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;
 }

@@ -3,20 +3,78 @@
 #include <algorithm>
 #include <numeric>
 
-namespace ulp::nn {
+#include "nn/augmentation.h"
 
-Batches::Batches(Run& run, const Dataset& data, const Split& split, int64_t size)
-    : run_(run), scale_(data.scale), size_(size) {
-  ULP_CHECK(size >= 1, "batches: a batch has at least one sample, got {}", size);
+namespace ulp::nn {
+namespace {
+
+void check_labels(const Dataset& data, const Split& split) {
   ULP_CHECK(split.labels.defined() && split.labels.numel() > 0, "batches: {} has no samples",
             data.name);
+  const int32_t* labels = split.labels.data<int32_t>();
   for (int64_t i = 0; i < split.labels.numel(); ++i)
-    ULP_CHECK(
-        split.labels.data<int32_t>()[i] >= 0 && split.labels.data<int32_t>()[i] < data.classes,
-        "batches: {}: label {} of sample {} is not in [0, {})", data.name,
-        split.labels.data<int32_t>()[i], i, data.classes);
-  images_ = split.images.to(run.device());
-  labels_ = split.labels.to(run.device());
+    ULP_CHECK(labels[i] >= 0 && labels[i] < data.classes,
+              "batches: {}: label {} of sample {} is not in [0, {})", data.name, labels[i], i,
+              data.classes);
+}
+
+/// (2, C): what brings samples to mean 0 and deviation 1.
+Tensor factors_of(const Normalisation& n, float scale, Device device) {
+  std::vector<float> values;
+  for (const double std : n.std)
+    values.push_back(static_cast<float>(static_cast<double>(scale) / std));
+  for (size_t c = 0; c < n.std.size(); ++c)
+    values.push_back(static_cast<float>(-n.mean[c] / n.std[c]));
+  return Tensor::from(values, {2, static_cast<int64_t>(n.std.size())}, device);
+}
+
+StepState* state_in(const Tensor& memory) {
+  Tensor handle = memory;
+  return static_cast<StepState*>(handle.mutable_raw());
+}
+
+/// Fisher–Yates with word i of the epoch's draw for position i.
+std::vector<int32_t> epoch_order(uint64_t seed, const StepState& epoch, int64_t samples) {
+  std::vector<int32_t> order(static_cast<size_t>(samples));
+  std::iota(order.begin(), order.end(), 0);
+  const RandomSource random({seed, RandomSite("data").stream("shuffle"), 0, &epoch});
+  for (uint64_t i = order.size(); i > 1; --i)
+    std::swap(order[i - 1], order[(uint64_t{random.word(i)} * i) >> 32]);
+  return order;
+}
+
+}  // namespace
+
+Batches::Batches(Run& run, const Dataset& data, const Split& split, int64_t size,
+                 const BatchOptions& options)
+    : run_(run), scale_(data.scale), size_(size), augmentation_(options.augmentation) {
+  ULP_CHECK(size >= 1, "batches: a batch has at least one sample, got {}", size);
+  check_labels(data, split);
+  const bool images = data.sample_shape.rank() == 3 &&
+                      data.sample_shape.numel() == split.images.size(1) &&
+                      data.sample_shape.numel() <= INT32_MAX;
+  ULP_CHECK(images || (options.normalisation.empty() && !augmentation_.any()),
+            "batches: {}: samples of shape {} are no images (H, W, C)", data.name,
+            data.sample_shape);
+  const Shape shape = images ? data.sample_shape : Shape{1, 1, split.images.size(1)};
+  height_ = static_cast<int32_t>(shape[0]);
+  width_ = static_cast<int32_t>(shape[1]);
+  channels_ = static_cast<int32_t>(shape[2]);
+  const int32_t side = std::min(height_, width_);
+  ULP_CHECK(augmentation_.crop < side && augmentation_.cutout <= side,
+            "augmentation {}: images of {} x {} pixels allow a crop of less than {} and a cutout "
+            "of at most {}",
+            nn::to_string(augmentation_), height_, width_, side, side);
+  if (!options.normalisation.empty()) {
+    check_normalisation(options.normalisation, channels_);
+    normal_ = factors_of(options.normalisation, scale_, run.device());
+  }
+  if (augmentation_.any())
+    epoch_ = Tensor::zeros({static_cast<int64_t>(sizeof(StepState))}, DType::U8, run.device());
+  resident_ = split.images.bytes() + split.labels.bytes() <= options.resident_bytes;
+  const Device home = resident_ ? run.device() : kCpu;
+  images_ = split.images.to(home);
+  labels_ = split.labels.to(home);
   size_ = std::min(size_, samples());
 }
 
@@ -35,41 +93,92 @@ GatherRowsArgs Batches::gather_into(const Batch& batch) const {
   return args;
 }
 
+AugmentRowsArgs Batches::augment_into(const Batch& batch) const {
+  AugmentRowsArgs args;
+  args.in = images_;
+  args.out = batch.images;
+  args.labels = labels_;
+  args.out_labels = batch.labels;
+  args.normal = normal_;
+  args.scale = scale_;
+  args.height = height_;
+  args.width = width_;
+  args.channels = channels_;
+  return args;
+}
+
 void Batches::shuffle(int64_t epoch, int64_t batch_offset) {
   ULP_CHECK(batch_offset >= 0 && batch_offset <= samples(),
             "batches: an epoch of {} samples has no batch at {}", samples(), batch_offset);
-  // Fisher–Yates with word i of the epoch's draw for position i.
-  std::vector<int32_t> order(static_cast<size_t>(samples()));
-  std::iota(order.begin(), order.end(), 0);
-  StepState state;
-  state.random_step = static_cast<uint32_t>(epoch);
-  const RandomSource random({run_.seed(), RandomSite("data").stream("shuffle"), 0, &state});
-  for (uint64_t i = order.size(); i > 1; --i)
-    std::swap(order[i - 1], order[(uint64_t{random.word(i)} * i) >> 32]);
-  if (!order_.defined()) {
-    order_ = Tensor::empty({samples()}, DType::I32, run_.device());
-    run_.note_replaced();
+  StepState draws;
+  draws.random_step = static_cast<uint32_t>(epoch);
+  std::vector<int32_t> order = epoch_order(run_.seed(), draws, samples());
+  if (epoch_.defined()) copy_bytes(epoch_.mutable_raw(), run_.device(), &draws, kCpu, sizeof draws);
+  if (resident_) {
+    if (!order_.defined()) {
+      order_ = Tensor::empty({samples()}, DType::I32, run_.device());
+      run_.note_replaced();
+    }
+    copy_bytes(order_.mutable_raw(), run_.device(), order.data(), kCpu,
+               static_cast<size_t>(order_.bytes()));
+  } else {
+    if (loader_ == nullptr)
+      loader_ = std::make_unique<Loader>(run_.device(), images_, labels_, size_);
+    loader_->begin(std::move(order), batch_offset);
   }
-  copy_bytes(order_.mutable_raw(), run_.device(), order.data(), kCpu,
-             static_cast<size_t>(order_.bytes()));
+  begun_ = true;
   StepState start = run_.state();
   start.batch_offset = batch_offset;
   run_.set_state(start);
 }
 
 Batch Batches::next() {
-  ULP_CHECK(order_.defined(), "batches: no epoch was begun; call shuffle first");
-  run_.mirror_state([size = size_, samples = samples()](StepState& state) {
+  ULP_CHECK(begun_, "batches: no epoch was begun; call shuffle first");
+  const Batch batch = empty_batch(size_);
+  AugmentRowsArgs args = augment_into(batch);
+  if (resident_) {
+    args.indices = order_;
+  } else {
+    args.in = Tensor::empty({size_, images_.size(1)}, images_.dtype(), run_.device());
+    args.labels = Tensor::empty({size_}, DType::I32, run_.device());
+  }
+  // The tensors that the loader writes to live as long as a recorded step does: no other tensor of it shares their memory.
+  Loader* const loader = loader_.get();
+  run_.mirror_state([loader, images = args.in, labels = args.labels, size = size_,
+                     samples = samples()](StepState& state) {
     ULP_CHECK(state.batch_offset + size <= samples,
               "batches: the epoch has no further whole batch after {} of {} samples",
               state.batch_offset, samples);
+    if (loader != nullptr) loader->send(state.batch_offset, images, labels);
     state.batch_offset += size;
   });
-  const Batch batch = empty_batch(size_);
-  GatherRowsArgs args = gather_into(batch);
-  args.indices = order_;
+  if (resident_ && plain()) {
+    GatherRowsArgs gather = gather_into(batch);
+    gather.indices = order_;
+    gather.state = run_.device_state();
+    kernels::gather_rows(run_.stream(), gather);
+    return batch;
+  }
+  args.how = augmentation_;
   args.state = run_.device_state();
-  kernels::gather_rows(run_.stream(), args);
+  if (augmentation_.any())
+    args.key = {run_.seed(), RandomSite("data").stream("augment"), 0, state_in(epoch_)};
+  kernels::augment_rows(run_.stream(), args);
+  return batch;
+}
+
+Batch Batches::slice(int64_t begin, int64_t end) const {
+  const Batch batch = empty_batch(end - begin);
+  if (resident_ && plain()) {
+    GatherRowsArgs args = gather_into(batch);
+    args.begin = begin;
+    kernels::gather_rows(run_.stream(), args);
+    return batch;
+  }
+  AugmentRowsArgs args = augment_into(batch);
+  args.in = images_.slice(0, begin, end).to(run_.device());
+  args.labels = labels_.slice(0, begin, end).to(run_.device());
+  kernels::augment_rows(run_.stream(), args);
   return batch;
 }
 
@@ -86,11 +195,7 @@ Batch Batches::Range::Iterator::operator*() const {
   Batches& batches = *range_->batches_;
   if (range_->order_ == Order::Shuffled) return batches.next();
   const int64_t begin = at_ * batches.size();
-  const Batch batch = batches.empty_batch(std::min(batches.size(), batches.samples() - begin));
-  GatherRowsArgs args = batches.gather_into(batch);
-  args.begin = begin;
-  kernels::gather_rows(batches.run_.stream(), args);
-  return batch;
+  return batches.slice(begin, std::min(begin + batches.size(), batches.samples()));
 }
 
 }  // namespace ulp::nn

@@ -1,15 +1,10 @@
 #pragma once
 
-#include <memory>
-#include <span>
+// Every model.
 
-#include "nn/sequential.h"
-
-namespace ulp::nn {
-
-/// inputs → hidden… → classes with ReLU between: layers fc1, relu1, fc2 … . Every linear layer has the same formats.
-/// Throws unless all sizes are at least 1.
-std::unique_ptr<Sequential> mlp(int64_t inputs, std::span<const int64_t> hidden, int64_t classes,
-                                const OpFormats& formats = {});
-
-}  // namespace ulp::nn
+#include "nn/models/lenet5.h"
+#include "nn/models/mlp.h"
+#include "nn/models/preresnet.h"
+#include "nn/models/resnet18.h"
+#include "nn/models/vgg16.h"
+#include "nn/models/vgg7.h"

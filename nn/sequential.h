@@ -7,7 +7,7 @@
 
 namespace ulp::nn {
 
-/// Modules one after another, each with a name of its own.
+/// Modules one after another, each with a name of its own. What a layer's forward throws begins with the layer's path.
 class Sequential : public Module {
  public:
   Sequential() = default;

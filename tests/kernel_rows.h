@@ -12,4 +12,7 @@ struct KernelRow {
 };
 const std::vector<KernelRow>& kernel_rows();
 
+/// In test_augment.cpp.
+void check_augment_rows();
+
 }  // namespace ulp::tests

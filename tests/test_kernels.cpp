@@ -623,6 +623,7 @@ const std::vector<KernelRow>& kernel_rows() {
       {"settle_scalings", check_settle_scalings},
       {"begin_average", check_begin_average},
       {"average", check_average},
+      {"augment_rows", check_augment_rows},
   };
   return rows;
 }

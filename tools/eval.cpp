@@ -29,6 +29,10 @@ void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std
   ULP_CHECK(saved.inputs == inputs,
             "{}: the model takes {} values a sample (\"inputs\") and {} has {}", file, saved.inputs,
             data.name, inputs);
+  ULP_CHECK(!saved.sample_shape || saved.experiment.model == "mlp" ||
+                *saved.sample_shape == data.sample_shape,
+            "{}: the model is for images of {} (\"sample_shape\") and {} has {}", file,
+            *saved.sample_shape, data.name, data.sample_shape);
   ULP_CHECK(saved.classes == data.classes,
             "{}: the model tells {} classes apart (\"classes\") and {} has {}", file, saved.classes,
             data.name, data.classes);
@@ -37,7 +41,7 @@ void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std
 void run_eval(const EvalOptions& o) {
   if (o.dir.empty()) throw UsageError("DIR is empty; give the folder that ulp train wrote");
   if (o.data && o.data->empty())
-    throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
+    throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Policy changes = o.formats.policy();  // what is wrong with the command line comes first
   const std::filesystem::path dir = o.dir, file = dir / "config.json";
@@ -63,7 +67,7 @@ void run_eval(const EvalOptions& o) {
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("{}", forward_formats_text(layers));
-  nn::Batches test = test_batches(run, data);
+  nn::Batches test = test_batches(run, data, e);
   const nn::Score score = test_score(run, *model, test, loss);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
             data.name, score.loss);

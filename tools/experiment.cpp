@@ -5,14 +5,17 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstdint>
 #include <system_error>
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/augmentation.h"
 #include "nn/data/policy_file.h"
 #include "nn/data/read_file.h"
-#include "nn/models.h"
+#include "nn/models/by_name.h"
+#include "tools/data_options.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
 
@@ -65,6 +68,30 @@ Json average_json(const std::optional<Averaging>& a) {
   return json;
 }
 
+Json normalisation_json(const nn::Normalisation& n) {
+  if (n.empty()) return nullptr;
+  return {{"mean", n.mean}, {"std", n.std}};
+}
+
+std::vector<int64_t> extents(const Shape& shape) {
+  std::vector<int64_t> all;
+  for (int i = 0; i < shape.rank(); ++i) all.push_back(shape[i]);
+  return all;
+}
+
+/// What becomes of samples before the network sees them, and where they are.
+std::string samples_text(const Experiment& e, const nn::Dataset& data) {
+  const bool bytes = data.train.images.dtype() == DType::U8;
+  std::string text = bytes ? "values in [0, 1]" : "values as they are";
+  if (!e.normalisation.empty())
+    text = fmt::format("(value{} - [{}]) / [{}] by channel", bytes ? " in [0, 1]" : "",
+                       fmt::join(e.normalisation.mean, ", "), fmt::join(e.normalisation.std, ", "));
+  if (e.augmentation.any()) text += fmt::format(", {} in training", nn::to_string(e.augmentation));
+  const bool resident = data.train.images.bytes() + data.train.labels.bytes() <= e.resident_bytes;
+  return text + (resident ? fmt::format(", in the memory of {}", to_string(e.device))
+                          : ", gathered by a thread of the host (--resident-mib)");
+}
+
 /// "gradients × 0.125, then rounded", "…, each step's own …".
 std::string scaling_text(const Experiment& e) {
   const optim::GradScalerOptions& s = e.scaling;
@@ -110,6 +137,16 @@ class Keys {
     for (const Json& one : value(key)) all.push_back(integer(key, one, least, most));
     return all;
   }
+  bool has(const std::string& key) const {
+    return json_.is_object() && json_.contains(key) && !json_.at(key).is_null();
+  }
+  std::vector<double> numbers(const std::string& key) const {
+    std::vector<double> all;
+    for (const Json& one : value(key))
+      all.push_back(one.is_number() ? one.get<double>() : std::nan(""));
+    if (!value(key).is_array() || all.empty()) fail(key, "must hold a list of numbers");
+    return all;
+  }
   uint64_t seed(const std::string& key) const {
     if (!value(key).is_number_unsigned()) fail(key, "must hold a whole number from 0 to 2^64 - 1");
     return value(key).get<uint64_t>();
@@ -137,6 +174,17 @@ class Keys {
   const Json& json_;
   std::string file_, path_;
 };
+
+nn::Normalisation read_normalisation(const Keys& keys, int64_t channels) {
+  const Keys own = keys.object("normalize");
+  const nn::Normalisation n{own.numbers("mean"), own.numbers("std")};
+  try {
+    nn::check_normalisation(n, channels);
+  } catch (const Error& error) {
+    keys.fail("normalize", std::string("does not fit: ") + error.what());
+  }
+  return n;
+}
 
 Json parse_config(const fs::path& file) {
   std::error_code error;
@@ -170,6 +218,9 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
   return {{"data", e.data},
           {"classes", data.classes},
           {"inputs", data.sample_shape.numel()},
+          {"sample_shape", extents(data.sample_shape)},
+          {"normalize", normalisation_json(e.normalisation)},
+          {"augment", nn::to_string(e.augmentation)},
           {"model", e.model},
           {"hidden", e.hidden},
           {"epochs", e.epochs},
@@ -190,8 +241,16 @@ SavedExperiment read_config(const fs::path& file) {
   e.data = keys.text("data");
   saved.classes = keys.integer("classes", 2, INT32_MAX);
   saved.inputs = keys.integer("inputs", 1, INT32_MAX);
+  if (keys.has("sample_shape")) {
+    const std::vector<int64_t> shape = keys.integers("sample_shape", 1, INT32_MAX);
+    if (shape.size() != 3) keys.fail("sample_shape", "must hold height, width and channels");
+    saved.sample_shape = Shape{shape[0], shape[1], shape[2]};
+  }
+  if (keys.has("normalize"))
+    e.normalisation = read_normalisation(keys, saved.sample_shape ? (*saved.sample_shape)[2] : 1);
   e.model = keys.text("model");
-  if (!is_model(e.model)) keys.fail("model", "must hold mlp, got " + e.model);
+  if (!nn::is_model(e.model))
+    keys.fail("model", "must hold one of " + model_list() + ", got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
   e.epochs = keys.integer("epochs", 1, 1000000);
   e.seed = keys.seed("seed");
@@ -202,11 +261,14 @@ SavedExperiment read_config(const fs::path& file) {
   return saved;
 }
 
-bool is_model(const std::string& name) { return name == "mlp"; }
+std::string model_list() { return fmt::format("{}", fmt::join(nn::model_names(), ", ")); }
 
 std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Dataset& data) {
-  ULP_ASSERT(is_model(e.model));
-  return nn::mlp(data.sample_shape.numel(), e.hidden, data.classes);
+  nn::ModelOptions options;
+  options.image = data.sample_shape;
+  options.classes = data.classes;
+  options.hidden = e.hidden;
+  return nn::make_model(e.model, options);
 }
 
 std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& model) {
@@ -214,12 +276,10 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   const auto line = [&](const char* name, const std::string& value) {
     text += fmt::format("{:<11}{}\n", name, value);
   };
-  std::vector<int64_t> sample;
-  for (int i = 0; i < data.sample_shape.rank(); ++i) sample.push_back(data.sample_shape[i]);
-  line("data",
-       fmt::format("{}: {} training and {} test samples of {}, {} classes, values in [0, 1]",
-                   data.name, data.train.labels.numel(), data.test.labels.numel(),
-                   fmt::join(sample, "×"), data.classes));
+  line("data", fmt::format("{}: {} training and {} test samples of {}, {} classes", data.name,
+                           data.train.labels.numel(), data.test.labels.numel(),
+                           fmt::join(extents(data.sample_shape), "×"), data.classes));
+  line("samples", samples_text(e, data));
   line("model", fmt::format("{}, {} parameters", e.model, parameter_count(model)));
   line("training",
        fmt::format("{} epochs, batches of {}{} (a last partial one is dropped), seed {}, {}",
@@ -245,8 +305,10 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   return text;
 }
 
-nn::Batches test_batches(Run& run, const nn::Dataset& data) {
-  return nn::Batches(run, data, data.test, kEvalBatch);
+nn::Batches test_batches(Run& run, const nn::Dataset& data, const Experiment& e) {
+  nn::BatchOptions options = batch_options(e);
+  options.augmentation = {};
+  return nn::Batches(run, data, data.test, kEvalBatch, options);
 }
 
 nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss) {

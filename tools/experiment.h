@@ -44,6 +44,10 @@ struct Experiment {
   optim::GradScalerOptions scaling;
   int64_t accumulate_steps = 1;  // batches a step
   std::optional<Averaging> average;
+  nn::Normalisation normalisation;
+  Augmentation augmentation;
+  int64_t resident_bytes = INT64_MAX;  // of samples on the device; no result depends on it
+  bool stats = false;                  // what rounding does to every role goes into metrics.jsonl
 
   /// The same run in fp32 throughout, without loss scaling; clipped and averaged alike.
   Experiment baseline() const;
@@ -55,6 +59,7 @@ nlohmann::ordered_json to_json(const Experiment& experiment, const nn::Dataset& 
 struct SavedExperiment {
   Experiment experiment;
   int64_t inputs = 0, classes = 0;
+  std::optional<Shape> sample_shape;  // of the images; older files have none
 };
 /// Reads what to_json wrote. Throws ulp::Error naming the file and the key that is missing or wrong.
 SavedExperiment read_config(const std::filesystem::path& file);
@@ -62,12 +67,12 @@ SavedExperiment read_config(const std::filesystem::path& file);
 /// The whole resolved configuration for people, formats of layers apart.
 std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::Module& model);
 
-/// The models there are: "mlp".
-bool is_model(const std::string& name);
+/// The models there are: "mlp, lenet5, …".
+std::string model_list();
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
-nn::Batches test_batches(Run& run, const nn::Dataset& data);
+nn::Batches test_batches(Run& run, const nn::Dataset& data, const Experiment& experiment);
 nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss);
 
 /// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.

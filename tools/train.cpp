@@ -10,8 +10,10 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/models/by_name.h"
 #include "tools/checkpoint_options.h"
 #include "tools/commands.h"
+#include "tools/data_options.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
@@ -28,6 +30,7 @@ struct TrainOptions {
   ScalingOptions scaling;
   CheckpointOptions checkpoints;
   OptimizerFlags optimizer;
+  DataOptions samples;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
@@ -61,12 +64,6 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
   }
 }
 
-/// The name under which --data is found again from any folder.
-std::string lasting_name(const std::string& data) {
-  if (data == "digits" || data == "fashion-mnist") return data;
-  return std::filesystem::absolute(data).string();
-}
-
 }  // namespace
 
 Experiment resolve(const TrainOptions& o) {
@@ -78,12 +75,13 @@ Experiment resolve(const TrainOptions& o) {
   e.device = parse_device(o.device);
   e.math = math_value(o.math, e.device);
   if (o.no_graph) e.graph = StepGraph::Use::Off;
-  if (!is_model(e.model))
-    throw UsageError("--model '" + e.model + "': unknown model; there is mlp");
+  if (!nn::is_model(e.model))
+    throw UsageError("--model '" + e.model + "': unknown model; there are " + model_list());
   if (e.data.empty())
-    throw UsageError("--data takes digits, fashion-mnist or a folder, got nothing");
+    throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   e.optimizer = o.optimizer.resolve();
   o.scaling.resolve(e);
+  o.samples.resolve(e);
   return e;
 }
 
@@ -92,7 +90,8 @@ Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.res
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   nn::Dataset data = nn::load_dataset(e.data);
-  e.data = lasting_name(e.data);
+  e.data = nn::lasting_dataset_name(e.data);
+  o.samples.fit(e, data);
   const int64_t samples = data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
@@ -167,11 +166,13 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   auto o = std::make_shared<TrainOptions>();
   CLI::App* cmd = &app;
   Experiment& e = o->experiment;
-  cmd->add_option("--data", e.data,
-                  "digits (in the program), fashion-mnist, or a folder with MNIST-named IDX files")
+  cmd->add_option("--data", e.data, nn::kDatasetNames)->capture_default_str();
+  cmd->add_option(
+         "--model", e.model,
+         "one of " + model_list() + "; convolutions and linear layers have the formats below")
       ->capture_default_str();
-  cmd->add_option("--model", e.model, "mlp")->capture_default_str();
-  cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers")->capture_default_str();
+  cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
+      ->capture_default_str();
   cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
       ->capture_default_str();
   cmd->add_option("--batch-size", o->batch_size, "samples a step, at most 1000000")
@@ -186,7 +187,13 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   add_math(*cmd, o->math);
   cmd->add_flag("--no-graph", o->no_graph,
                 "run the ops of a step one by one instead of as one CUDA graph; the same bits");
+  cmd->add_flag(
+      "--stats", e.stats,
+      "write overflow, underflow, NaN, largest magnitude and SQNR of every role and layer "
+      "into metrics.jsonl, of every 100th step and the last of each epoch, which run op "
+      "by op; no result depends on it");
   o->checkpoints.add_to(*cmd);
+  o->samples.add_to(*cmd);
   o->optimizer.add_to(*cmd);
   o->scaling.add_to(*cmd);
   return o;

@@ -15,10 +15,12 @@
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
 #include "tools/checkpoint_folder.h"
+#include "tools/data_options.h"
 #include "tools/model_file.h"
 #include "tools/optimizer_options.h"
 #include "tools/policy_text.h"
 #include "tools/progress.h"
+#include "tools/role_metrics.h"
 
 namespace ulp::tools {
 namespace fs = std::filesystem;
@@ -26,7 +28,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kLogInterval = 100;  // steps between looks at the loss, which wait for the GPU
+constexpr int64_t kLogInterval = 100;    // steps between looks at the loss, which wait for the GPU
+constexpr int64_t kStatsInterval = 100;  // steps between those whose roles are counted
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -148,8 +151,8 @@ class Training {
         model_(initialised_model(run_, e, data)),
         layers_(nn::layers_of(*model_, loss_)),
         optimizer_(run_, model_->parameters(), e.optimizer),
-        batches_(run_, data, data.train, e.batch_size),
-        tests_(test_batches(run_, data)),
+        batches_(run_, data, data.train, e.batch_size, batch_options(e)),
+        tests_(test_batches(run_, data, e)),
         steps_(step_count(batches_, e.accumulate_steps)),
         schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_, steps_),
         scaler_(run_, model_->parameters(), e.scaling),
@@ -281,6 +284,16 @@ class Training {
     if (average_) average_->update();
   }
 
+  /// A step, op by op, whose roles are counted.
+  void count_step(int64_t step) {
+    RoleStats stats(e_.device);
+    {
+      const CountRoles counting(run_, stats);
+      this->step();
+    }
+    metrics_ += role_lines(*model_, stats, epoch_ + 1, step + 1);
+  }
+
   /// All that changes from step to step.
   nn::Checkpoint states() const {
     nn::Checkpoint c = nn::checkpoint_of(run_, *model_);
@@ -336,7 +349,10 @@ class Training {
       tally_.reset();
     }
     for (int64_t step = first_step_; step < steps_; ++step) {
-      graph_.run([this] { this->step(); });
+      if (e_.stats && ((epoch_ * steps_ + step + 1) % kStatsInterval == 0 || step + 1 == steps_))
+        count_step(step);
+      else
+        graph_.run([this] { this->step(); });
       if (units_) say(units_text(*units_));
       units_.reset();
       const bool last = step + 1 == steps_;

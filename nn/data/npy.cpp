@@ -21,6 +21,7 @@ static_assert(std::endian::native == std::endian::little,
 
 constexpr std::string_view kMagic{"\x93NUMPY", 6};
 constexpr std::string_view kType = "<f4";
+constexpr std::string_view kWanted = "little-endian fp32 ('<f4')";
 constexpr size_t kAlignment = 64;
 constexpr uint32_t kMaxHeader = 65535;  // what version 1.0 can say
 
@@ -41,7 +42,8 @@ struct Header {
 /// The header's text, a Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }.
 class HeaderReader {
  public:
-  HeaderReader(std::string_view text, const std::string& path) : rest_(text), path_(path) {}
+  HeaderReader(std::string_view text, const std::string& path, std::string_view wanted)
+      : rest_(text), path_(path), wanted_(wanted) {}
 
   Header read() {
     check(rest_.ends_with('\n'), "its header does not end with a line feed");
@@ -128,7 +130,7 @@ class HeaderReader {
     skip_blanks();
     if (key == "descr") {
       check(!header_.type, "its header has 'descr' twice");
-      check(!rest_.starts_with('['), "it holds records; only fp32 arrays ('<f4') are read");
+      check(!rest_.starts_with('['), "it holds records; only {} are read", wanted_);
       header_.type = string();
     } else if (key == "fortran_order") {
       check(!header_.fortran_order, "its header has 'fortran_order' twice");
@@ -143,12 +145,13 @@ class HeaderReader {
 
   std::string_view rest_;
   const std::string& path_;
+  std::string_view wanted_;
   Header header_;
 };
 
-/// The bytes of an array of fp32; nullopt beyond 2^63. Empty arrays too must not overflow: strides are products as well.
-std::optional<uint64_t> bytes_of(const std::vector<int64_t>& shape) {
-  int64_t strides = sizeof(float), bytes = sizeof(float);
+/// The bytes of an array; nullopt beyond 2^63. Empty arrays too must not overflow: strides are products as well.
+std::optional<uint64_t> bytes_of(const std::vector<int64_t>& shape, int64_t element) {
+  int64_t strides = element, bytes = element;
   for (const int64_t extent : shape) {
     if (__builtin_mul_overflow(strides, std::max<int64_t>(extent, 1), &strides)) return {};
     bytes *= extent;  // ≤ strides
@@ -170,11 +173,16 @@ void check_savable(const fs::path& path, const Tensor& tensor) {
             "{}: only contiguous F32 tensors on the CPU are written", path.native());
 }
 
-}  // namespace
+/// An array's place in its file.
+struct Found {
+  std::string type;
+  Shape shape;
+  uint64_t begin, bytes;
+};
 
-Tensor load_npy(const fs::path& path) {
-  const InputFile file(path);
-  const std::string& name = path.native();
+/// Reads and believes the header of an array of one of these types, and that the file ends with it.
+Found find_array(const InputFile& file, const std::string& name,
+                 std::span<const std::string_view> types, std::string_view wanted) {
   std::array<uint8_t, 12> start{};
   const size_t begin = std::min<uint64_t>(file.size(), start.size());
   file.read(0, std::span(start).first(begin));
@@ -200,13 +208,13 @@ Tensor load_npy(const fs::path& path) {
             file.size() - prefix);
   std::string text(length, '\0');
   file.read(prefix, {reinterpret_cast<uint8_t*>(text.data()), text.size()});
-  const Header header = HeaderReader(text, name).read();
-  ULP_CHECK(*header.type == kType,
-            "{}: its elements are {}; only little-endian fp32 ('<f4') is read", name,
-            shown(*header.type));
+  const Header header = HeaderReader(text, name, wanted).read();
+  ULP_CHECK(std::ranges::find(types, std::string_view(*header.type)) != types.end(),
+            "{}: its elements are {}; only {} {} read", name, shown(*header.type), wanted,
+            types.size() == 1 ? "is" : "are");
   ULP_CHECK(!*header.fortran_order, "{}: its elements are in Fortran order; only C order is read",
             name);
-  const std::optional<uint64_t> bytes = bytes_of(*header.shape);
+  const std::optional<uint64_t> bytes = bytes_of(*header.shape, header.type->back() - '0');
   ULP_CHECK(bytes.has_value(), "{}: its shape has more elements than any file can hold", name);
   const uint64_t rest = file.size() - prefix - length;
   const Shape shape{std::span<const int64_t>(*header.shape)};
@@ -214,9 +222,26 @@ Tensor load_npy(const fs::path& path) {
             shape, *bytes, rest);
   ULP_CHECK(rest == *bytes, "{}: {} bytes too many after its {} elements", name, rest - *bytes,
             shape.numel());
-  Tensor tensor = Tensor::empty(shape, DType::F32, kCpu);
-  if (*bytes > 0) file.read(prefix + length, bytes_in(tensor));
+  return {*header.type, shape, prefix + length, *bytes};
+}
+
+}  // namespace
+
+Tensor load_npy(const fs::path& path) {
+  const InputFile file(path);
+  const Found found = find_array(file, path.native(), std::span(&kType, 1), kWanted);
+  Tensor tensor = Tensor::empty(found.shape, DType::F32, kCpu);
+  if (found.bytes > 0) file.read(found.begin, bytes_in(tensor));
   return tensor;
+}
+
+NpyArray load_npy_array(const fs::path& path, std::span<const std::string_view> types,
+                        std::string_view wanted) {
+  const InputFile file(path);
+  const Found found = find_array(file, path.native(), types, wanted);
+  NpyArray array{found.type, found.shape, std::vector<uint8_t>(found.bytes)};
+  if (found.bytes > 0) file.read(found.begin, array.bytes);
+  return array;
 }
 
 void save_npy(const fs::path& path, const Tensor& tensor) {

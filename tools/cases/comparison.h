@@ -165,6 +165,8 @@ struct KernelCase {
 std::span<const KernelCase> kernel_cases();
 /// Those of kernels/kernels.h.
 std::span<const KernelCase> core_kernel_cases();
+/// Those of kernels/augment.h.
+std::span<const KernelCase> augment_kernel_cases();
 /// Those of kernels/conv.h.
 std::span<const KernelCase> conv_kernel_cases();
 /// Those of kernels/norm.h, pool.h and dropout.h.

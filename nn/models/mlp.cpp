@@ -1,4 +1,4 @@
-#include "nn/models.h"
+#include "nn/models/mlp.h"
 
 #include "nn/activations.h"
 #include "nn/linear.h"
