@@ -21,7 +21,10 @@ class Arena {
   void give_back(void* pointer);
 
  private:
+  friend class UnsharedMemory;
+
   Device device_;
+  bool reuses_ = true;
   std::multimap<size_t, void*> free_;
   std::map<void*, size_t> sizes_;  // of all blocks
 };
@@ -37,6 +40,20 @@ class ArenaScope {
 
  private:
   Device device_;
+};
+
+/// While it lives, a recording takes memory that none of its earlier tensors had: for what is written from outside before the
+/// graph runs. Whoever keeps such a tensor as long as the graph keeps the memory from later ones too. Nothing where nothing is
+/// being recorded.
+class UnsharedMemory {
+ public:
+  explicit UnsharedMemory(Device device);
+  ~UnsharedMemory();
+  UnsharedMemory(const UnsharedMemory&) = delete;
+  UnsharedMemory& operator=(const UnsharedMemory&) = delete;
+
+ private:
+  std::shared_ptr<Arena> arena_;
 };
 
 }  // namespace ulp

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/arena.h"
 #include "core/error.h"
 
 #if defined(ULP_HAS_CUDA)
@@ -12,7 +13,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/arena.h"
 #include "core/cuda_check.h"
 #include "core/staging.h"
 #endif
@@ -138,7 +138,7 @@ void* Arena::take(size_t bytes) {
   constexpr size_t kSmall =
       4096;  // a block much larger than what is asked for is kept for something larger
   const auto at = free_.lower_bound(bytes);
-  if (at != free_.end() && at->first <= 2 * bytes + kSmall) {
+  if (reuses_ && at != free_.end() && at->first <= 2 * bytes + kSmall) {
     void* pointer = at->second;
     free_.erase(at);
     return pointer;
@@ -174,6 +174,18 @@ ArenaScope::~ArenaScope() {
     std::swap(own, all.of[static_cast<size_t>(device_.index)]);
   }
   for (void* pointer : own.to_free) deallocate(device_, pointer);
+}
+
+UnsharedMemory::UnsharedMemory(Device device) {
+  if (device.type == DeviceType::Cpu) return;
+  Recordings& all = recordings();
+  const std::lock_guard lock(all.mutex);
+  arena_ = all.of[static_cast<size_t>(device.index)].arena;
+  if (arena_ != nullptr) arena_->reuses_ = false;
+}
+
+UnsharedMemory::~UnsharedMemory() {
+  if (arena_ != nullptr) arena_->reuses_ = true;
 }
 
 void* allocate(Device device, size_t bytes) {
@@ -257,6 +269,9 @@ Stream stream_of(Device device) {
 }
 
 void synchronize(Stream) {}
+
+UnsharedMemory::UnsharedMemory(Device) {}
+UnsharedMemory::~UnsharedMemory() = default;
 
 void* allocate(Device device, size_t bytes) {
   if (device.type == DeviceType::Cuda) no_cuda(device);

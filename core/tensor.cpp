@@ -122,9 +122,20 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end, int64_t step) const {
 
 Tensor Tensor::to(Device device) const {
   if (device == device_) return *this;
+  if (!is_contiguous() && device_.type != DeviceType::Cpu) {
+    // All that lies from its first element to its last, whose gaps the CPU closes.
+    Tensor all = *this;
+    int64_t span = numel() == 0 ? 0 : 1;
+    for (int axis = 0; axis < rank() && span > 0; ++axis)
+      span += (shape_[axis] - 1) * strides_[axis];
+    all.shape_ = {span};
+    all.strides_ = {1};
+    Tensor own = all.to(kCpu);
+    own.shape_ = shape_;
+    own.strides_ = strides_;
+    return own.to_cpu_contiguous().to(device);
+  }
   const Tensor source = device_.type == DeviceType::Cpu ? to_cpu_contiguous() : *this;
-  ULP_CHECK(source.is_contiguous(), "to({}): a tensor of shape {} with gaps; copy it first", device,
-            shape_);
   Tensor t = empty(shape_, dtype_, device);
   copy_bytes(t.mutable_raw(), device, source.raw(), source.device(), static_cast<size_t>(bytes()));
   return t;

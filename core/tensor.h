@@ -70,7 +70,7 @@ class Tensor {
 
   /// A contiguous copy on another device; this tensor itself if it is there already.
   Tensor to(Device device) const;
-  /// A contiguous copy on the CPU, whatever the strides (CUDA tensors must be contiguous).
+  /// A contiguous copy on the CPU, whatever the strides.
   Tensor to_cpu_contiguous() const;
   /// The values in row-major order on the host. Any dtype becomes float / double.
   std::vector<float> to_floats() const;

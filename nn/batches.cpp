@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/arena.h"
 #include "nn/augmentation.h"
 
 namespace ulp::nn {
@@ -139,10 +140,12 @@ Batch Batches::next() {
   if (resident_) {
     args.indices = order_;
   } else {
+    // The loader writes there before a recorded step runs, whatever that did before with the memory.
+    const UnsharedMemory unshared(run_.device());
     args.in = Tensor::empty({size_, images_.size(1)}, images_.dtype(), run_.device());
     args.labels = Tensor::empty({size_}, DType::I32, run_.device());
   }
-  // The tensors that the loader writes to live as long as a recorded step does: no other tensor of it shares their memory.
+  // What the loader writes to lives as long as a recorded step does.
   Loader* const loader = loader_.get();
   run_.mirror_state([loader, images = args.in, labels = args.labels, size = size_,
                      samples = samples()](StepState& state) {

@@ -38,7 +38,14 @@ Buffer& Module::add_buffer(std::string name, Shape shape, float value) {
 }
 
 Var Module::operator()(Tape& tape, const Var& x) {
-  Var y = forward(tape, x);
+  Var y;
+  try {
+    y = forward(tape, x);
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    if (path_.empty() || message.starts_with(path_)) throw;
+    throw Error(path_ + ": " + message);
+  }
   if (observer_) observer_(*this, x, y);
   return y;
 }

@@ -46,7 +46,8 @@ class Module {
   Module& operator=(const Module&) = delete;
 
   virtual Var forward(Tape& tape, const Var& x) = 0;
-  /// forward(), which the observer sees. Containers call their children so.
+  /// forward(), which the observer sees; an error begins with the path of the layer that throws it. Containers call their
+  /// children so.
   Var operator()(Tape& tape, const Var& x);
   using Observer = std::function<void(Module& module, const Var& x, const Var& y)>;
   /// Of the whole tree: called after every forward pass of a module, inner ones first. Without a function: no more.
