@@ -20,7 +20,7 @@ Var elu(Tape& tape, const Var& x, double alpha = 1, const OpFormats& formats = {
 /// min(max(x, low), high). Backward: g where low < x < high. Throws unless low ≤ high.
 Var hardtanh(Tape& tape, const Var& x, double low = -1, double high = 1,
              const OpFormats& formats = {}, RandomSite site = {});
-/// The same, but g passes at the bounds too. Either may be infinite.
+/// The same; either bound may be infinite.
 Var clip(Tape& tape, const Var& x, double low, double high, const OpFormats& formats = {},
          RandomSite site = {});
 

@@ -21,11 +21,11 @@ struct HardtanhBackward {
     return x <= low || x >= high ? T(0) : g;
   }
 };
-/// The same at the bounds too.
+/// The same; either bound may be infinite.
 struct ClipBackward {
   template <class T>
   ULP_HD T operator()(T x, T g, T low, T high) const {
-    return x < low || x > high ? T(0) : g;
+    return x <= low || x >= high ? T(0) : g;
   }
 };
 

@@ -120,7 +120,7 @@ TEST_SUITE("data_options") {
     }
     succeed(kTrain + "--checkpoint-every 5 --keep 20 --out " + out);
     CHECK(results(out) == results(whole));
-    for (const int64_t step : {40, 25, 22, 5})
+    for (const int64_t step : {40, 25, 20, 5})
       for (const char* more : {"", "--resident-mib 0 --threads 3 "}) {
         for (const auto& entry : fs::directory_iterator(out)) {
           const std::string name = entry.path().filename().string();

@@ -132,7 +132,7 @@ TEST_SUITE("image_files") {
   TEST_CASE("CIFAR-10: six files, planes become channels-last") {
     const Folder folder;
     put_all(folder, cifar10_files());
-    for (const std::string name : {folder.path(), "cifar10:" + folder.path()}) {
+    for (const std::string& name : {folder.path(), "cifar10:" + folder.path()}) {
       const nn::Dataset data = nn::load_dataset(name);
       CHECK(data.name == name);
       CHECK(data.sample_shape == Shape{32, 32, 3});

@@ -224,12 +224,15 @@ TEST_SUITE("role_stats") {
       CHECK(line.at("step") == 11);
       CHECK(line.at("count").get<int64_t>() > 0);
       CHECK(line.at("nan") == 0);
-      CHECK(line.at("sqnr_db").get<double>() > 10);
+      // The digits are numbers of e4m3: nothing is lost there.
+      const bool exact = line.at("layer") == "fc1" && line.at("role") == "input";
+      CHECK(line.at("sqnr_db").is_null() == exact);
+      if (!exact) CHECK(line.at("sqnr_db").get<double>() > 10);
       CHECK(line.at("amax").get<double>() > 0);
     }
     CHECK(lines.size() == 2 * seen.size());
     for (const char* role :
-         {"fc1/input", "fc1/weight", "fc1/output", "fc1/grad_output_dw", "fc2/input", "fc2/weight",
+         {"fc1/input", "fc1/weight", "fc1/output", "fc1/grad_output_dx", "fc2/input", "fc2/weight",
           "fc2/output", "fc2/grad_output_dx", "relu1/input"})
       CHECK(seen[role] == (std::string(role) == "relu1/input" ? 0 : 2));
     CHECK(lines[0].at("layer") == "fc1");
