@@ -152,11 +152,11 @@ TEST_SUITE("policy") {
     CHECK(loss.interior == Quantizer("bf16"));
     CHECK(loss.grad_input == Quantizer("e5m2"));
     CHECK(loss.input.is_identity());
-    const OpFormats& norm = formats_at(*net, "features.0.res.body.norm1");
+    const OpFormats norm = formats_at(*net, "features.0.res.body.norm1");
     CHECK(norm.interior == Quantizer("bf16"));
     CHECK(norm.input == Quantizer("e4m3"));
     CHECK(norm.weight.is_identity());
-    const OpFormats& head = formats_at(*net, "head");
+    const OpFormats head = formats_at(*net, "head");
     CHECK(head.interior.is_identity());
     CHECK(head.weight_dx == Quantizer("e4m3"));
   }

@@ -99,14 +99,14 @@ std::string load_weights(Run& run, nn::Module& model, const fs::path& file, Weig
   const bool take_average = averaged && which == Weights::Average;
   for (Parameter* p : parameters) {
     const Shape shape = p->value.shape();
-    const Tensor& weight = tensor_of(saved, p->path, shape, file);
-    const Tensor& value =
+    const Tensor weight = tensor_of(saved, p->path, shape, file);
+    const Tensor value =
         averaged ? tensor_of(saved, p->path + kAverageSuffix, shape, file) : weight;
     p->value = (take_average ? value : weight).to(run.device());
   }
   const std::vector<nn::Buffer*> buffers = model.buffers();
   for (nn::Buffer* b : buffers) {
-    const Tensor& buffer = tensor_of(saved, b->path, b->value.shape(), file);
+    const Tensor buffer = tensor_of(saved, b->path, b->value.shape(), file);
     ULP_CHECK(buffer.dtype() == DType::F32, "{}: {} must be F32, got {}", file.string(), b->path,
               buffer.dtype());
     b->value = buffer.to(run.device());

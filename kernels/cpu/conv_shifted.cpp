@@ -551,8 +551,8 @@ bool shifts_suit(const Windows& w, int64_t outputs) {
 }
 
 bool weight_shifts_suit(const Windows& w, int64_t outputs) {
-  return w.groups == 1 && w.h.up == 1 && w.w.up == 1 && outputs <= kMostWeightOutputs && w.rows() > 0 &&
-         fits_32_bits(w);
+  return w.groups == 1 && w.h.up == 1 && w.w.up == 1 && outputs <= kMostWeightOutputs &&
+         w.rows() > 0 && fits_32_bits(w);
 }
 
 void conv_shifted(const ConvArgs& args, float* out, const Finish& finish) {

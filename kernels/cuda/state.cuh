@@ -319,8 +319,8 @@ __device__ __forceinline__ void fetch_state(const StateRule& rule, const StateAr
 
 template <bool kOctets>
 __device__ __noinline__ void read_state(const StateRule& rule, const StateLookup* lookup,
-                                           const StateArray& s, const Tile<kOctets>& tile,
-                                           const RawQuads& raw, Values& x) {
+                                        const StateArray& s, const Tile<kOctets>& tile,
+                                        const RawQuads& raw, Values& x) {
   if (s.dtype == DType::U8) {
     const int32_t bits = rule.code.bits;
 #pragma unroll
@@ -367,8 +367,8 @@ __device__ __noinline__ void read_state(const StateRule& rule, const StateLookup
 /// Rounds x, which becomes what is stored, and stores it. Called by whole warps.
 template <bool kOctets>
 __device__ __noinline__ void write_state(const StateRule& rule, const StateLookup* lookup,
-                                            const StateArray& s, RandomSource random,
-                                            const Tile<kOctets>& tile, Values& x) {
+                                         const StateArray& s, RandomSource random,
+                                         const Tile<kOctets>& tile, Values& x) {
   random.stream = s.stream;
   if (s.dtype == DType::U8) {
     float factor[kTileQuads];

@@ -274,8 +274,8 @@ Dataset load_directory(const std::string& text) {
             "data '{}': neither a known data set nor a directory; allowed are digits, "
             "fashion-mnist and a directory with IDX, CIFAR or .npy files, also as {}:DIRECTORY",
             text, given != nullptr ? given->name : "cifar10");
-  const Kind& kind = given != nullptr ? *given : kind_told_by_files(path);
-  return kind.load(text, place_of(kind, path).value_or(path));
+  const Kind* const kind = given != nullptr ? given : &kind_told_by_files(path);
+  return kind->load(text, place_of(*kind, path).value_or(path));
 }
 
 }  // namespace
