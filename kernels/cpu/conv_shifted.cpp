@@ -14,6 +14,7 @@
 #include "core/convert.h"
 #include "core/sum.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/transpose8.h"
 
 #if defined(ULP_X86_ISA)
 #include <immintrin.h>
@@ -23,7 +24,7 @@ namespace ulp::cpu {
 namespace {
 
 // Beyond these, packing pays: many outputs share it, and their weights pass through the cache once.
-constexpr int64_t kMostOutputs = 16, kMostWeightOutputs = 64;
+constexpr int64_t kMostOutputs = 16, kMostWeightOutputs = 24;
 constexpr int64_t kItemPixels = 1024;  // of a piece of work, forward
 constexpr int64_t kWidest = 32;        // lanes of a tile, at most
 constexpr int kMostRows = 14;
@@ -295,8 +296,21 @@ class Padded {
     const float* x = from.data();
     float* const to = values_.data();
     with_isa([=]() ULP_INLINE {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t p = 0; p < pixels; ++p) to[c * pixels + p] = x[p * channels + c];
+      int64_t p = 0;
+      for (; p + 8 <= pixels; p += 8)
+        for (int64_t c = 0; c < channels; c += 8) {
+          const float* corner = x + p * channels + c;
+          if (c + 8 <= channels) {
+            transpose8(to + c * pixels + p, pixels, corner, channels);
+            continue;
+          }
+          float block[64];  // reads into what follows
+          transpose8(block, 8, corner, channels);
+          for (int64_t i = 0; c + i < channels; ++i)
+            std::memcpy(to + (c + i) * pixels + p, block + i * 8, 8 * sizeof(float));
+        }
+      for (; p < pixels; ++p)
+        for (int64_t c = 0; c < channels; ++c) to[c * pixels + p] = x[p * channels + c];
     });
     std::fill_n(to + channels * pixels, kWidest, 0.0f);
   }
@@ -389,22 +403,44 @@ class Shifted {
     const int64_t first = (n * w_.h.out + begin) * w_.w.out * outputs_;
     float* const out = out_ + first;
     float* to = out;
+    float* const last = out + ((end - begin) * w_.w.out - 1) * outputs_;
     int64_t column = 0;  // of position p in its line
-    alignas(64) float sums[kMostOutputs * kWidest];
+    alignas(64) float sums[kMostOutputs * kWidest] = {}, turned[kWidest * kMostOutputs];
     for (int64_t p = 0; p < positions; p += lanes) {
       for (const Rows& rows : rows_)
         tiles_.shift[rows.count - 1](
             {rows.w, image + p, copies.at.data(), depth_, sums + rows.first * lanes, lanes});
+      turn(turned, sums, lanes);
       const int64_t there = std::min(lanes, positions - p);
       for (int64_t j = 0; j < there; ++j) {
         if (column < w_.w.out) {
-          for (int64_t o = 0; o < outputs_; ++o) to[o] = sums[o * lanes + j];
+          put(to, turned + j * kMostOutputs, to == last);
           to += outputs_;
         }
         if (++column == pitch) column = 0;
       }
     }
     finish_.rows(out, first, (end - begin) * w_.w.out, outputs_);
+  }
+
+  /// turned[j·kMostOutputs + o] = sums[o·lanes + j].
+  void turn(float* turned, const float* sums, int64_t lanes) const {
+    const int64_t outputs = outputs_;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t o = 0; o < outputs; o += 8)
+        for (int64_t j = 0; j < lanes; j += 8)
+          transpose8(turned + j * kMostOutputs + o, kMostOutputs, sums + o * lanes + j, lanes);
+    });
+  }
+
+  /// One pixel's outputs. All but the last may write into the next pixel, which comes after.
+  void put(float* to, const float* from, bool last) const {
+    if (!last && outputs_ >= 4 && outputs_ <= 8)
+      std::memcpy(to, from, 8 * sizeof(float));
+    else if (outputs_ == kMostOutputs)
+      std::memcpy(to, from, kMostOutputs * sizeof(float));
+    else
+      std::copy_n(from, outputs_, to);
   }
 
   const ConvArgs& args_;
@@ -551,8 +587,8 @@ bool shifts_suit(const Windows& w, int64_t outputs) {
 }
 
 bool weight_shifts_suit(const Windows& w, int64_t outputs) {
-  return w.groups == 1 && w.h.up == 1 && w.w.up == 1 && outputs <= kMostWeightOutputs && w.rows() > 0 &&
-         fits_32_bits(w);
+  return w.groups == 1 && w.h.up == 1 && w.w.up == 1 && outputs <= kMostWeightOutputs &&
+         w.rows() > 0 && fits_32_bits(w);
 }
 
 void conv_shifted(const ConvArgs& args, float* out, const Finish& finish) {
