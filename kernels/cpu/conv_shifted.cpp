@@ -24,7 +24,7 @@ namespace ulp::cpu {
 namespace {
 
 // Beyond these, packing pays: many outputs share it, and their weights pass through the cache once.
-constexpr int64_t kMostOutputs = 16, kMostWeightOutputs = 24;
+constexpr int64_t kMostOutputs = 32, kMostWeightOutputs = 64;
 constexpr int64_t kItemPixels = 1024;  // of a piece of work, forward
 constexpr int64_t kWidest = 32;        // lanes of a tile, at most
 constexpr int kMostRows = 14;
@@ -96,18 +96,23 @@ ULP_TARGET_AVX2 void shift_avx2(const ShiftTile& t) {
   __m256 sum[kRows][2];
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
   const float* w = t.w;
-  const int32_t* const end = t.at + t.k;
-  for (const int32_t* at = t.at; at != end; ++at, w += kRows) {
-    const float* x = t.x + *at;
+  const float* const image = t.x;
+  const int32_t* at = t.at;
+  const int32_t* const end = at + t.k;
+  float* const c = t.c;
+  const int64_t step = t.step;
+  do {  // k ≥ 1; a loop of another form would keep the sums in memory, too
+    const float* x = image + *at;
     const __m256 left = _mm256_loadu_ps(x), right = _mm256_loadu_ps(x + 8);
     for (int i = 0; i < kRows; ++i) {
       const __m256 one = _mm256_broadcast_ss(w + i);
       sum[i][0] = _mm256_fmadd_ps(one, left, sum[i][0]);
       sum[i][1] = _mm256_fmadd_ps(one, right, sum[i][1]);
     }
-  }
+    w += kRows;
+  } while (++at != end);
   for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < 2; ++v) _mm256_storeu_ps(t.c + i * t.step + v * 8, sum[i][v]);
+    for (int v = 0; v < 2; ++v) _mm256_storeu_ps(c + i * step + v * 8, sum[i][v]);
 }
 
 template <int kRows, int kVectors>
@@ -118,17 +123,23 @@ ULP_TARGET_AVX2 void weight_avx2(const WeightTile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_loadu_ps(t.c + i * t.step + v * 8);
   const float* g = t.g;
-  for (int64_t s = 0; s < t.count; ++s) {
-    const float* x = t.x + t.segments[s].x;
-    for (int64_t p = t.segments[s].count; p > 0; --p, x += t.x_step, g += t.g_step) {
+  const int64_t x_step = t.x_step, g_step = t.g_step;
+  const Segment* segment = t.segments;
+  const Segment* const end = segment + t.count;
+  do {  // no segment is empty
+    const float* x = t.x + segment->x;
+    int64_t left = segment->count;
+    do {
       __m256 row[kVectors];
       for (int v = 0; v < kVectors; ++v) row[v] = _mm256_loadu_ps(g + v * 8);
       for (int i = 0; i < kRows; ++i) {
         const __m256 one = _mm256_broadcast_ss(x + at[i]);
         for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_fmadd_ps(one, row[v], sum[i][v]);
       }
-    }
-  }
+      x += x_step;
+      g += g_step;
+    } while (--left > 0);
+  } while (++segment != end);
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(t.c + i * t.step + v * 8, sum[i][v]);
 }
@@ -138,18 +149,23 @@ ULP_TARGET_AVX512 void shift_avx512(const ShiftTile& t) {
   __m512 sum[kRows][2];
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
   const float* w = t.w;
-  const int32_t* const end = t.at + t.k;
-  for (const int32_t* at = t.at; at != end; ++at, w += kRows) {
-    const float* x = t.x + *at;
+  const float* const image = t.x;
+  const int32_t* at = t.at;
+  const int32_t* const end = at + t.k;
+  float* const c = t.c;
+  const int64_t step = t.step;
+  do {  // k ≥ 1; a loop of another form would keep the sums in memory, too
+    const float* x = image + *at;
     const __m512 left = _mm512_loadu_ps(x), right = _mm512_loadu_ps(x + 16);
     for (int i = 0; i < kRows; ++i) {
       const __m512 one = _mm512_set1_ps(w[i]);
       sum[i][0] = _mm512_fmadd_ps(one, left, sum[i][0]);
       sum[i][1] = _mm512_fmadd_ps(one, right, sum[i][1]);
     }
-  }
+    w += kRows;
+  } while (++at != end);
   for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(t.c + i * t.step + v * 16, sum[i][v]);
+    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + i * step + v * 16, sum[i][v]);
 }
 
 template <int kRows, int kVectors>
@@ -160,17 +176,23 @@ ULP_TARGET_AVX512 void weight_avx512(const WeightTile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_loadu_ps(t.c + i * t.step + v * 16);
   const float* g = t.g;
-  for (int64_t s = 0; s < t.count; ++s) {
-    const float* x = t.x + t.segments[s].x;
-    for (int64_t p = t.segments[s].count; p > 0; --p, x += t.x_step, g += t.g_step) {
+  const int64_t x_step = t.x_step, g_step = t.g_step;
+  const Segment* segment = t.segments;
+  const Segment* const end = segment + t.count;
+  do {  // no segment is empty
+    const float* x = t.x + segment->x;
+    int64_t left = segment->count;
+    do {
       __m512 row[kVectors];
       for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_ps(g + v * 16);
       for (int i = 0; i < kRows; ++i) {
         const __m512 one = _mm512_set1_ps(x[at[i]]);
         for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(one, row[v], sum[i][v]);
       }
-    }
-  }
+      x += x_step;
+      g += g_step;
+    } while (--left > 0);
+  } while (++segment != end);
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(t.c + i * t.step + v * 16, sum[i][v]);
 }
@@ -437,8 +459,8 @@ class Shifted {
   void put(float* to, const float* from, bool last) const {
     if (!last && outputs_ >= 4 && outputs_ <= 8)
       std::memcpy(to, from, 8 * sizeof(float));
-    else if (outputs_ == kMostOutputs)
-      std::memcpy(to, from, kMostOutputs * sizeof(float));
+    else if (outputs_ % 8 == 0)
+      for (int64_t o = 0; o < outputs_; o += 8) std::memcpy(to + o, from + o, 8 * sizeof(float));
     else
       std::copy_n(from, outputs_, to);
   }
