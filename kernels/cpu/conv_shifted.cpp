@@ -14,6 +14,7 @@
 #include "core/convert.h"
 #include "core/sum.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/transpose8.h"
 
 #if defined(ULP_X86_ISA)
 #include <immintrin.h>
@@ -23,7 +24,7 @@ namespace ulp::cpu {
 namespace {
 
 // Beyond these, packing pays: many outputs share it, and their weights pass through the cache once.
-constexpr int64_t kMostOutputs = 16, kMostWeightOutputs = 64;
+constexpr int64_t kMostOutputs = 32, kMostWeightOutputs = 64;
 constexpr int64_t kItemPixels = 1024;  // of a piece of work, forward
 constexpr int64_t kWidest = 32;        // lanes of a tile, at most
 constexpr int kMostRows = 14;
@@ -95,18 +96,23 @@ ULP_TARGET_AVX2 void shift_avx2(const ShiftTile& t) {
   __m256 sum[kRows][2];
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
   const float* w = t.w;
-  const int32_t* const end = t.at + t.k;
-  for (const int32_t* at = t.at; at != end; ++at, w += kRows) {
-    const float* x = t.x + *at;
+  const float* const image = t.x;
+  const int32_t* at = t.at;
+  const int32_t* const end = at + t.k;
+  float* const c = t.c;
+  const int64_t step = t.step;
+  do {  // k ≥ 1; a loop of another form would keep the sums in memory, too
+    const float* x = image + *at;
     const __m256 left = _mm256_loadu_ps(x), right = _mm256_loadu_ps(x + 8);
     for (int i = 0; i < kRows; ++i) {
       const __m256 one = _mm256_broadcast_ss(w + i);
       sum[i][0] = _mm256_fmadd_ps(one, left, sum[i][0]);
       sum[i][1] = _mm256_fmadd_ps(one, right, sum[i][1]);
     }
-  }
+    w += kRows;
+  } while (++at != end);
   for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < 2; ++v) _mm256_storeu_ps(t.c + i * t.step + v * 8, sum[i][v]);
+    for (int v = 0; v < 2; ++v) _mm256_storeu_ps(c + i * step + v * 8, sum[i][v]);
 }
 
 template <int kRows, int kVectors>
@@ -117,17 +123,23 @@ ULP_TARGET_AVX2 void weight_avx2(const WeightTile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_loadu_ps(t.c + i * t.step + v * 8);
   const float* g = t.g;
-  for (int64_t s = 0; s < t.count; ++s) {
-    const float* x = t.x + t.segments[s].x;
-    for (int64_t p = t.segments[s].count; p > 0; --p, x += t.x_step, g += t.g_step) {
+  const int64_t x_step = t.x_step, g_step = t.g_step;
+  const Segment* segment = t.segments;
+  const Segment* const end = segment + t.count;
+  do {  // no segment is empty
+    const float* x = t.x + segment->x;
+    int64_t left = segment->count;
+    do {
       __m256 row[kVectors];
       for (int v = 0; v < kVectors; ++v) row[v] = _mm256_loadu_ps(g + v * 8);
       for (int i = 0; i < kRows; ++i) {
         const __m256 one = _mm256_broadcast_ss(x + at[i]);
         for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_fmadd_ps(one, row[v], sum[i][v]);
       }
-    }
-  }
+      x += x_step;
+      g += g_step;
+    } while (--left > 0);
+  } while (++segment != end);
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(t.c + i * t.step + v * 8, sum[i][v]);
 }
@@ -137,18 +149,23 @@ ULP_TARGET_AVX512 void shift_avx512(const ShiftTile& t) {
   __m512 sum[kRows][2];
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
   const float* w = t.w;
-  const int32_t* const end = t.at + t.k;
-  for (const int32_t* at = t.at; at != end; ++at, w += kRows) {
-    const float* x = t.x + *at;
+  const float* const image = t.x;
+  const int32_t* at = t.at;
+  const int32_t* const end = at + t.k;
+  float* const c = t.c;
+  const int64_t step = t.step;
+  do {  // k ≥ 1; a loop of another form would keep the sums in memory, too
+    const float* x = image + *at;
     const __m512 left = _mm512_loadu_ps(x), right = _mm512_loadu_ps(x + 16);
     for (int i = 0; i < kRows; ++i) {
       const __m512 one = _mm512_set1_ps(w[i]);
       sum[i][0] = _mm512_fmadd_ps(one, left, sum[i][0]);
       sum[i][1] = _mm512_fmadd_ps(one, right, sum[i][1]);
     }
-  }
+    w += kRows;
+  } while (++at != end);
   for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(t.c + i * t.step + v * 16, sum[i][v]);
+    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + i * step + v * 16, sum[i][v]);
 }
 
 template <int kRows, int kVectors>
@@ -159,17 +176,23 @@ ULP_TARGET_AVX512 void weight_avx512(const WeightTile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_loadu_ps(t.c + i * t.step + v * 16);
   const float* g = t.g;
-  for (int64_t s = 0; s < t.count; ++s) {
-    const float* x = t.x + t.segments[s].x;
-    for (int64_t p = t.segments[s].count; p > 0; --p, x += t.x_step, g += t.g_step) {
+  const int64_t x_step = t.x_step, g_step = t.g_step;
+  const Segment* segment = t.segments;
+  const Segment* const end = segment + t.count;
+  do {  // no segment is empty
+    const float* x = t.x + segment->x;
+    int64_t left = segment->count;
+    do {
       __m512 row[kVectors];
       for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_ps(g + v * 16);
       for (int i = 0; i < kRows; ++i) {
         const __m512 one = _mm512_set1_ps(x[at[i]]);
         for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(one, row[v], sum[i][v]);
       }
-    }
-  }
+      x += x_step;
+      g += g_step;
+    } while (--left > 0);
+  } while (++segment != end);
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(t.c + i * t.step + v * 16, sum[i][v]);
 }
@@ -295,8 +318,21 @@ class Padded {
     const float* x = from.data();
     float* const to = values_.data();
     with_isa([=]() ULP_INLINE {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t p = 0; p < pixels; ++p) to[c * pixels + p] = x[p * channels + c];
+      int64_t p = 0;
+      for (; p + 8 <= pixels; p += 8)
+        for (int64_t c = 0; c < channels; c += 8) {
+          const float* corner = x + p * channels + c;
+          if (c + 8 <= channels) {
+            transpose8(to + c * pixels + p, pixels, corner, channels);
+            continue;
+          }
+          float block[64];  // reads into what follows
+          transpose8(block, 8, corner, channels);
+          for (int64_t i = 0; c + i < channels; ++i)
+            std::memcpy(to + (c + i) * pixels + p, block + i * 8, 8 * sizeof(float));
+        }
+      for (; p < pixels; ++p)
+        for (int64_t c = 0; c < channels; ++c) to[c * pixels + p] = x[p * channels + c];
     });
     std::fill_n(to + channels * pixels, kWidest, 0.0f);
   }
@@ -389,22 +425,44 @@ class Shifted {
     const int64_t first = (n * w_.h.out + begin) * w_.w.out * outputs_;
     float* const out = out_ + first;
     float* to = out;
+    float* const last = out + ((end - begin) * w_.w.out - 1) * outputs_;
     int64_t column = 0;  // of position p in its line
-    alignas(64) float sums[kMostOutputs * kWidest];
+    alignas(64) float sums[kMostOutputs * kWidest] = {}, turned[kWidest * kMostOutputs];
     for (int64_t p = 0; p < positions; p += lanes) {
       for (const Rows& rows : rows_)
         tiles_.shift[rows.count - 1](
             {rows.w, image + p, copies.at.data(), depth_, sums + rows.first * lanes, lanes});
+      turn(turned, sums, lanes);
       const int64_t there = std::min(lanes, positions - p);
       for (int64_t j = 0; j < there; ++j) {
         if (column < w_.w.out) {
-          for (int64_t o = 0; o < outputs_; ++o) to[o] = sums[o * lanes + j];
+          put(to, turned + j * kMostOutputs, to == last);
           to += outputs_;
         }
         if (++column == pitch) column = 0;
       }
     }
     finish_.rows(out, first, (end - begin) * w_.w.out, outputs_);
+  }
+
+  /// turned[j·kMostOutputs + o] = sums[o·lanes + j].
+  void turn(float* turned, const float* sums, int64_t lanes) const {
+    const int64_t outputs = outputs_;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t o = 0; o < outputs; o += 8)
+        for (int64_t j = 0; j < lanes; j += 8)
+          transpose8(turned + j * kMostOutputs + o, kMostOutputs, sums + o * lanes + j, lanes);
+    });
+  }
+
+  /// One pixel's outputs. All but the last may write into the next pixel, which comes after.
+  void put(float* to, const float* from, bool last) const {
+    if (!last && outputs_ >= 4 && outputs_ <= 8)
+      std::memcpy(to, from, 8 * sizeof(float));
+    else if (outputs_ % 8 == 0)
+      for (int64_t o = 0; o < outputs_; o += 8) std::memcpy(to + o, from + o, 8 * sizeof(float));
+    else
+      std::copy_n(from, outputs_, to);
   }
 
   const ConvArgs& args_;
