@@ -16,7 +16,9 @@ struct Layout {
   bool per_channel;
 
   __device__ int64_t statistic(int64_t row, uint32_t channel) const {
-    return per_channel ? channel : row / span * groups + channel / width;
+    if (per_channel) return channel;
+    const int64_t block = span == 1 ? row : row / span;
+    return groups == 1 ? block : block * groups + channel / width;
   }
 };
 
