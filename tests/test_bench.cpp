@@ -76,6 +76,11 @@ TEST_SUITE("bench") {
       check_refused(std::string(bench) + " --device cpu", 2, {bench, "cuda"});
     }
   }
+
+  TEST_CASE("bench step names the models there are") {
+    check_refused("bench step --model preresnet20,alexnet", 2, {"alexnet", "mlp", "vgg16bn"});
+    check_refused("bench step --model ''", 2, {"--model", "mlp"});
+  }
 }
 
 #endif

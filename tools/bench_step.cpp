@@ -1,27 +1,31 @@
-// Milliseconds of one training step of an MLP 784-1024-1024-10, batch 128, SGD with momentum: op by op and as a CUDA graph.
+// Milliseconds of one training step of a model, batch 128, SGD with momentum: op by op and as a CUDA graph.
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "autograd/step_graph.h"
 #include "core/error.h"
-#include "nn/models.h"
+#include "core/format_text.h"
+#include "nn/models/by_name.h"
+#include "nn/policy.h"
 #include "nn/train_batch.h"
 #include "optim/optimizer.h"
 #include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
 #include "tools/commands.h"
+#include "tools/experiment.h"
 
 namespace ulp::tools {
 namespace {
 
-constexpr int64_t kBatch = 128, kInputs = 784, kClasses = 10;
-constexpr int64_t kSamples = 500 * kBatch;
+constexpr int64_t kBatch = 128, kClasses = 10;
+constexpr int64_t kSamples = 100 * kBatch;
 
 struct StepOptions {
-  std::string device = "cuda";
+  std::string device = "cuda", model = "mlp";
   int repeats = 400;
   bool json = false, markdown = false, nodes = false;
 };
@@ -33,10 +37,16 @@ struct Setting {
   Math math;
 };
 
+/// MNIST's images for the MLP and LeNet-5, CIFAR's for the others.
+Shape image_of(const std::string& model) {
+  return model == "mlp" || model == "lenet5" ? Shape{28, 28, 1} : Shape{32, 32, 3};
+}
+
 /// Random images and labels: time does not depend on them.
-nn::Dataset make_data() {
+nn::Dataset make_data(const Shape& image) {
+  const int64_t inputs = image.numel();
   const RandomSource random({1, RandomSite("bench").stream("data"), 0, nullptr});
-  std::vector<uint8_t> images(static_cast<size_t>(kSamples * kInputs));
+  std::vector<uint8_t> images(static_cast<size_t>(kSamples * inputs));
   for (size_t i = 0; i < images.size(); i += 16) {
     const PhiloxWords words = random.words(i / 16);
     for (size_t k = 0; k < 16 && i + k < images.size(); ++k)
@@ -44,23 +54,32 @@ nn::Dataset make_data() {
   }
   std::vector<int32_t> labels;
   for (int64_t i = 0; i < kSamples; ++i)
-    labels.push_back(static_cast<int32_t>(images[static_cast<size_t>(i * kInputs)] % kClasses));
+    labels.push_back(static_cast<int32_t>(images[static_cast<size_t>(i * inputs)] % kClasses));
   nn::Dataset data;
   data.name = "random images";
   data.train =
-      data.test = {Tensor::from(images, {kSamples, kInputs}), Tensor::from(labels, {kSamples})};
+      data.test = {Tensor::from(images, {kSamples, inputs}), Tensor::from(labels, {kSamples})};
   data.classes = kClasses;
   data.scale = 1.0f / 255;
   return data;
 }
 
-/// Every tensor quantised: e4m3 forward, e5m2 with stochastic rounding backward, e4m3 weights under an e6m9 master.
-OpFormats formats_of(const Setting& s) {
-  if (!s.quantised) return {};
-  OpFormats f = OpFormats::make("e4m3", "e5m2:sr");
-  f.output = "e4m3";
-  f.grad_input = f.grad_weight = "e5m2:sr";
-  return f;
+/// Every role of every layer quantised: e4m3 forward, e5m2 with stochastic rounding backward, bf16 within norms and the
+/// loss. The optimizer keeps e4m3 weights under an e6m9 master.
+nn::Policy policy_of(const Setting& s, const std::vector<nn::Layer>& layers) {
+  nn::Policy policy;
+  if (!s.quantised) return policy;
+  nn::Rule rule;
+  for (const Role& role : kRoles) {
+    const bool used =
+        std::ranges::any_of(layers, [&](const nn::Layer& l) { return l.uses(role.name); });
+    if (!used) continue;
+    rule.role(role.name) = std::string_view(role.name) == "interior"         ? Quantizer("bf16")
+                           : std::string_view(role.name).starts_with("grad") ? Quantizer("e5m2:sr")
+                                                                             : Quantizer("e4m3");
+  }
+  policy.rules.push_back(rule);
+  return policy;
 }
 
 optim::OptimizerOptions sgd_of(const Setting& s) {
@@ -76,13 +95,19 @@ optim::OptimizerOptions sgd_of(const Setting& s) {
 /// One training in progress.
 class Training {
  public:
-  Training(Device device, const Setting& s, const nn::Dataset& data, StepGraph::Use use)
+  Training(Device device, const std::string& model, const Setting& s, const nn::Dataset& data,
+           StepGraph::Use use)
       : run_(device, 1, s.math),
-        net_(nn::mlp(kInputs, std::vector<int64_t>{1024, 1024}, kClasses, formats_of(s))),
+        net_(nn::make_model(model, {.image = image_of(model),
+                                    .classes = kClasses,
+                                    .hidden = {1024, 1024},
+                                    .formats = {}})),
         batches_(run_, data, data.train, kBatch),
         tally_(run_),
         graph_(run_, use) {
     net_->initialise(run_);
+    const std::vector<nn::Layer> layers = nn::layers_of(*net_, loss_);
+    nn::apply(policy_of(s, layers), layers, 1);
     sgd_ = std::make_unique<optim::Optimizer>(run_, net_->parameters(), sgd_of(s));
     restart();
   }
@@ -91,7 +116,7 @@ class Training {
   void restart() { batches_.shuffle(0); }
   void step() {
     graph_.run([this] {
-      nn::train_batch(run_, *net_, batches_.next(), tally_);
+      nn::train_batch(run_, *net_, batches_.next(), tally_, loss_);
       sgd_->step();
     });
   }
@@ -107,6 +132,7 @@ class Training {
  private:
   Run run_;
   std::unique_ptr<nn::Sequential> net_;
+  OpFormats loss_;
   nn::Batches batches_;
   nn::Tally tally_;
   StepGraph graph_;
@@ -130,9 +156,9 @@ double milliseconds(Training& training, int repeats) {
   constexpr int kGroup = 10;
   std::vector<double> all;
   training.restart();
-  training.step();
+  for (int i = 0; i < kGroup; ++i) training.step();
   training.wait();
-  int64_t left = kSamples / kBatch - 1;
+  int64_t left = kSamples / kBatch - kGroup;
   for (int done = 0; done < repeats; done += kGroup) {
     if (left < kGroup) {
       training.restart();
@@ -148,7 +174,7 @@ double milliseconds(Training& training, int repeats) {
 }
 
 struct Row {
-  std::string setting;
+  std::string model, setting;
   double eager, graph;
   int64_t nodes;
 };
@@ -166,46 +192,56 @@ void run_step(const StepOptions& options) {
   const Device device = parse_device(options.device);
   if (device == kCpu) throw UsageError("bench step: --device takes cuda or cuda:N");
   if (options.repeats < 1) throw UsageError("bench step: --repeats must be at least 1");
+  std::vector<std::string> models;
+  for (const std::string_view name : text::split(options.model, ',')) models.emplace_back(name);
+  for (const std::string& model : models)
+    if (!nn::is_model(model))
+      throw UsageError(
+          fmt::format("bench step: --model {}: unknown; there are {}", model, model_list()));
   check_gpu("bench step");
   stream_of(device);  // throws if there is none
-  const nn::Dataset data = make_data();
   const Setting settings[] = {{"fp32, strict math", false, Math::Strict},
                               {"fp32", false, Math::Fast},
                               {"fp32, tf32 math", false, Math::Tf32},
                               {"e4m3 / e5m2:sr, strict math", true, Math::Strict},
                               {"e4m3 / e5m2:sr", true, Math::Fast}};
   std::vector<Row> rows;
-  for (const Setting& s : settings) {
-    Training eager(device, s, data, StepGraph::Use::Off),
-        graph(device, s, data, StepGraph::Use::Auto);
-    check_equal(eager, graph, s.name);
-    rows.push_back({s.name, milliseconds(eager, options.repeats),
-                    milliseconds(graph, options.repeats), graph.graph().nodes()});
-    if (options.nodes) print_nodes(graph, s.name);
+  for (const std::string& model : models) {
+    const nn::Dataset data = make_data(image_of(model));
+    for (const Setting& s : settings) {
+      Training eager(device, model, s, data, StepGraph::Use::Off),
+          graph(device, model, s, data, StepGraph::Use::Auto);
+      check_equal(eager, graph, s.name);
+      rows.push_back({model, s.name, milliseconds(eager, options.repeats),
+                      milliseconds(graph, options.repeats), graph.graph().nodes()});
+      if (options.nodes) print_nodes(graph, s.name);
+    }
   }
   if (options.json) {
     nlohmann::ordered_json all = nlohmann::ordered_json::array();
     for (const Row& r : rows)
-      all.push_back({{"setting", r.setting},
+      all.push_back({{"model", r.model},
+                     {"setting", r.setting},
                      {"eager_ms", r.eager},
                      {"graph_ms", r.graph},
                      {"nodes", r.nodes}});
     fmt::print("{}\n", all.dump(2));
     return;
   }
-  const char* line =
-      options.markdown ? "| {} | {:.3f} | {:.3f} | {} |\n" : "{:<30} {:>9.3f} {:>9.3f} {:>6}\n";
+  const char* line = options.markdown ? "| {} | {} | {:.3f} | {:.3f} | {} |\n"
+                                      : "{:<13} {:<28} {:>9.3f} {:>9.3f} {:>6}\n";
   print_origin(gpu_description(device));
   if (options.markdown)
     fmt::print(
-        "\n| ms a step, MLP 784-1024-1024-10, batch 128 | op by op | CUDA graph | nodes |\n"
-        "|---|---|---|---|\n");
+        "\n| model | ms a step, batch 128 | op by op | CUDA graph | nodes |\n"
+        "|---|---|--:|--:|--:|\n");
   else
     fmt::print(
-        "ms a step, MLP 784-1024-1024-10, batch 128; graph and ops give equal states\n"
-        "{:<30} {:>9} {:>9} {:>6}\n",
+        "ms a step, batch 128; graph and ops give equal states\n"
+        "{:<42} {:>9} {:>9} {:>6}\n",
         "", "op by op", "graph", "nodes");
-  for (const Row& r : rows) fmt::print(fmt::runtime(line), r.setting, r.eager, r.graph, r.nodes);
+  for (const Row& r : rows)
+    fmt::print(fmt::runtime(line), r.model, r.setting, r.eager, r.graph, r.nodes);
 }
 
 }  // namespace
@@ -213,7 +249,10 @@ void run_step(const StepOptions& options) {
 void add_bench_step(CLI::App& bench) {
   auto options = std::make_shared<StepOptions>();
   CLI::App* step = bench.add_subcommand(
-      "step", "one training step of an MLP on a GPU, op by op and as a CUDA graph");
+      "step", "one training step of a model on a GPU, op by op and as a CUDA graph");
+  step->add_option("--model", options->model,
+                   "one or more of " + model_list() + ", with commas; mlp is 784-1024-1024-10")
+      ->capture_default_str();
   step->add_option("--device", options->device, "cuda or cuda:N")->capture_default_str();
   step->add_option("--repeats", options->repeats, "steps; the median over groups of ten counts")
       ->capture_default_str();
