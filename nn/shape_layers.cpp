@@ -53,8 +53,8 @@ Residual::Residual(std::unique_ptr<Module> body, std::unique_ptr<Module> shortcu
 }
 
 Var Residual::forward(Tape& tape, const Var& x) {
-  const Var y = body_->forward(tape, x);
-  const Var other = shortcut_ == nullptr ? x : shortcut_->forward(tape, x);
+  const Var y = (*body_)(tape, x);
+  const Var other = shortcut_ == nullptr ? x : (*shortcut_)(tape, x);
   ULP_CHECK(y.shape() == other.shape(),
             "{}: Residual: body and shortcut must make one shape of {}, got {} and {}", path(),
             x.shape(), y.shape(), other.shape());

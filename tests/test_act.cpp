@@ -552,6 +552,26 @@ TEST_SUITE("act") {
     }
   }
 
+  TEST_CASE("Residual calls its parts as containers do: observed, and named in errors") {
+    Run run;
+    nn::Residual residual(std::make_unique<nn::Linear>(3, 3), std::make_unique<nn::Linear>(3, 3));
+    residual.initialise(run, "block");
+    std::vector<std::string> seen;
+    residual.observe(
+        [&](nn::Module& module, const Var&, const Var&) { seen.push_back(module.path()); });
+    Tape tape(run);
+    residual(tape, tape.constant(Tensor::zeros({2, 3}, DType::F32, kCpu)));
+    CHECK(seen == std::vector<std::string>{"block.body", "block.shortcut", "block"});
+    std::string message;
+    try {
+      residual(tape, tape.constant(Tensor::zeros({2, 4}, DType::F32, kCpu)));
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    CAPTURE(message);
+    CHECK(message.starts_with("block.body: "));
+  }
+
   TEST_CASE("losses as layers have paths and streams; forward says what to call") {
     Run run;
     OpFormats f;

@@ -16,8 +16,8 @@ struct LocatedJson {
   int64_t line = 1;     // from 1, where it begins
   std::string text{};   // Text; Integer, Number, Boolean and Null as they are printed
   int64_t integer = 0;  // Integer
-  std::vector<LocatedJson> items{};
-  std::vector<Member> members{};  // in the order of the text
+  std::vector<LocatedJson> items;
+  std::vector<Member> members;  // in the order of the text
 
   const LocatedJson* find(std::string_view key) const;
   /// "a text", "a list" …: for messages.
