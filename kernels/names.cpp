@@ -1,6 +1,7 @@
 #include "kernels/names.h"
 
 #include "kernels/activations.h"
+#include "kernels/attention.h"
 #include "kernels/augment.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
@@ -26,7 +27,8 @@ std::span<const char* const> all_names() {
       ULP_NORM_KERNELS(ULP_KERNEL_NAME)
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)
       ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)
-      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)
+      ULP_ATTENTION_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;
 }
