@@ -9,6 +9,7 @@
 #include "kernels/norm.h"
 #include "kernels/place.h"
 #include "kernels/pool.h"
+#include "kernels/recurrent.h"
 
 namespace ulp::kernels {
 
@@ -26,7 +27,8 @@ std::span<const char* const> all_names() {
       ULP_NORM_KERNELS(ULP_KERNEL_NAME)
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)
       ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)
-      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)
+      ULP_RECURRENT_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;
 }
