@@ -4,6 +4,7 @@
 #include "kernels/augment.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
+#include "kernels/embedding.h"
 #include "kernels/kernels.h"
 #include "kernels/losses.h"
 #include "kernels/norm.h"
@@ -28,6 +29,7 @@ std::span<const char* const> all_names() {
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)
       ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)
       ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)
+      ULP_EMBEDDING_KERNELS(ULP_KERNEL_NAME)
       ULP_RECURRENT_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;

@@ -25,8 +25,8 @@ struct AverageOptions {
 /// All of it on the run's device without waiting for it, also in a recorded step. average ← Q(average + f·(weights −
 /// average)) with one rounding to fp32 of the difference, one of the sum, then Q; words of stochastic formats come from the
 /// role `average` of the parameter. A skipped step counts and changes nothing: if it was its turn, the next one's weights are taken.
-/// Stored in the format's storage_type, so that layers read it in place of the weights: 1 byte an element for what fp8 holds
-/// (e4m3, e5m2, and 4- and 6-bit formats: averages are not packed), 2 for what bf16 or fp16 holds, else 4.
+/// Stored in the format's storage_type, so that layers read it in place of the weights, and not in packed codes: 1 byte an
+/// element for what fp8 holds (e4m3, e5m2, e3m2, e2m3, e2m1), 2 for what bf16 or fp16 holds (bfp8 too), else 4 (nf4 too).
 /// Buffers are not averaged: running statistics of batch norm stay those of the last weights, also under the average.
 /// Sources: SWA, arXiv 1803.05407; low-precision averages, SWALP, arXiv 1904.11943.
 class Average {

@@ -80,9 +80,8 @@ void ScalingOptions::add_to(CLI::App& app) {
       ->group(averages);
   add_text(
       app, "--average-format", average_format_,
-      "the stored average, in the narrowest type that holds it: 1 byte a weight for e4m3, e5m2 "
-      "and 4- and 6-bit formats (they are not packed), 2 for bf16 and fp16, else 4 (default: "
-      "fp32)")
+      "the stored average (default: fp32), not packed, in the narrowest type that holds it: 1 byte "
+      "a weight for e4m3, e5m2, e3m2, e2m3 and e2m1, 2 for bf16, fp16 and bfp8, else 4")
       ->group(averages);
   add_text(app, "--average-start", average_start_,
            "the MOMENT of the first weights (default: 0.75 for swa, 0 for ema)")
