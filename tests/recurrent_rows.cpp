@@ -15,6 +15,13 @@ std::vector<Shape> gru_shapes(int64_t n, int64_t t, int64_t in, int64_t h) {
 
 Var flat(Tape& tape, const Var& v) { return ops::reshape(tape, v, {v.value.numel()}); }
 
+/// The formats for every part; inside a step that of the output, if it can be.
+ops::RecurrentFormats parts_of(const OpFormats& f) {
+  ops::RecurrentFormats parts = ops::RecurrentFormats::all(f);
+  if (f.output.is_elementwise()) parts.gates.interior = f.output;
+  return parts;
+}
+
 /// The last state in the result: its gradient enters, too.
 Var with_state(Tape& tape, const Var& y, const Var& state) {
   const Var last = ops::scale(tape, ops::sum(tape, flat(tape, state)), 0.25);
@@ -26,16 +33,14 @@ Var with_state(Tape& tape, const Var& y, const Var& state) {
 
 std::vector<OpRow> recurrent_op_rows() {
   static const ops::RecurrentSites sites(kSite);
-  static const std::vector<const char*> roles{
-      "input",      "weight",         "output",   "grad_output_dx", "weight_dx",
-      "grad_input", "grad_output_dw", "input_dw", "grad_weight",    "interior"};
+  static const std::vector<const char*> roles{"input",          "weight",    "output",
+                                              "grad_output_dx", "weight_dx", "grad_input",
+                                              "grad_output_dw", "input_dw",  "grad_weight"};
   const auto lstm = [](Tape& t, Inputs in, const OpFormats& f) {
-    return ops::lstm(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], in[6]},
-                     ops::RecurrentFormats::all(f), sites);
+    return ops::lstm(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], in[6]}, parts_of(f), sites);
   };
   const auto gru = [](Tape& t, Inputs in, const OpFormats& f) {
-    return ops::gru(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], {}},
-                    ops::RecurrentFormats::all(f), sites);
+    return ops::gru(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], {}}, parts_of(f), sites);
   };
   return {
       {"lstm",
