@@ -10,5 +10,6 @@
 #include "nn/norm.h"
 #include "nn/pool.h"
 #include "nn/quantize.h"
+#include "nn/recurrent.h"
 #include "nn/sequential.h"
 #include "nn/shape_layers.h"
