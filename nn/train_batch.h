@@ -8,7 +8,7 @@ namespace ulp::nn {
 /// their gradients.
 inline void train_batch(Run& run, Module& model, const Batch& batch, Tally& tally) {
   Tape tape(run);
-  const Var logits = model(tape, tape.constant(batch.images));
+  const Var logits = logit_rows(tape, model(tape, tape.constant(batch.inputs)));
   const Var loss = ops::cross_entropy(tape, logits, batch.labels);
   tally.add(loss.value, logits.value, batch.labels);
   tape.backward(loss);
