@@ -89,4 +89,21 @@ void check_swiglu_backward(Stream stream, const SwigluBackwardArgs& a) {
             a.out, a.grad);
 }
 
+void check_gather_windows(Stream stream, const GatherWindowsArgs& a) {
+  check_rank("gather_windows", "text", a.text, 1);
+  check_rank("gather_windows", "out", a.out, 2);
+  check_kernel_tensor("gather_windows", stream, a.text, a.text.shape());
+  ULP_CHECK(a.text.dtype() == DType::U8 || a.text.dtype() == DType::I32,
+            "gather_windows: the text must be U8 or I32, got {}", a.text);
+  check_kernel_tensor("gather_windows", stream, a.out, a.out.shape());
+  ULP_CHECK(a.out.dtype() == DType::I32, "gather_windows: out must be I32, got {}", a.out);
+  check_numbers("gather_windows", stream, "labels", a.labels, a.out.numel());
+  ULP_CHECK(a.length() >= 1 && a.text.numel() > a.length() && a.text.numel() <= INT32_MAX,
+            "gather_windows: windows of {} tokens in a text of {}", a.length(), a.text.numel());
+  ULP_CHECK(a.random || (a.state == nullptr && a.begin >= 0 &&
+                         (a.begin + a.windows()) * a.length() < a.text.numel()),
+            "gather_windows: {} windows of {} tokens from number {} on in a text of {}",
+            a.windows(), a.length(), a.begin, a.text.numel());
+}
+
 }  // namespace ulp

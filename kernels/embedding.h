@@ -54,6 +54,29 @@ struct SwigluBackwardArgs {
   RandomKey key{};
 };
 
+/// Windows of a text for a model that tells each token from those before it: out (N, T) = text[s … s + T − 1] and labels (N·T) =
+/// text[s + 1 … s + T], s being where window n begins. In order: s = (begin + n)·T. At random: s = word · (L − T) / 2^32, rounded
+/// down, of word begin + n of `key`; with `state` begin is its batch_offset, which is moved on by N. text (L): U8 or I32, L > T;
+/// out and labels: I32.
+struct GatherWindowsArgs {
+  Tensor text, out, labels;
+  bool random = false;
+  int64_t begin = 0;
+  RandomKey key{};
+  StepState* state = nullptr;  // on the stream's device
+
+  int64_t windows() const { return out.size(0); }
+  int64_t length() const { return out.size(1); }
+};
+
+/// Where window i begins in a text of `length` tokens.
+ULP_HD int64_t window_start(bool random, const RandomSource& source, int64_t i, int64_t length,
+                            int64_t window) {
+  if (!random) return i * window;
+  const auto starts = static_cast<uint64_t>(length - window);
+  return static_cast<int64_t>((source.word(static_cast<uint64_t>(i)) * starts) >> 32);
+}
+
 // clang-format off
 #define ULP_EMBEDDING_KERNELS(X)                        \
   X(embedding, EmbeddingArgs)                           \
@@ -61,7 +84,8 @@ struct SwigluBackwardArgs {
   X(embedding_backward, EmbeddingBackwardArgs)          \
   X(rotary, RotaryArgs)                                 \
   X(swiglu, SwigluArgs)                                 \
-  X(swiglu_backward, SwigluBackwardArgs)
+  X(swiglu_backward, SwigluBackwardArgs)                \
+  X(gather_windows, GatherWindowsArgs)
 // clang-format on
 
 ULP_EMBEDDING_KERNELS(ULP_DECLARE_KERNEL)
@@ -73,5 +97,6 @@ void check_embedding_backward(Stream stream, const EmbeddingBackwardArgs& args);
 void check_rotary(Stream stream, const RotaryArgs& args);
 void check_swiglu(Stream stream, const SwigluArgs& args);
 void check_swiglu_backward(Stream stream, const SwigluBackwardArgs& args);
+void check_gather_windows(Stream stream, const GatherWindowsArgs& args);
 
 }  // namespace ulp

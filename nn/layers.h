@@ -5,6 +5,7 @@
 #include "nn/activations.h"
 #include "nn/conv.h"
 #include "nn/dropout.h"
+#include "nn/embedding.h"
 #include "nn/linear.h"
 #include "nn/losses.h"
 #include "nn/norm.h"
@@ -13,3 +14,4 @@
 #include "nn/recurrent.h"
 #include "nn/sequential.h"
 #include "nn/shape_layers.h"
+#include "nn/swiglu.h"

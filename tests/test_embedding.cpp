@@ -47,6 +47,8 @@ float strict(const std::vector<float>& v) {
   return strict(chunks);
 }
 
+Tensor make(const Shape& shape) { return Tensor::empty(shape, DType::F32, kCpu); }
+
 }  // namespace
 
 TEST_SUITE("embedding") {
@@ -222,6 +224,32 @@ TEST_SUITE("embedding") {
           CHECK(same_bits(pass.y, by_role(run, y.value, b, "output", 3)));
           CHECK(same_bits(pass.grads[0], by_role(run, tape.grad(leaf), b, "grad_input", 3)));
         }
+    }
+  }
+
+  TEST_CASE("cross-entropy over many classes has the bits of log_softmax and keeps the logits") {
+    Run run;
+    for (const int64_t classes : {1025, 5000}) {
+      Tensor x = random_tensor({4, classes}, -9, 9, 1);
+      std::vector<float> values = x.to_floats();
+      values[3] = 80;
+      values[static_cast<size_t>(classes) + 5] = -float_of(kInfinityBits);
+      x = Tensor::from(values, {4, classes});
+      const Tensor labels = tokens_of({3, 7, 0, static_cast<int32_t>(classes - 1)}, {4});
+      Tape tape(run);
+      const Var in = tape.leaf(x);
+      const Var loss = ops::cross_entropy(tape, in, labels);
+      CHECK(tape.saved_bytes() == x.bytes() + 4 * 2 * 4);
+      tape.backward(loss);
+      const Tensor y = Tensor::empty(x.shape(), DType::F32, kCpu),
+                   each = Tensor::empty({4}, DType::F32, kCpu), dx = make(x.shape()),
+                   mean = make({});
+      kernels::log_softmax(run.stream(), {x, y, {}, {}, labels, each});
+      kernels::sum(run.stream(), {each, mean, 1, 4, 1, 0.25});
+      kernels::cross_entropy_backward(
+          run.stream(), {y, labels, Tensor::from(std::vector<float>{1}, {}), dx, 0.25});
+      CHECK(same_bits(loss.value, mean));
+      CHECK(same_bits(tape.grad(in), dx));
     }
   }
 

@@ -49,7 +49,16 @@ std::vector<OpRow> text_op_rows() {
           [](Tape& t, Inputs in, const OpFormats& f) { return ops::swiglu(t, in[0], f, site); });
   swiglu.low = -4;
   swiglu.high = 4;
+  OpRow many =
+      row("cross_entropy of many classes", {"log_sum", "log_sum_backward", "sum"},
+          {{{3, 1025}}, {{2, 5000}}}, {"grad_input"}, [](Tape& t, Inputs in, const OpFormats& f) {
+            const Shape& s = in[0].shape();
+            return ops::cross_entropy(t, in[0], some_tokens({s[0]}, s[1], in[0].value.device()), f,
+                                      site);
+          });
+  many.common_law = true;
   return {
+      many,
       embedding_row("embedding", {2, 7}, {{{1, 1}}, {{7, 3}}, {{5, 8}}, {{300, 33}}}),
       embedding_row("embedding of many", {5000}, {{{3, 5}}}),
       embedding_row("embedding of long rows", {3}, {{{2, 1030}}}),

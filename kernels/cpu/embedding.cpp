@@ -215,6 +215,30 @@ void group_tokens(Stream stream, const GroupTokensArgs& args) {
   for (int64_t i = 0; i < n; ++i) order[next[place_of(i)]++] = static_cast<int32_t>(i);
 }
 
+void gather_windows(Stream stream, const GatherWindowsArgs& args) {
+  check_gather_windows(stream, args);
+  Tensor out_tensor = args.out, label_tensor = args.labels;
+  int32_t *out = out_tensor.mutable_data<int32_t>(), *labels = label_tensor.mutable_data<int32_t>();
+  const int64_t begin = args.state == nullptr ? args.begin : args.state->batch_offset;
+  const int64_t length = args.length(), windows = args.windows();
+  const RandomSource random = args.random ? RandomSource(args.key) : RandomSource();
+  const auto gather = [&](const auto* text) {
+    for_rows(windows, length, [&](int64_t n) {
+      const auto* from =
+          text + window_start(args.random, random, begin + n, args.text.numel(), length);
+      for (int64_t t = 0; t < length; ++t) {
+        out[n * length + t] = from[t];
+        labels[n * length + t] = from[t + 1];
+      }
+    });
+  };
+  if (args.text.dtype() == DType::U8)
+    gather(args.text.data<uint8_t>());
+  else
+    gather(args.text.data<int32_t>());
+  if (args.state != nullptr) args.state->batch_offset += windows;
+}
+
 #define ULP_DEFINE(name, Args)                                                         \
   void name(Stream stream, const Args& args) {                                         \
     check_##name(stream, args);                                                        \

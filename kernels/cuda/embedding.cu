@@ -359,7 +359,60 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+// ---- windows of a text -----------------------------------------------------------------------------------------------
+
+struct Windows {
+  const void* text;
+  bool bytes;  // else I32
+  int32_t *out, *labels;
+  bool random;
+  RandomKey key;
+  int64_t begin, length, windows, tokens;
+  StepState* state;  // null: `begin`
+};
+
+/// Blocks of the kernel that is running that have read the state. Kernels of a device's one stream take turns.
+__device__ unsigned int window_blocks_done = 0;
+
+__device__ __forceinline__ int32_t token_at(const Windows& w, int64_t i) {
+  return w.bytes ? static_cast<const uint8_t*>(w.text)[i] : static_cast<const int32_t*>(w.text)[i];
+}
+
+/// One window a block at a time.
+__global__ void __launch_bounds__(kThreads) windows_kernel(const __grid_constant__ Windows w) {
+  const int64_t begin = w.state == nullptr ? w.begin : w.state->batch_offset;
+  const RandomSource random = w.random ? RandomSource(w.key) : RandomSource();
+  for (int64_t n = blockIdx.x; n < w.windows; n += gridDim.x) {
+    const int64_t start = window_start(w.random, random, begin + n, w.tokens, w.length);
+    for (int64_t t = threadIdx.x; t < w.length; t += kThreads) {
+      w.out[n * w.length + t] = token_at(w, start + t);
+      w.labels[n * w.length + t] = token_at(w, start + t + 1);
+    }
+  }
+  if (w.state == nullptr) return;
+  __syncthreads();  // this block has read the offset
+  if (threadIdx.x == 0 && atomicInc(&window_blocks_done, gridDim.x - 1) == gridDim.x - 1)
+    w.state->batch_offset = begin + w.windows;
+}
+
 }  // namespace
+
+void gather_windows(Stream stream, const GatherWindowsArgs& args) {
+  check_gather_windows(stream, args);
+  Windows w{};
+  w.text = args.text.raw();
+  w.bytes = args.text.dtype() == DType::U8;
+  w.out = static_cast<int32_t*>(written(args.out));
+  w.labels = static_cast<int32_t*>(written(args.labels));
+  w.random = args.random;
+  w.key = args.key;
+  w.begin = args.begin;
+  w.length = args.length();
+  w.windows = args.windows();
+  w.tokens = args.text.numel();
+  w.state = args.state;
+  launch("gather_windows", stream, blocks_for(w.windows, 1), kThreads, windows_kernel, w);
+}
 
 void embedding(Stream stream, const EmbeddingArgs& args) {
   check_embedding(stream, args);

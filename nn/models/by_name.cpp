@@ -9,6 +9,7 @@ namespace {
 
 constexpr const char* kNames[] = {"mlp",         "lenet5",      "vgg16",        "vgg16bn", "vgg7",
                                   "preresnet20", "preresnet56", "preresnet110", "resnet18"};
+constexpr std::span<const char* const> kTextNames{};
 
 }  // namespace
 
@@ -16,6 +17,10 @@ std::span<const char* const> model_names() { return kNames; }
 
 bool is_model(const std::string& name) {
   return std::ranges::find(kNames, name) != std::end(kNames);
+}
+
+bool is_text_model(const std::string& name) {
+  return std::ranges::find(kTextNames, name) != std::end(kTextNames);
 }
 
 std::unique_ptr<Sequential> make_model(const std::string& name, const ModelOptions& o) {

@@ -202,6 +202,46 @@ void check_swiglu_backward_case(Comparison& compare) {
     }
 }
 
+void check_gather_windows_case(Comparison& compare) {
+  StepState before = some_step();
+  before.batch_offset = 9;
+  for (const auto& [tokens, length, windows] : std::vector<std::array<int64_t, 3>>{
+           {2, 1, 1}, {3, 2, 0}, {50, 7, 5}, {3000, 256, 9}, {700000, 300, 65}, {20000, 1, 9000}})
+    for (const bool bytes : {true, false})
+      for (const bool random : {true, false})
+        for (const bool with_state : {true, false}) {
+          if (with_state && !random) continue;
+          if (!compare.takes(windows * length)) continue;
+          const Pair state = step_state(compare, before);
+          const Pair text = compare.both([&]() -> Tensor {
+            Words words(311);
+            std::vector<int32_t> wide;
+            std::vector<uint8_t> narrow;
+            for (int64_t i = 0; i < tokens; ++i) {
+              wide.push_back(static_cast<int32_t>(words.below(70000)));
+              narrow.push_back(static_cast<uint8_t>(wide.back()));
+            }
+            return bytes ? Tensor::from(narrow, {tokens}) : Tensor::from(wide, {tokens});
+          }());
+          const Pair out = compare.output({windows, length}, DType::I32),
+                     labels = compare.output({windows * length}, DType::I32);
+          compare.run(kernels::gather_windows, [&](Side d) {
+            GatherWindowsArgs args;
+            args.text = text.on(d);
+            args.out = out.on(d);
+            args.labels = labels.on(d);
+            args.random = random;
+            args.key = key_on(state, d);
+            Tensor handle = state.on(d);
+            if (with_state) args.state = static_cast<StepState*>(handle.mutable_raw());
+            return args;
+          });
+          for (const Pair& pair : {out, labels, state})
+            compare.same(pair, windows, " windows of ", length, " in ", tokens,
+                         bytes ? " bytes" : " numbers", random ? ", at random" : "");
+        }
+}
+
 }  // namespace
 
 std::span<const KernelCase> embedding_kernel_cases() {
@@ -212,6 +252,7 @@ std::span<const KernelCase> embedding_kernel_cases() {
       {"rotary", check_rotary_case},
       {"swiglu", check_swiglu_case},
       {"swiglu_backward", check_swiglu_backward_case},
+      {"gather_windows", check_gather_windows_case},
   };
   return kAll;
 }
