@@ -200,6 +200,143 @@ TEST_SUITE("text") {
 #if defined(ULP_COMMAND)
   using namespace ulp::command;
 
+  /// A text that a small model learns quickly.
+  static std::string rhyme(int times) {
+    std::string text;
+    for (int i = 0; i < times; ++i)
+      text += i % 3 == 0 ? "the cat sat on the mat.\n" : "a dog ran after the cat.\n";
+    return text;
+  }
+  static const char* const kSmall =
+      "--model gpt --layers 2 --width 32 --heads 4 --context 16 --batch-size 8 --lr 0.003 "
+      "--optimizer adamw ";
+
+  TEST_CASE("ulp train and ulp sample on a text") {
+    const Folder folder;
+    const std::string file = folder / "rhyme.txt", out = folder / "run", again = folder / "again";
+    std::ofstream(file) << rhyme(60);
+    const std::string common = "train --data 'text:" + file + "' " + kSmall +
+                               "--steps 60 --validate-every 20 --forward e4m3 --backward e5m2:sr ";
+    const Result r = ulp_command(common + "--out '" + out + "'");
+    CAPTURE(r.err);
+    CAPTURE(r.out);
+    REQUIRE(r.status == 0);
+    for (const char* word : {"perplexity", "validation loss", "nats", "windows of 16 characters",
+                             "2 layers of width 32 with 4 heads"})
+      CHECK(r.out.find(word) != std::string::npos);
+    const std::string metrics = slurp(out + "/metrics.jsonl");
+    CHECK(lines(metrics) == 6);
+    CHECK(metrics.find("\"split\":\"validation\"") != std::string::npos);
+    CHECK(metrics.find("\"perplexity\":") != std::string::npos);
+
+    SUBCASE("a run that is stopped and resumed gives the same model") {
+      const Result first =
+          ulp_command(common + "--checkpoint-every 25 --keep 9 --out '" + again + "'");
+      REQUIRE(first.status == 0);
+      CHECK(slurp(again + "/model.safetensors") == slurp(out + "/model.safetensors"));
+      for (const auto& entry : std::filesystem::directory_iterator(again))
+        if (entry.path().filename().string().find("checkpoint-") == 0 &&
+            entry.path().filename().string().find("25") == std::string::npos)
+          std::filesystem::remove(entry.path());
+      std::filesystem::remove(again + "/model.safetensors");
+      const Result resumed = ulp_command(common + "--resume --out '" + again + "'");
+      CAPTURE(resumed.out);
+      CAPTURE(resumed.err);
+      REQUIRE(resumed.status == 0);
+      CHECK(resumed.out.find("resumed") != std::string::npos);
+      CHECK(slurp(again + "/model.safetensors") == slurp(out + "/model.safetensors"));
+    }
+    SUBCASE("eval gives the loss of the training") {
+      const Result e = ulp_command("eval '" + out + "'");
+      CAPTURE(e.err);
+      REQUIRE(e.status == 0);
+      const size_t at = r.out.rfind("validation loss ");
+      CHECK(e.out.find(r.out.substr(at, 21)) != std::string::npos);  // "validation loss 1.234"
+    }
+    SUBCASE("sample: the same with and without a cache, for any number of threads") {
+      const std::string sample = "sample '" + out + "' --prompt 'the' --length 13 ";
+      for (const char* how : {"--temperature 0", "--temperature 0.7 --seed 3"}) {
+        const Result on = ulp_command(sample + how),
+                     off = ulp_command(sample + how + " --cache off");
+        CAPTURE(on.err);
+        CHECK(on.status == 0);
+        CHECK(on.out == off.out);
+        CHECK(on.out.size() == 3 + 13 + 1);
+        CHECK(on.out.substr(0, 3) == "the");
+        CHECK(ulp_command(sample + how + " --threads 1").out == on.out);
+      }
+      CHECK(ulp_command(sample + "--seed 3 --temperature 2").out !=
+            ulp_command(sample + "--seed 4 --temperature 2").out);
+      CHECK(ulp_command("sample '" + out + "' --prompt the --length 0").out == "the\n");
+    }
+    SUBCASE("what cannot be sampled is one line") {
+      const std::string sample = "sample '" + out + "' ";
+      check_refused(sample + "--prompt 'THE'", 1, {"--prompt", "character 1", "'T'", "U+0054"});
+      check_refused(sample + "--prompt the --length 14", 1, {"--length 14", "17", "context", "16"});
+      check_refused(sample + "--prompt ''", 2, {"--prompt"});
+      check_refused(sample + "--prompt a --temperature -1", 2, {"--temperature"});
+      check_refused(sample + "--prompt a --cache maybe", 2, {"--cache"});
+      check_refused("sample '" + (folder / "nowhere") + "' --prompt a", 1, {"nowhere"});
+    }
+  }
+
+  TEST_CASE("every kind of gpt trains on bytes and can be sampled") {
+    const Folder folder;
+    const std::string file = folder / "rhyme.txt", out = folder / "run";
+    std::ofstream(file) << rhyme(40);
+    for (const char* options : {"--positions rotary --mlp swiglu --norm rms --tie",
+                                "--tokens bytes --positions learned --tie", "--norm rms"}) {
+      CAPTURE(std::string(options));
+      const Result r = ulp_command("train --data 'text:" + file + "' " + kSmall +
+                                   "--steps 2 --stats " + options + " --out '" + out + "'");
+      CAPTURE(r.err);
+      REQUIRE(r.status == 0);
+      const Result on = ulp_command("sample '" + out + "' --prompt a --length 15 --temperature 1");
+      const Result off =
+          ulp_command("sample '" + out + "' --prompt a --length 15 --temperature 1 --cache off");
+      CAPTURE(on.err);
+      CHECK(on.status == 0);
+      CHECK(on.out == off.out);
+    }
+  }
+
+  TEST_CASE("a model whose formats need whole sequences says so and samples without a cache") {
+    const Folder folder;
+    const std::string file = folder / "rhyme.txt", out = folder / "run";
+    std::ofstream(file) << rhyme(40);
+    const Result r = ulp_command("train --data 'text:" + file + "' " + kSmall +
+                                 "--steps 2 --forward e4m3+scale=current --out '" + out + "'");
+    CAPTURE(r.err);
+    REQUIRE(r.status == 0);
+    const Result sampled = ulp_command("sample '" + out + "' --prompt a --length 5");
+    CHECK(sampled.status == 0);
+    CHECK(lines(sampled.err) == 1);
+    CHECK(sampled.err.find("without a cache") != std::string::npos);
+    CHECK(sampled.err.find("input e4m3") != std::string::npos);
+  }
+
+  TEST_CASE("texts and flags that do not fit are refused in one line") {
+    const Folder folder;
+    const std::string file = folder / "short.txt", data = "--data 'text:" + file + "' ";
+    std::ofstream(file) << "too short for that";
+    check_refused("train " + data + kSmall, 1, {"short.txt", "validation part", "context of 16"});
+    check_refused("train --model gpt --data 'text:" + (folder / "none.txt") + "'", 1, {"none.txt"});
+    check_refused("train --model gpt", 1, {"--model gpt", "texts", "digits"});
+    check_refused("train " + data, 1, {"--model mlp", "images"});
+    check_refused("train --data digits --layers 3", 2, {"--layers"});
+    check_refused("train --model gpt " + data + "--positions absolute", 2, {"learned", "rotary"});
+    check_refused("train --model gpt " + data + "--steps 10 --validate-every 3", 2,
+                  {"--validate-every 3", "--steps 10"});
+    check_refused("train --model gpt " + data + "--validate-every 3", 2, {"--steps"});
+    check_refused("train --model gpt " + data + "--steps 3 --epochs 2", 2, {"--steps", "--epochs"});
+    check_refused("train --model gpt " + data + "--validation 1.5", 2, {"--validation"});
+    std::ofstream(file) << rhyme(40);
+    check_refused("train " + data + kSmall + "--heads 5", 1, {"heads", "width"});
+    check_refused("train " + data + kSmall + "--augment flip", 1, {"--augment", "text"});
+    std::ofstream(file, std::ios::binary) << rhyme(40) << "\xFF";
+    check_refused("train " + data + kSmall, 1, {"short.txt", "not UTF-8"});
+  }
+
   TEST_CASE("the script that makes the text of fortunes") {
     const Folder folder;
     const std::string source = folder / "source";

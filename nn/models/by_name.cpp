@@ -7,9 +7,10 @@
 namespace ulp::nn {
 namespace {
 
-constexpr const char* kNames[] = {"mlp",         "lenet5",      "vgg16",        "vgg16bn", "vgg7",
-                                  "preresnet20", "preresnet56", "preresnet110", "resnet18"};
-constexpr std::span<const char* const> kTextNames{};
+constexpr const char* kNames[] = {"mlp",      "lenet5",      "vgg16",       "vgg16bn",
+                                  "vgg7",     "preresnet20", "preresnet56", "preresnet110",
+                                  "resnet18", "vit-tiny",    "gpt"};
+constexpr const char* kTextNames[] = {"gpt"};
 
 }  // namespace
 
@@ -33,6 +34,8 @@ std::unique_ptr<Sequential> make_model(const std::string& name, const ModelOptio
   if (name == "preresnet56") return preresnet(56, o.image, o.classes, o.formats);
   if (name == "preresnet110") return preresnet(110, o.image, o.classes, o.formats);
   if (name == "resnet18") return resnet18(o.image, o.classes, o.formats);
+  if (name == "vit-tiny") return vit_tiny(o.image, o.classes, o.formats);
+  if (name == "gpt") return gpt(o.classes, o.sequence, o.formats);
   std::string all;
   for (const char* known : kNames) all += (all.empty() ? "" : ", ") + std::string(known);
   throw_error("model '{}': unknown; there are {}", name, all);
