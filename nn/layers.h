@@ -3,6 +3,7 @@
 // Every layer.
 
 #include "nn/activations.h"
+#include "nn/attention.h"
 #include "nn/conv.h"
 #include "nn/dropout.h"
 #include "nn/embedding.h"

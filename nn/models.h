@@ -2,6 +2,7 @@
 
 // Every model.
 
+#include "nn/models/char_rnn.h"
 #include "nn/models/gpt.h"
 #include "nn/models/lenet5.h"
 #include "nn/models/mlp.h"

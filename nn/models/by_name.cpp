@@ -7,10 +7,10 @@
 namespace ulp::nn {
 namespace {
 
-constexpr const char* kNames[] = {"mlp",      "lenet5",      "vgg16",       "vgg16bn",
-                                  "vgg7",     "preresnet20", "preresnet56", "preresnet110",
-                                  "resnet18", "vit-tiny",    "gpt"};
-constexpr const char* kTextNames[] = {"gpt"};
+constexpr const char* kNames[] = {
+    "mlp",          "lenet5",   "vgg16",    "vgg16bn", "vgg7", "preresnet20", "preresnet56",
+    "preresnet110", "resnet18", "vit-tiny", "gpt",     "lstm", "gru"};
+constexpr const char* kTextNames[] = {"gpt", "lstm", "gru"};
 
 }  // namespace
 
@@ -36,6 +36,10 @@ std::unique_ptr<Sequential> make_model(const std::string& name, const ModelOptio
   if (name == "resnet18") return resnet18(o.image, o.classes, o.formats);
   if (name == "vit-tiny") return vit_tiny(o.image, o.classes, o.formats);
   if (name == "gpt") return gpt(o.classes, o.sequence, o.formats);
+  for (const auto& [kind, known] :
+       {std::pair{RecurrentKind::Lstm, "lstm"}, {RecurrentKind::Gru, "gru"}})
+    if (name == known)
+      return char_rnn(kind, o.classes, o.sequence.width, {o.sequence.layers}, o.formats);
   std::string all;
   for (const char* known : kNames) all += (all.empty() ? "" : ", ") + std::string(known);
   throw_error("model '{}': unknown; there are {}", name, all);

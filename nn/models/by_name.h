@@ -11,7 +11,7 @@
 namespace ulp::nn {
 
 /// The models there are, by name: mlp, lenet5, vgg16, vgg16bn, vgg7, preresnet20, preresnet56, preresnet110, resnet18,
-/// vit-tiny; of texts: gpt.
+/// vit-tiny; of texts: gpt, lstm, gru.
 std::span<const char* const> model_names();
 bool is_model(const std::string& name);
 /// Whether a model is for texts, else it is for images.

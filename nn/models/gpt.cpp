@@ -34,6 +34,8 @@ std::unique_ptr<Module> attention_part(const SequenceOptions& o, bool causal,
   AttentionSettings settings;
   settings.causal = causal;
   settings.rotary = o.positions == SequenceOptions::Positions::Rotary;
+  settings.qkv_init = deviating(kDeviation);
+  settings.out_init = deviating(before_addition(o));
   auto body = std::make_unique<Sequential>();
   body->append("norm", sequence_norm(o));
   body->append("attention",
