@@ -33,6 +33,8 @@ std::vector<OpRow> core_op_rows();
 std::vector<OpRow> conv_op_rows();
 /// Those of autograd/norm.h, pool.h and dropout.h.
 std::vector<OpRow> norm_op_rows();
+/// Those of autograd/attention.h.
+std::vector<OpRow> attention_op_rows();
 /// Those of autograd/recurrent.h.
 std::vector<OpRow> recurrent_op_rows();
 /// Those of autograd/activations.h, losses.h and shape_ops.h.

@@ -129,7 +129,7 @@ TEST_SUITE("cuda_data") {
     auto at = others.begin();
     for (const nn::Batch& batch : a.in_order()) {
       const nn::Batch other = *at;
-      CHECK(same_bits(batch.inputs, other.images.to(kCpu)));
+      CHECK(same_bits(batch.inputs, other.inputs.to(kCpu)));
       CHECK(same_bits(batch.labels, other.labels.to(kCpu)));
       ++at;
     }

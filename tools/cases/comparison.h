@@ -171,6 +171,8 @@ std::span<const KernelCase> augment_kernel_cases();
 std::span<const KernelCase> conv_kernel_cases();
 /// Those of kernels/norm.h, pool.h and dropout.h.
 std::span<const KernelCase> norm_kernel_cases();
+/// Those of kernels/attention.h.
+std::span<const KernelCase> attention_kernel_cases();
 /// Those of kernels/recurrent.h.
 std::span<const KernelCase> recurrent_kernel_cases();
 /// Those of kernels/activations.h, losses.h and place.h.
