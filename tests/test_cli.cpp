@@ -289,8 +289,12 @@ TEST_SUITE("cli") {
     check_refused("train --param-group fc1:rate=2", 2, {"--param-group", "'rate'", "moment1"});
     check_refused("train --param-group fc1:moment1=e9m9", 2, {"--param-group", "moment1", "e9m9"});
     const Folder group;
-    check_refused("train --param-group 'fc9*:lr=2' --out '" + (group / "run") + "'", 1,
-                  {"'fc9*' matches no parameter", "fc1.weight"});
+    check_refused("train --param-group 'fc9*:lr=2' --out '" + (group / "run") + "'", 2,
+                  {"--param-group", "'fc9*' matches no parameter", "fc1.weight"});
+    check_refused("train --param-group 'fc*.bias:moment2=bf16' --out '" + (group / "run") + "'", 2,
+                  {"--param-group", "fc1.bias of group 'fc*.bias'", "no second moment"});
+    check_refused("train --explain --param-group 'fc1*:compensation=bf16'", 2,
+                  {"--param-group", "of group 'fc1*'", "needs kahan"});
     check_refused("train --forward e9m30", 2, {"--forward", "e9m30", "1 to 8 exponent bits"});
     check_refused("train --forward fixed8.-400", 2, {"fixed8.-400", "2^400"});
     check_refused("train --forward float8", 2, {"float8", "eXmY"});

@@ -176,6 +176,10 @@ TEST_SUITE("schedule") {
     }
     CHECK_THROWS_WITH_AS(schedule("warmup:100+cosine", 1, 100),
                          doctest::Contains("warms up for 100 steps, and the run has 100"), Error);
+    CHECK_THROWS_WITH_AS(schedule("step:0.1@50,101", 1, 100),
+                         doctest::Contains("has a moment after 101 steps, and the run has 100"),
+                         Error);
+    CHECK_NOTHROW(schedule("swalp:0.2@1.0", 1, 100));
     CHECK_THROWS_WITH_AS(schedule("step:0.1@60,0.5", 1, 100),
                          doctest::Contains("do not ascend: step 50 after step 60"), Error);
     CHECK_THROWS_WITH_AS(schedule("step:0.1@3e", 1, 100), doctest::Contains("in epochs"), Error);
