@@ -117,7 +117,7 @@ TEST_SUITE("schedule") {
                           {"cosine:0.010", "cosine:0.01"},
                           {"linear:1e-3", "linear:0.001"},
                           {"step", "step:0.1@0.5,0.75"},
-                          {"step:0.2@30,1.0,60e", "step:0.2@30,1.0,60e"},
+                          {"step:0.2@30,1.0,10e", "step:0.2@30,1.0,10e"},
                           {"step:0.1@0.00001", "step:0.1@0.00001"},
                           {"onecycle", "onecycle:0.45,10,100"},
                           {"onecycle:0.3,25,10000", "onecycle:0.3,25,10000"},

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <exception>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
@@ -106,7 +108,7 @@ bool CheckpointFolder::is_whole(const fs::path& file) {
   if (whole_.contains(file)) return true;
   try {
     nn::load_checkpoint(file);
-  } catch (const Error&) {
+  } catch (const std::exception&) {  // no memory for it, for one
     return false;
   }
   whole_.insert(file);
@@ -131,6 +133,8 @@ std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
       damaged_.push_back(file);
     } catch (const Error& error) {
       throw_error("{}; it may be whole: make it readable, or move it away", error.what());
+    } catch (const std::bad_alloc&) {
+      throw_error("{}: cannot be read: out of memory", file.string());
     }
   }
   return {};
