@@ -124,6 +124,9 @@ int find_codebook(std::string_view name) {
     if (r.all[id].name == name) return static_cast<int>(id);
   if (!name.starts_with("table=")) return -1;
   const std::string path(name.substr(6));
+  for (const char c : path)
+    ULP_CHECK(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f,
+              "table=PATH: the path has a control character, such as the end of a line");
   ULP_CHECK(r.all.size() < kMostTables, "{}: there are {} tables already; a program takes no more",
             name, kMostTables);
   r.all.push_back({std::string(name), read_table(path), path});

@@ -106,13 +106,28 @@ std::string name_of(cudaGraphNode_t node) {
 
 }  // namespace
 
+namespace {
+
+class Event {
+ public:
+  Event() { ULP_CUDA_CHECK(cudaEventCreate(&event_)); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+}  // namespace
+
 std::vector<GraphNode> CudaGraph::measure(const std::function<void()>& before, int repeats) const {
   ULP_ASSERT(recorded_ != nullptr);
   const auto stream = static_cast<cudaStream_t>(recorded_->stream.handle);
   const std::vector<cudaGraphNode_t> chain = chain_of(recorded_->graph);
-  cudaEvent_t begin = nullptr, end = nullptr;
-  ULP_CUDA_CHECK(cudaEventCreate(&begin));
-  ULP_CUDA_CHECK(cudaEventCreate(&end));
+  const Event begin_event, end_event;
+  const cudaEvent_t begin = begin_event.get(), end = end_event.get();
   std::vector<GraphNode> nodes;
   double last = 0;
   for (size_t length = 1; length <= chain.size(); ++length) {
@@ -136,8 +151,6 @@ std::vector<GraphNode> CudaGraph::measure(const std::function<void()>& before, i
     nodes.push_back({name_of(chain[length - 1]), now - last});
     last = now;
   }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
   return nodes;
 }
 

@@ -5,6 +5,7 @@
 
 #include "core/convert.h"
 #include "core/error.h"
+#include "core/tensor_limit.h"
 
 namespace ulp {
 namespace {
@@ -22,14 +23,7 @@ Shape row_major(const Shape& shape) {
 }  // namespace
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
-  // Empty axes count as 1, so that strides fit too; the widest type's bytes must fit 63 bits.
-  int64_t elements = 1;
-  for (int axis = 0; axis < shape.rank(); ++axis) {
-    const int64_t extent = std::max<int64_t>(1, shape[axis]);
-    ULP_CHECK(extent <= (int64_t{1} << 59) / elements,
-              "tensor: shape {} has more than 2^59 elements", shape);
-    elements *= extent;
-  }
+  ULP_CHECK(is_within_limit(shape), "tensor: shape {} has more than 2^59 elements", shape);
   Tensor t;
   t.shape_ = shape;
   t.strides_ = row_major(shape);

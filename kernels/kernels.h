@@ -221,7 +221,7 @@ struct ParameterTable {
   std::vector<unsigned char> on_host;
 };
 
-/// One update for any number of parameters, one pass, in the order of OptimLP's step:
+/// One update for any number of parameters, at most 192 a CUDA launch, in the order of OptimLP's step:
 ///   s = fl(grad_scaling · state.grad_factor);  g ← Qg(grad · s), or Qg(grad) · s as grad_order says
 ///   p ← master, or weight where there is none
 ///   d ← g + weight_decay·p (unless decoupled)
@@ -237,7 +237,7 @@ struct ParameterTable {
 /// are element-wise; those of states are what in_kernel (kernels/state.h) takes. Moments and compensations start as zeros.
 /// lr is lr_factor · rates[updates], or the last of them: rates (F32, S ≥ 1; where settings.beta1 < 0, 2·S: each one's β1 comes
 /// behind all rates), updates (I32, one value, ≥ 0). t is steps + 1 (I32, one value). Nothing is written if state.found_inf.
-/// A NaN without a code in its format: code 0, and the weight is NaN. No shared memory; keys differ in stream and ordinal only.
+/// A NaN without a code in its format: code 0, and the weight is NaN. Keys differ in stream and ordinal only.
 struct OptimizerArgs {
   std::vector<OptimizerParameter> parameters;
   Quantizer weight_format, grad_format, master_format, moment1_format, moment2_format,

@@ -40,6 +40,7 @@ void check(const GradScalerOptions& o) {
   if (!o.dynamic) return;
   check_scale("least", o.least);
   check_scale("most", o.most);
+  ULP_CHECK(o.least <= o.most, "grad scaler: least, {}, is above most, {}", o.least, o.most);
   ULP_CHECK(o.least <= o.loss_scale && o.loss_scale <= o.most,
             "grad scaler: a loss_scale of {} is not between its bounds {} and {}", o.loss_scale,
             o.least, o.most);

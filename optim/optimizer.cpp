@@ -58,7 +58,7 @@ UpdateRule rule_of(const OptimizerOptions& o) {
 void check_options(const OptimizerOptions& o) {
   const std::string who = to_string(o.algorithm);
   check_coefficient(who, "lr", o.lr);
-  check_coefficient(who, "momentum", o.momentum);
+  check_beta(who, "momentum", o.momentum);
   check_coefficient(who, "weight_decay", o.weight_decay);
   check_coefficient(who, "grad_scaling", o.grad_scaling);
   check_beta(who, "beta1", o.beta1);
@@ -81,6 +81,11 @@ void check_used(const OptimizerOptions& o) {
             o.moment2, who);
   ULP_CHECK(keeps(o, Slot::Compensation) || o.compensation.is_identity(),
             "{}: a format of the compensation ({}) needs kahan updates", who, o.compensation);
+  for (const auto& [name, format] :
+       {std::pair("moment1", &o.moment1), {"compensation", &o.compensation}})
+    ULP_CHECK(has_negatives(format->format),
+              "{}: {} has negative numbers, and {} has none; unsigned formats are for moment2", who,
+              name, *format);
   const Quantizer& kept = o.accumulator ? *o.accumulator : o.weight;
   ULP_CHECK(o.update == Update::Plain || kept.is_elementwise(),
             "{}: kahan updates need {} without blocks, got {}", who,
@@ -120,6 +125,35 @@ bool is_fused(const Optimizer::State& s) {
                      [&](Slot slot) { return !s[slot].defined() || in_kernel(s.format(slot)); });
 }
 
+/// Without what is stored.
+Optimizer::State state_of(const OptimizerOptions& options, Parameter* p) {
+  Optimizer::State state{p, options, 1, {}};
+  state.options.groups.clear();
+  for (const ParameterGroup& group : options.groups)
+    if (matches(group.pattern, p->path)) apply(group, state.options, state.lr_factor);
+  return state;
+}
+
+void check_state(const Optimizer::State& state) {
+  const std::string who = to_string(state.options.algorithm);
+  const Parameter& p = *state.parameter;
+  check_options(state.options);
+  check_coefficient(who, "lr_factor", state.lr_factor);
+  check_used(state.options);
+  check_axis(who, p, "weight", state.options.weight);
+  check_axis(who, p, "gradient", state.options.grad);
+  for (const Slot slot : kSlots) check_axis(who, p, to_string(slot), state.format(slot));
+}
+
+/// "group 'fc*', group '*.bias'": those that a parameter is in.
+std::string groups_of(const OptimizerOptions& options, const Parameter& p) {
+  std::string text;
+  for (const ParameterGroup& group : options.groups)
+    if (matches(group.pattern, p.path))
+      text += (text.empty() ? "group '" : ", group '") + group.pattern + "'";
+  return text;
+}
+
 /// One launch serves both.
 bool go_together(const Optimizer::State& a, const Optimizer::State& b) {
   const OptimizerOptions &x = a.options, &y = b.options;
@@ -129,6 +163,22 @@ bool go_together(const Optimizer::State& a, const Optimizer::State& b) {
 }
 
 }  // namespace
+
+void check(const OptimizerOptions& options, const std::vector<Parameter*>& parameters) {
+  check_options(options);
+  check_patterns(options, parameters);
+  for (Parameter* p : parameters) {
+    ULP_CHECK(p->value.defined(), "{}: {} has no value yet; initialise the model first",
+              to_string(options.algorithm), p->path);
+    const std::string groups = groups_of(options, *p);
+    try {
+      check_state(state_of(options, p));
+    } catch (const Error& error) {
+      if (groups.empty()) throw;
+      throw_error("{} ({} of {})", error.what(), p->path, groups);
+    }
+  }
+}
 
 std::string to_string(Algorithm algorithm) { return kNames[static_cast<size_t>(algorithm)]; }
 
@@ -174,24 +224,12 @@ const Quantizer& Optimizer::State::format(Slot slot) const {
 
 Optimizer::Optimizer(Run& run, std::vector<Parameter*> parameters, const OptimizerOptions& options)
     : run_(run), options_(options) {
-  check_options(options);
-  check_patterns(options, parameters);
+  check(options, parameters);
   for (Parameter* p : parameters) {
     const std::string who = to_string(options.algorithm);
     for (const State& state : states_)
       ULP_CHECK(state.parameter != p, "{}: {} is given twice", who, p->path);
-    ULP_CHECK(p->value.defined(), "{}: {} has no value yet; initialise the model first", who,
-              p->path);
-    State state{p, options, 1, {}};
-    state.options.groups.clear();
-    for (const ParameterGroup& group : options.groups)
-      if (matches(group.pattern, p->path)) apply(group, state.options, state.lr_factor);
-    check_options(state.options);
-    check_coefficient(who, "lr_factor", state.lr_factor);
-    check_used(state.options);
-    check_axis(who, *p, "weight", state.options.weight);
-    check_axis(who, *p, "gradient", state.options.grad);
-    for (const Slot slot : kSlots) check_axis(who, *p, to_string(slot), state.format(slot));
+    State state = state_of(options, p);
     make_states(state);
     states_.push_back(std::move(state));
   }

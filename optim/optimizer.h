@@ -35,7 +35,7 @@ struct ParameterGroup {
 struct OptimizerOptions {
   Algorithm algorithm = Algorithm::Sgd;
   double lr = 0.1;
-  double momentum = 0;    // sgd
+  double momentum = 0;    // sgd; below 1
   bool nesterov = false;  // sgd
   double weight_decay = 0;
   std::optional<Decay> decay{};  // none: the algorithm's own, decoupled for adamw and lion
@@ -58,6 +58,9 @@ struct OptimizerOptions {
   static OptimizerOptions of(Algorithm algorithm);
   Decay resolved_decay() const;
 };
+
+/// Throws what an Optimizer of these parameters would throw for its options. One of a group names it and the parameter.
+void check(const OptimizerOptions& options, const std::vector<Parameter*>& parameters);
 
 /// The states that an optimizer may keep of a parameter beside its weight.
 enum class Slot : uint8_t { Master, Moment1, Moment2, Compensation };
@@ -86,7 +89,7 @@ class Optimizer {
  public:
   /// Takes over the parameters: makes their states and quantises the weights at once (draws of step 0). The model must be
   /// initialised. Several optimizers may share a run if each has its own parameters. Throws for a coefficient out of range,
-  /// a setting that its algorithm has no use for, a block axis that a parameter lacks (naming it), or a group's pattern that
+  /// a setting that its algorithm has no use for, an unsigned format of a signed state, a block axis that a parameter lacks (naming it), or a group's pattern that
   /// matches no parameter (naming similar paths).
   Optimizer(Run& run, std::vector<Parameter*> parameters, const OptimizerOptions& options);
 

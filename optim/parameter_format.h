@@ -3,6 +3,7 @@
 #include <string>
 
 #include "autograd/tape.h"
+#include "core/codebook.h"
 #include "core/error.h"
 
 namespace ulp::optim {
@@ -11,6 +12,12 @@ namespace ulp::optim {
 inline Quantizer at_rank(Quantizer q, int rank) {
   if (q.block.kind == Block::Kind::Axis && rank == 1) q.block.axis = 0;
   return q;
+}
+
+/// Are there negative numbers among a format's?
+inline bool has_negatives(const Format& format) {
+  const bool table = format.kind == FormatKind::Codebook;
+  return table ? codebook(format.table).values.front() < 0 : !format.is_unsigned;
 }
 
 /// Throws, naming the parameter, if its tensor lacks the format's axis.

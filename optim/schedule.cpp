@@ -232,6 +232,8 @@ Schedule::Schedule(ScheduleSpec spec, double base, int64_t total_steps, int64_t 
     ULP_CHECK(moments_.empty() || at >= moments_.back(),
               "the schedule {} has moments that do not ascend: step {} after step {}", spec_.text(),
               at, moments_.back());
+    ULP_CHECK(at <= total_, "the schedule {} has a moment after {} steps, and the run has {}",
+              spec_.text(), at, total_);
     moments_.push_back(at);
   }
 }

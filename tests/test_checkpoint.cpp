@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 #include <omp.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -145,7 +146,7 @@ TEST_SUITE("checkpoint") {
       c.state.random_step = UINT32_MAX;
       c.state.optimizer_step = 123456789;
       c.state.loss_scale = scale;
-      c.state.found_inf = 1;
+      c.state.grad_factor = 0.1f;
       c.state.batch_offset = int64_t{1} << 40;
       nn::save_checkpoint(folder / "c", c);
       const nn::Checkpoint back = nn::load_checkpoint(folder / "c");
@@ -207,6 +208,46 @@ TEST_SUITE("checkpoint") {
     CHECK(contains(message_of([&] { scaled.resume(without, "f"); }), "restore into a new run"));
   }
 
+  TEST_CASE("counts, scales and codes that no run can hold are refused") {
+    const Quantizer table = Quantizer::parse("pow2x8-g256-scalef32");
+    nn::Checkpoint live;
+    live.seed = 1;
+    live.state.random_step = 1;
+    const auto bytes = [](std::vector<uint8_t> values) {
+      return Tensor::from(values, {static_cast<int64_t>(values.size())});
+    };
+    const Tensor nf4 = bytes({0xff, 0x0f}), pow2 = bytes({0xe0}),
+                 steps = Tensor::zeros({1}, DType::I32, kCpu);
+    live.add({{"optimizer.steps", steps},
+              {"a.moment1.scales", Tensor::from(std::vector<float>{1, 2}, {2})},
+              {"a.moment1.codes", bytes({0, 254})},
+              {"b.moment1.codes", nf4},
+              {"c.moment1.codes", pow2}},
+             {{"optimizer.steps", "i32"},
+              {"a.moment1.scales", to_string(table)},
+              {"a.moment1.codes", to_string(table)},
+              {"b.moment1.codes", "nf4"},
+              {"c.moment1.codes", "pow2x4"}});
+    Run run(kCpu, 1);
+    CHECK_NOTHROW(nn::restore(live, "f", run, live));
+    const auto message = [&](const char* name, const Tensor& tensor) {
+      nn::Checkpoint saved = live;
+      saved.tensors[name] = tensor;
+      return message_of([&] { nn::restore(saved, "f", run, live); });
+    };
+    const auto floats = [](float x, float y) {
+      return Tensor::from(std::vector<float>{x, y}, {2});
+    };
+    CHECK(message("optimizer.steps", Tensor::from(std::vector<int32_t>{-5}, {1})) ==
+          "f: optimizer.steps is -5; wanted a number from 0 on");
+    CHECK(message("a.moment1.scales", floats(1, -2)) ==
+          "f: a.moment1.scales holds -2; wanted numbers from 0 on");
+    CHECK(contains(message("a.moment1.scales", floats(std::nanf(""), 1)), "holds nan"));
+    CHECK(message("a.moment1.codes", bytes({1, 255})) ==
+          "f: a.moment1.codes holds the code 255, and pow2x8-g256-scalef32 has 255 numbers");
+    CHECK(contains(message("c.moment1.codes", bytes({0xf0})), "code 15, and pow2x4 has 15"));
+  }
+
   TEST_CASE("names that mean something else cannot be saved") {
     const Tensor one = Tensor::from(std::vector<float>{1}, {1});
     nn::Checkpoint c;
@@ -244,6 +285,17 @@ TEST_SUITE("checkpoint") {
     for (size_t length = 0; length < good.size(); ++length)
       CHECK(message_of([&] { parse(good.substr(0, length)); }).starts_with("file: "));
     CHECK(contains(message_of([&] { parse(good + "x"); }), "trailing bytes"));
+    CHECK_THROWS_AS(parse(good + "x"), nn::Damaged);
+    CHECK_THROWS_AS(parse("{}"), nn::Damaged);
+    // What cannot be read may be whole.
+    try {
+      nn::load_checkpoint(folder / "none");
+      FAIL("nothing was thrown");
+    } catch (const nn::Damaged&) {
+      FAIL("it is not known to be damaged");
+    } catch (const Error& error) {
+      CHECK(contains(error.what(), "none: cannot be read"));
+    }
     std::string zeros = good;
     zeros.replace(zeros.size() - 8, 8, 8, '\0');
     CHECK(contains(message_of([&] { parse(zeros); }), "damaged: its checksum is"));
@@ -282,6 +334,12 @@ TEST_SUITE("checkpoint") {
                    "before the first step"));
     CHECK(contains(message(R"("state.loss_scale":"1")", R"("state.loss_scale":"0")"),
                    "state.loss_scale is 0"));
+    CHECK(contains(message(R"("state.found_inf":"0")", R"("state.found_inf":"1")"),
+                   "its state.found_inf is 1; between two steps it is 0"));
+    nn::Checkpoint minus_factor = c;
+    minus_factor.state.grad_factor = -1;
+    nn::save_checkpoint(folder / "m", minus_factor);
+    CHECK(contains(message_of([&] { parse(slurp(folder / "m")); }), "state.grad_factor is -1"));
     CHECK(contains(message(R"("delayed_scaling.0000beef")", R"("delayed_scaling.0000beeg")"),
                    "nothing"));  // a tensor of that name, which no run has
     // 2.0f of the scaling → −2.0f

@@ -602,6 +602,18 @@ TEST_SUITE("optimizers") {
     refused(
         Algorithm::Adam, [](auto& o) { o.beta1 = 1; }, "adam: beta1");
     refused(
+        Algorithm::Sgd, [](auto& o) { o.momentum = 1; }, "sgd: momentum must be");
+    refused(
+        Algorithm::Adam, [](auto& o) { o.moment1 = "dynamic8u-g256-scalef32"; },
+        "adam: moment1 has negative numbers, and dynamic8u-g256-scalef32 has none");
+    refused(
+        Algorithm::Sgd,
+        [](auto& o) {
+          o.update = Update::Kahan;
+          o.compensation = "fixed8.4-u";
+        },
+        "compensation has negative numbers");
+    refused(
         Algorithm::Lion, [](auto& o) { o.beta2 = -0.1; }, "lion: beta2");
     refused(
         Algorithm::AdamW, [](auto& o) { o.eps = 0; }, "adamw: eps");
@@ -628,7 +640,7 @@ TEST_SUITE("optimizers") {
         [](auto& o) {
           o.groups = {{"fc.weight", -1.0}};
         },
-        "lr_factor");
+        "(fc.weight of group 'fc.weight')");
     CHECK_THROWS_WITH_AS(optim::parse_algorithm("adagrad"),
                          doctest::Contains("there are sgd, adam, adamw and lion"), Error);
   }

@@ -1,7 +1,12 @@
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -159,6 +164,160 @@ TEST_SUITE("resume") {
     CHECK(has(r.out, "broken     " + out + "/checkpoint-10.safetensors"));
     CHECK(has(r.out, "from the beginning"));
     CHECK(results(out) == results(whole));
+    // Nothing was lost: whoever wants can look at them.
+    CHECK(has(r.out, "kept aside " + out + "/checkpoint-10.safetensors.broken"));
+    for (const char* step : {"10", "20", "30", "40"})
+      CHECK(fs::exists(out + "/checkpoint-" + step + ".safetensors.broken"));
+    succeed(kTrain + "--epochs 1 --out " + quoted(out));  // not --resume: all goes
+    CHECK(checkpoints(out).empty());
+  }
+
+  TEST_CASE("a checkpoint that cannot be read may be whole: one line, and nothing is touched") {
+    const Folder folder;
+    const std::string out = folder / "out";
+    const std::string train = kTrain + "--epochs 2 --resume --out " + quoted(out);
+    succeed(train + " --checkpoint-every 20");
+    const auto before = everything(out);
+    fs::create_symlink("/nowhere/at/all", out + "/checkpoint-50.safetensors");
+    check_refused(train, 1, {"checkpoint-50.safetensors: cannot be read: No such file", "move it"});
+    CHECK(fs::is_symlink(out + "/checkpoint-50.safetensors"));
+    CHECK(everything(out) == before);
+    fs::remove(out + "/checkpoint-50.safetensors");
+    if (geteuid() == 0) return;  // who may read all
+    fs::permissions(out + "/checkpoint-44.safetensors", fs::perms::none);
+    check_refused(train, 1, {"checkpoint-44.safetensors: cannot be read: Permission denied"});
+    fs::permissions(out + "/checkpoint-44.safetensors", fs::perms::owner_read);
+    CHECK(everything(out) == before);
+  }
+
+  TEST_CASE("what is no file and has a file's name is found before anything is done") {
+    const Folder folder;
+    const std::string out = folder / "out", base = out + "/baseline";
+    const std::string train = kTrain + "--epochs 1 --baseline --out " + quoted(out);
+    succeed(train + " --checkpoint-every 20");
+    const auto before = everything(out);
+    const auto refused = [&](const std::string& path) {
+      for (const char* resume : {"", " --resume"})
+        check_refused(train + resume, 1, {path.c_str(), "is no file; move it away"});
+      CHECK(everything(out) == before);
+      fs::remove_all(path);
+    };
+    for (const std::string& path :
+         {out + "/checkpoint-7.safetensors", base + "/checkpoint-8.safetensors",
+          out + "/checkpoint-5.safetensors.broken"}) {
+      fs::create_directory(path);
+      refused(path);
+      fs::create_directories(path + "/full");
+      refused(path);
+      REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+      refused(path);
+    }
+    const std::string metrics = base + "/metrics.jsonl", kept = folder / "kept";
+    fs::rename(metrics, kept);
+    fs::create_directory(metrics);
+    check_refused(train + " --resume", 1, {metrics.c_str(), "is no file"});
+  }
+
+  TEST_CASE("--keep counts whole checkpoints") {
+    const Folder folder;
+    const std::string out = folder / "out";
+    const std::string train = kTrain + "--epochs 2 --out " + quoted(out);
+    succeed(train + " --checkpoint-every 10 --keep 9");
+    stop_at(out, 30);
+    fs::resize_file(out + "/checkpoint-20.safetensors", 100);
+    succeed(train + " --checkpoint-every 10 --keep 3 --resume");  // 40 and 44 are added
+    CHECK(checkpoints(out) == std::vector<std::string>{"checkpoint-30.safetensors",
+                                                       "checkpoint-40.safetensors",
+                                                       "checkpoint-44.safetensors"});
+    stop_at(out, 40);
+    fs::resize_file(out + "/checkpoint-30.safetensors", 100);
+    fs::copy_file(out + "/checkpoint-40.safetensors", out + "/checkpoint-9.safetensors");
+    succeed(train + " --checkpoint-every 10 --keep 3 --resume");
+    CHECK(checkpoints(out) ==
+          std::vector<std::string>{"checkpoint-30.safetensors", "checkpoint-40.safetensors",
+                                   "checkpoint-44.safetensors", "checkpoint-9.safetensors"});
+  }
+
+  TEST_CASE("a checkpoint with another step's name, and a state that does not fit") {
+    const Folder folder;
+    const std::string out = folder / "out";
+    const std::string train = kTrain + "--epochs 2 --resume --out " + quoted(out);
+    succeed(train + " --checkpoint-every 20 --keep 9");
+    stop_at(out, 20);
+    const std::string file = out + "/checkpoint-20.safetensors", good = slurp(file);
+    fs::rename(file, out + "/checkpoint-21.safetensors");
+    check_refused(train, 1, {"checkpoint-21.safetensors: it is the checkpoint of step 20"});
+    fs::remove(out + "/checkpoint-21.safetensors");
+    const auto changed = [&](const std::string& from, const std::string& to) {
+      std::string bytes = good;
+      REQUIRE(bytes.find(from) != std::string::npos);
+      bytes.replace(bytes.find(from), from.size(), to);
+      std::ofstream(file, std::ios::binary) << tests::with_checksum(bytes);
+    };
+    changed("\"state.batch_offset\":\"1280\"", "\"state.batch_offset\":\"9999\"");
+    check_refused(train, 1, {"checkpoint-20.safetensors: its state.batch_offset is 9999"});
+    changed("\"state.grad_factor\":\"1\"", "\"state.grad_factor\":\"0\"");
+    check_refused(train, 1, {"checkpoint-20.safetensors: its state.grad_factor is 0"});
+  }
+
+  TEST_CASE("weights that are no numbers are not written over the last good ones") {
+    const Folder folder;
+    const std::string out = folder / "out";
+    check_refused(
+        "train --epochs 30 --checkpoint-every 1 --keep 1 --optimizer adam --moment1 "
+        "e4m3-g256-scalef32 --moment2 e4m3-g256-scalef32 --out " +
+            quoted(out),
+        1, {"after step", "holds nan", "is whole, --resume goes on from it"});
+    const std::vector<std::string> left = checkpoints(out);
+    REQUIRE(left.size() == 1);
+    const nn::SafetensorsFile file = nn::load_safetensors(fs::path(out) / left[0]);
+    for (const auto& [name, tensor] : file.tensors)
+      if (name.ends_with(".weight"))
+        for (const float x : tensor.to_floats()) REQUIRE(std::isfinite(x));
+  }
+
+  TEST_CASE("one run at a time in a folder") {
+    const Folder folder;
+    const std::string out = folder / "out", base = out + "/baseline", lock = out + "/.ulp-lock";
+    const std::string train = kTrain + "--epochs 1 --out " + quoted(out);
+    succeed(train + " --baseline");
+    CHECK(!fs::exists(lock));
+    CHECK(!fs::exists(base + "/.ulp-lock"));
+    std::ofstream(lock).close();  // of a run that was killed
+    succeed(train + " --baseline");
+    CHECK(!fs::exists(lock));
+    const auto held = [&](const std::string& at, const std::string& arguments) {
+      const std::string name = at + "/.ulp-lock";
+      const int file = ::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+      REQUIRE(::flock(file, LOCK_EX | LOCK_NB) == 0);
+      const auto before = everything(out);
+      check_refused(arguments, 1, {("--out " + at).c_str(), "another run of ulp"});
+      CHECK(everything(out) == before);
+      ::close(file);
+      fs::remove(name);
+    };
+    held(out, train);
+    held(out, train + " --resume");
+    held(base, train);
+    held(base, train + " --baseline");
+    held(out, "sweep --formats e4m3 --seeds 1 --hidden 8 --epochs 1 --out " + quoted(out));
+  }
+
+  TEST_CASE("the numbers of a table from a file must be the same") {
+    const Folder folder;
+    const std::string out = folder / "out", table = folder / "table.txt";
+    const auto write = [&](const char* numbers) { std::ofstream(table) << numbers; };
+    write("-1\n-0.5\n0\n0.25\n1\n");
+    const std::string plain =
+        "train --hidden 8 --epochs 1 --checkpoint-every 5 --forward 'table=" + table + "' --out " +
+        quoted(out);
+    succeed(plain);
+    succeed(plain + " --resume");
+    write("-1\n-0.5\n0\n0.5\n1\n");
+    check_refused(plain + " --resume", 1, {"\"tables\"", "table.txt"});
+    write("-1\n-0.5\n0\n0.250 # the same\n1\n");
+    succeed(plain + " --resume");
+    check_refused("train --moment1 'table=/a\nb' --out " + quoted(out), 2, {"control character"});
   }
 
   TEST_CASE("settings that differ from the checkpoint's are refused by name; nothing is touched") {
@@ -310,6 +469,10 @@ TEST_SUITE("resume") {
     succeed(kTrain + "--epochs 1 --out " + quoted(out));
     CHECK(!fs::exists(out + "/baseline"));
     CHECK(checkpoints(out).empty());
+    // Nothing is there yet.
+    r = succeed(train + quoted(folder / "new") + " --resume --checkpoint-every 30");
+    CHECK(has(r.out, last_lines));
+    CHECK(results(folder / "new") == results(whole));
   }
 
   TEST_CASE("where the disk has no room the last whole checkpoint stays, and one line says so") {

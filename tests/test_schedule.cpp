@@ -117,7 +117,7 @@ TEST_SUITE("schedule") {
                           {"cosine:0.010", "cosine:0.01"},
                           {"linear:1e-3", "linear:0.001"},
                           {"step", "step:0.1@0.5,0.75"},
-                          {"step:0.2@30,1.0,60e", "step:0.2@30,1.0,60e"},
+                          {"step:0.2@30,1.0,10e", "step:0.2@30,1.0,10e"},
                           {"step:0.1@0.00001", "step:0.1@0.00001"},
                           {"onecycle", "onecycle:0.45,10,100"},
                           {"onecycle:0.3,25,10000", "onecycle:0.3,25,10000"},
@@ -176,6 +176,10 @@ TEST_SUITE("schedule") {
     }
     CHECK_THROWS_WITH_AS(schedule("warmup:100+cosine", 1, 100),
                          doctest::Contains("warms up for 100 steps, and the run has 100"), Error);
+    CHECK_THROWS_WITH_AS(schedule("step:0.1@50,101", 1, 100),
+                         doctest::Contains("has a moment after 101 steps, and the run has 100"),
+                         Error);
+    CHECK_NOTHROW(schedule("swalp:0.2@1.0", 1, 100));
     CHECK_THROWS_WITH_AS(schedule("step:0.1@60,0.5", 1, 100),
                          doctest::Contains("do not ascend: step 50 after step 60"), Error);
     CHECK_THROWS_WITH_AS(schedule("step:0.1@3e", 1, 100), doctest::Contains("in epochs"), Error);

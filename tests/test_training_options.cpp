@@ -118,6 +118,9 @@ TEST_SUITE("training_options") {
                       "--loss-scale-min 16777216 --out " +
                       (folder / "run"),
                   1, {"were skipped", "--loss-scale-start"});
+    check_refused(
+        kTrain + "--backward e5m2-nan --loss-scale 1e30 --clip-norm 1 --out " + (folder / "run"), 1,
+        {"were skipped", "try a smaller --loss-scale or --loss-scale dynamic"});
   }
 
   TEST_CASE("accumulated steps: fewer updates, kept in the configuration") {
@@ -210,7 +213,26 @@ TEST_SUITE("training_options") {
           {"--loss-scale-start 8", {"--loss-scale-start needs --loss-scale dynamic"}},
           {"--loss-scale dynamic --loss-scale-backoff 2", {"backoff"}},
           {"--loss-scale dynamic --loss-scale-growth 0.5", {"growth"}},
-          {"--loss-scale dynamic --loss-scale-start 1e30", {"bounds"}},
+          {"--loss-scale dynamic --loss-scale-start 1e30",
+           {"--loss-scale-start 1e30 is above --loss-scale-max 16777216 (the default)"}},
+          {"--loss-scale dynamic --loss-scale-min 100000",
+           {"--loss-scale-start 65536 (the default) is below --loss-scale-min 100000"}},
+          {"--loss-scale dynamic --loss-scale-min 8 --loss-scale-max 4",
+           {"--loss-scale-min 8 is above --loss-scale-max 4"}},
+          {"--loss-scale dynamic --loss-scale-max 1e38",
+           {"--loss-scale-max 1e38: it must be from 2^-126 to 2^126"}},
+          {"--loss-scale dynamic --loss-scale-growth 0.9", {"--loss-scale-growth takes", "0.9"}},
+          {"--loss-scale dynamic --loss-scale-backoff 1", {"--loss-scale-backoff takes", "1"}},
+          {"--momentum-coef 1", {"--momentum-coef takes a number >= 0 and below 1, got '1'"}},
+          {"--lr-schedule onecycle@0.95,0.85 --momentum-coef 0.9",
+           {"--momentum-coef 0.9: --lr-schedule", "sets it, from 0.95 on"}},
+          {"--optimizer adam --beta1 0.8 --lr-schedule onecycle@0.95,0.85", {"--beta1 0.8: "}},
+          {"--moment1 dynamic8u-g256-scalef32",
+           {"--moment1 dynamic8u-g256-scalef32: the format has no negative numbers"}},
+          {"--momentum-format fixed8.4-u", {"--momentum-format fixed8.4-u: the format has"}},
+          {"--update kahan --compensation fixed8.4-u", {"--compensation fixed8.4-u: "}},
+          {"--optimizer adam --param-group 'fc1.*:moment1=dynamic8u'",
+           {"--param-group fc1.*: moment1 dynamic8u: the format has no negative numbers"}},
           {"--loss-scale dynamic --loss-scale-interval 0", {"--loss-scale-interval"}},
           {"--clip-norm 0", {"--clip-norm"}},
           {"--grad-order first", {"--grad-order", "scale-first or quantise-first"}},
@@ -237,8 +259,14 @@ TEST_SUITE("training_options") {
     const Folder folder;
     check_refused("train --epochs 1 --average swa --average-start 2e --out " + (folder / "a"), 1,
                   {"--average", "the run has"});
-    check_refused("train --epochs 1 --lr-schedule warmup:500+cosine --out " + (folder / "b"), 1,
-                  {"warms up for 500 steps", "the run has 11"});
+    check_refused("train --epochs 1 --lr-schedule warmup:500+cosine --out " + (folder / "b"), 2,
+                  {"--lr-schedule: ", "warms up for 500 steps", "the run has 11"});
+    for (const char* schedule : {"step:0.1@5,12", "swalp:0.2@2e"})
+      check_refused(
+          std::string("train --epochs 1 --lr-schedule ") + schedule + " --out " + (folder / "b"), 2,
+          {"--lr-schedule: ", schedule, "steps, and the run has 11"});
+    check_refused("train --epochs 1 --lr-schedule step:0.1@0.5,3 --out " + (folder / "b"), 2,
+                  {"--lr-schedule: ", "do not ascend"});
   }
 }
 

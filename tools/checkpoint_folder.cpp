@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <exception>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
@@ -17,19 +19,22 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kBegin = "checkpoint-", kEnd = ".safetensors";
+constexpr std::string_view kBegin = "checkpoint-", kEnd = ".safetensors", kAside = ".broken";
 
 std::string name_of(int64_t step) { return fmt::format("{}{}{}", kBegin, step, kEnd); }
 
-/// The step in the name of a checkpoint.
-std::optional<int64_t> step_of(const std::string& name) {
-  if (!name.starts_with(kBegin) || !name.ends_with(kEnd) ||
-      name.size() <= kBegin.size() + kEnd.size())
-    return {};
-  int64_t step = 0;
-  std::from_chars(name.data() + kBegin.size(), name.data() + name.size(), step);
-  if (name_of(step) != name) return {};
-  return step;
+bool is_set_aside(const std::string& name) {
+  return name.ends_with(kAside) && step_of(name.substr(0, name.size() - kAside.size()));
+}
+
+/// visit(path) for what a folder holds, if there is one.
+template <class F>
+void each_entry(const fs::path& dir, F visit) {
+  std::error_code error;
+  for (fs::directory_iterator at(dir, error), end; !error && at != end; at.increment(error))
+    visit(at->path());
+  if (error == std::errc::no_such_file_or_directory) return;
+  ULP_CHECK(!error, "--out {}: the folder cannot be listed ({})", dir.string(), error.message());
 }
 
 /// Of objects, such as rules.
@@ -76,24 +81,38 @@ void compare(const Json& saved, const Json& wanted, const std::string& path,
 
 CheckpointFolder::Files CheckpointFolder::list(const fs::path& dir) {
   Files files;
-  std::error_code error;
-  for (fs::directory_iterator at(dir, error), end; !error && at != end; at.increment(error))
-    if (const auto step = step_of(at->path().filename().string()))
-      files.emplace_back(*step, at->path());
-  ULP_CHECK(!error, "--out {}: the folder cannot be listed ({})", dir.string(), error.message());
+  each_entry(dir, [&](const fs::path& path) {
+    if (const auto step = step_of(path.filename().string())) files.emplace_back(*step, path);
+  });
   std::ranges::sort(files);
   return files;
 }
 
-void CheckpointFolder::remove(const fs::path& file) {
-  std::error_code error;
-  fs::remove(file, error);
-  ULP_CHECK(!error, "{}: the old checkpoint cannot be removed ({})", file.string(),
-            error.message());
+void CheckpointFolder::check(const fs::path& dir) {
+  each_entry(dir, [&](const fs::path& path) {
+    const std::string name = path.filename().string();
+    if (step_of(name) || is_set_aside(name)) check_is_file(path);
+  });
 }
 
 void CheckpointFolder::clear(const fs::path& dir) {
-  for (const auto& [step, file] : list(dir)) remove(file);
+  std::vector<fs::path> files;
+  each_entry(dir, [&](const fs::path& path) {
+    const std::string name = path.filename().string();
+    if (step_of(name) || is_set_aside(name)) files.push_back(path);
+  });
+  for (const fs::path& file : files) remove_file(file);
+}
+
+bool CheckpointFolder::is_whole(const fs::path& file) {
+  if (whole_.contains(file)) return true;
+  try {
+    nn::load_checkpoint(file);
+  } catch (const std::exception&) {  // no memory for it, for one
+    return false;
+  }
+  whole_.insert(file);
+  return true;
 }
 
 std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
@@ -103,30 +122,80 @@ std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
     try {
       Found found{file, nn::load_checkpoint(file)};
       last_ = file.filename().string();
+      whole_.insert(file);
       return found;
     } catch (const nn::OtherVersion& error) {
       // Not broken: going on without it would begin again, and remove it.
       throw_error("{}; resume with that version, or leave --resume away to start again",
                   error.what());
-    } catch (const Error& error) {
+    } catch (const nn::Damaged& error) {
       say(fmt::format("broken     {}\n", error.what()));
+      damaged_.push_back(file);
+    } catch (const Error& error) {
+      throw_error("{}; it may be whole: make it readable, or move it away", error.what());
+    } catch (const std::bad_alloc&) {
+      throw_error("{}: cannot be read: out of memory", file.string());
     }
   }
   return {};
 }
 
+void CheckpointFolder::set_aside() {
+  for (const fs::path& file : damaged_) {
+    const fs::path aside = file.native() + std::string(kAside);
+    std::error_code error;
+    fs::rename(file, aside, error);
+    ULP_CHECK(!error, "{}: the broken checkpoint cannot be renamed to {} ({})", file.string(),
+              aside.filename().string(), error.message());
+    say(fmt::format("kept aside {}\n", aside.string()));
+  }
+  damaged_.clear();
+}
+
 void CheckpointFolder::write(int64_t step, const nn::Checkpoint& checkpoint) {
   guard([&] { nn::save_checkpoint(dir_ / name_of(step), checkpoint); });
   last_ = name_of(step);
+  whole_.insert(dir_ / last_);
   Files files = list(dir_);
   std::erase_if(files, [step](const auto& file) { return file.first > step; });
-  for (size_t i = 0; i + static_cast<size_t>(settings_.keep) < files.size(); ++i)
-    remove(files[i].second);
+  int64_t whole = 0;
+  for (auto at = files.rbegin(); at != files.rend(); ++at) {
+    if (whole == settings_.keep)
+      remove_file(at->second);
+    else if (is_whole(at->second))
+      ++whole;
+  }
 }
 
 std::string CheckpointFolder::way_on() const {
   if (!last_.empty()) return fmt::format("; {} is whole, --resume goes on from it", last_);
   return writes() ? "; there is no checkpoint yet" : "";
+}
+
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd) ||
+      name.size() <= kBegin.size() + kEnd.size())
+    return {};
+  int64_t step = 0;
+  std::from_chars(name.data() + kBegin.size(), name.data() + name.size(), step);
+  if (name_of(step) != name) return {};
+  return step;
+}
+
+void check_is_file(const fs::path& file) {
+  std::error_code error;
+  const fs::file_status status = fs::status(file, error);
+  ULP_CHECK(!fs::exists(status) || fs::is_regular_file(status),
+            "{}: it has the name of a file of a run and is no file; move it away, or give another "
+            "--out",
+            file.string());
+}
+
+void remove_file(const fs::path& file) {
+  std::error_code error;
+  fs::remove(file, error);
+  ULP_CHECK(!error, "{}: it is of an earlier run and cannot be removed ({})", file.string(),
+            error.message());
 }
 
 void check_same_config(const std::string& saved, const std::string& wanted,

@@ -7,11 +7,15 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdint>
+#include <set>
+#include <span>
 #include <system_error>
 
+#include "core/codebook.h"
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
 #include "nn/augmentation.h"
+#include "nn/data/checksum.h"
 #include "nn/data/policy_file.h"
 #include "nn/data/read_file.h"
 #include "nn/models/by_name.h"
@@ -209,6 +213,25 @@ class Keys {
   std::string file_, path_;
 };
 
+/// "table=PATH CHECKSUM" of the numbers of every table from a file that a configuration's formats name.
+void add_tables(const Json& json, std::set<std::string>& tables) {
+  if (json.is_structured())
+    for (const Json& value : json) add_tables(value, tables);
+  if (!json.is_string() || !json.get_ref<const std::string&>().starts_with("table=")) return;
+  Format format;
+  try {
+    format = Quantizer::parse(json.get<std::string>()).format;
+  } catch (const Error&) {
+    return;  // another text that begins so
+  }
+  if (format.kind != FormatKind::Codebook) return;
+  const Codebook& book = codebook(format.table);
+  const std::span<const float> values = book.values;
+  const uint32_t sum =
+      nn::checksum(0, {reinterpret_cast<const uint8_t*>(values.data()), values.size_bytes()});
+  tables.insert(fmt::format("{} {:08x}", book.name, sum));
+}
+
 nn::Normalisation read_normalisation(const Keys& keys, int64_t channels) {
   const Keys own = keys.object("normalize");
   const nn::Normalisation n{own.numbers("mean"), own.numbers("std")};
@@ -278,7 +301,7 @@ Experiment Experiment::baseline() const {
   return plain;
 }
 
-nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
+static Json without_tables(const Experiment& e, const nn::Dataset& data) {
   Json optimizer = to_json(e.optimizer);
   optimizer["lr_schedule"] = e.lr_schedule;
   optimizer["loss_scale"] = e.scaling.loss_scale;
@@ -302,6 +325,14 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
             {"average", average_json(e.average)},
             {"policy", Json::parse(nn::rules_json(e.policy))}};
   if (data.is_text()) json["text"] = text_json(e, data);
+  return json;
+}
+
+nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
+  Json json = without_tables(e, data);
+  std::set<std::string> tables;
+  add_tables(json, tables);
+  if (!tables.empty()) json["tables"] = tables;
   return json;
 }
 

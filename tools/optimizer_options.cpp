@@ -8,6 +8,8 @@
 #include "core/number_text.h"
 #include "core/packed.h"
 #include "kernels/state.h"
+#include "optim/parameter_format.h"
+#include "optim/schedule.h"
 #include "tools/format_options.h"
 #include "tools/values.h"
 
@@ -48,6 +50,17 @@ void refuse(const std::optional<std::string>& text, const char* flag, const std:
   if (text) throw UsageError(std::string(flag) + " " + why);
 }
 
+/// The same of a state whose numbers have both signs.
+Quantizer signed_format(const std::string& flag, const std::string& text,
+                        const std::string& number_flag = "") {
+  const Quantizer q = state_format(flag, text, number_flag);
+  if (!optim::has_negatives(q.format))
+    throw UsageError(flag + " " + text +
+                     ": the format has no negative numbers, and this state has; unsigned formats "
+                     "are for moment2");
+  return q;
+}
+
 /// "PATTERN:key=value,key=value …".
 ParameterGroup parse_group(const std::string& text) {
   const auto fail = [&](const std::string& problem) {
@@ -76,11 +89,11 @@ ParameterGroup parse_group(const std::string& text) {
     else if (key == "grads")
       group.grad = state_format(flag, value);
     else if (key == "moment1")
-      group.moment1 = state_format(flag, value);
+      group.moment1 = signed_format(flag, value);
     else if (key == "moment2")
       group.moment2 = state_format(flag, value);
     else if (key == "compensation")
-      group.compensation = state_format(flag, value);
+      group.compensation = signed_format(flag, value);
     else if (key == "accumulator")
       group.accumulator = value == "none" ? std::optional<Quantizer>() : state_format(flag, value);
     else
@@ -198,6 +211,9 @@ void OptimizerFlags::set_rates(OptimizerOptions& o) const {
     refuse(beta2_, "--beta2", "is for adam, adamw and lion; sgd has --momentum-coef");
     o.momentum =
         number_value("--momentum-coef", momentum_coef_.value_or("0.9"), Zero::Allowed, "--moment1");
+    if (o.momentum >= 1)
+      throw UsageError("--momentum-coef takes a number >= 0 and below 1, got '" + *momentum_coef_ +
+                       "'");
     o.nesterov = nesterov_;
     if (o.nesterov && o.momentum == 0)
       throw UsageError("--nesterov needs a --momentum-coef above 0");
@@ -232,13 +248,13 @@ void OptimizerFlags::set_formats(OptimizerOptions& o) const {
     refuse(momentum_format_, "--momentum-format", "is for sgd; " + name + " has --moment1");
   const char* flag = momentum_format_ ? "--momentum-format" : "--moment1";
   if (const auto& text = momentum_format_ ? momentum_format_ : moment1_)
-    o.moment1 = state_format(flag, *text, "--momentum-coef");
+    o.moment1 = signed_format(flag, *text, "--momentum-coef");
   if (!has_moment1(o) && !o.moment1.is_identity())
     throw UsageError(std::string(flag) + " needs a --momentum-coef above 0");
   if (!is_adam(o)) refuse(moment2_, "--moment2", "is for adam and adamw, not for " + name);
   if (moment2_) o.moment2 = state_format("--moment2", *moment2_);
   if (o.update == Update::Plain) refuse(compensation_, "--compensation", "needs --update kahan");
-  if (compensation_) o.compensation = state_format("--compensation", *compensation_);
+  if (compensation_) o.compensation = signed_format("--compensation", *compensation_);
   const Quantizer& kept = o.accumulator ? *o.accumulator : o.weight;
   if (o.update == Update::Kahan && !kept.is_elementwise())
     throw UsageError("--update kahan needs " +
@@ -258,6 +274,25 @@ OptimizerOptions OptimizerFlags::resolve() const {
   set_formats(o);
   for (const std::string& text : groups_) o.groups.push_back(parse_group(text));
   return o;
+}
+
+void OptimizerFlags::check_momentum(const std::string& schedule) const {
+  const optim::ScheduleSpec spec = optim::ScheduleSpec::parse(schedule);
+  if (!spec.momentum) return;
+  for (const auto& [flag, given] :
+       {std::pair("--momentum-coef", &momentum_coef_), {"--beta1", &beta1_}})
+    if (*given && text::number_from_to<double>(**given, 0, 1) != spec.momentum->high)
+      throw UsageError(
+          std::string(flag) + " " + **given + ": --lr-schedule " + schedule +
+          fmt::format(" sets it, from {} on; leave {} away", spec.momentum->high, flag));
+}
+
+void check_optimizer(const OptimizerOptions& options, const std::vector<Parameter*>& parameters) {
+  try {
+    optim::check(options, parameters);
+  } catch (const Error& error) {
+    throw UsageError((options.groups.empty() ? "" : "--param-group: ") + std::string(error.what()));
+  }
 }
 
 nlohmann::ordered_json to_json(const OptimizerOptions& o) {

@@ -16,6 +16,8 @@ class OptimizerFlags {
   void add_to(CLI::App& app);
   /// grad_scaling apart. Throws UsageError naming the flag.
   optim::OptimizerOptions resolve() const;
+  /// Throws UsageError if another momentum was given than the one that the schedule begins with.
+  void check_momentum(const std::string& schedule) const;
 
  private:
   void set_rates(optim::OptimizerOptions& o) const;
@@ -38,6 +40,10 @@ std::string describe_rule(const optim::OptimizerOptions& options, const std::str
 std::vector<std::string> describe_states(const optim::OptimizerOptions& options);
 /// "optimizer states 2.03 bytes a parameter beside the weight's 4 (…)".
 std::string describe_bytes(const optim::Optimizer& optimizer);
+
+/// Throws UsageError for what does not fit the parameters, such as a group's pattern.
+void check_optimizer(const optim::OptimizerOptions& options,
+                     const std::vector<Parameter*>& parameters);
 
 /// The same algorithm with every state in fp32, plain updates, and no scaling of gradients.
 optim::OptimizerOptions in_fp32(optim::OptimizerOptions options);

@@ -103,6 +103,7 @@ std::string explain_training(const Experiment& e, const nn::Dataset& data) {
   Run run(kCpu, e.seed);
   const auto model = make_model(e, data);
   model->initialise(run);
+  check_optimizer(e.optimizer, model->parameters());
   const optim::Optimizer optimizer(run, model->parameters(), e.optimizer);
   OpFormats loss;
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);

@@ -1,5 +1,7 @@
 #include "tools/scaling_options.h"
 
+#include <fmt/core.h>
+
 #include <cmath>
 
 #include "tools/format_options.h"
@@ -132,11 +134,33 @@ void ScalingOptions::resolve_scaling(Experiment& e) const {
     s.interval = integer_value<int64_t>("--loss-scale-interval", *interval_, 1, UINT32_MAX);
   s.clip_norm = number("--clip-norm", clip_norm_, 0);
   s.grad_scaling = grad_scaling(e);
+  if (s.dynamic) check_dynamic(s);
   try {
     optim::check(s);
   } catch (const Error& error) {
-    throw UsageError(std::string("--loss-scale, --clip-norm: ") + error.what());
+    throw UsageError(error.what());
   }
+}
+
+/// Names the flags that were given.
+void ScalingOptions::check_dynamic(const optim::GradScalerOptions& s) const {
+  const auto shown = [](const char* flag, const std::optional<std::string>& given, double value) {
+    return fmt::format("{} {}{}", flag, given ? *given : fmt::format("{}", value),
+                       given ? "" : " (the default)");
+  };
+  const std::string start = shown("--loss-scale-start", start_, s.loss_scale),
+                    least = shown("--loss-scale-min", least_, s.least),
+                    most = shown("--loss-scale-max", most_, s.most);
+  for (const auto& [text, value] : {std::pair(&least, s.least), {&most, s.most}})
+    if (!(value >= 0x1p-126 && value <= 0x1p126))
+      throw UsageError(*text + ": it must be from 2^-126 to 2^126");
+  if (s.least > s.most) throw UsageError(least + " is above " + most);
+  if (s.loss_scale < s.least) throw UsageError(start + " is below " + least);
+  if (s.loss_scale > s.most) throw UsageError(start + " is above " + most);
+  if (s.growth < 1 || s.growth > 0x1p126)
+    throw UsageError("--loss-scale-growth takes a number from 1 to 2^126, got " + *growth_);
+  if (s.backoff >= 1 || static_cast<float>(s.backoff) >= 1)
+    throw UsageError("--loss-scale-backoff takes a number above 0 and below 1, got " + *backoff_);
 }
 
 std::optional<Averaging> ScalingOptions::resolve_average() const {

@@ -20,6 +20,7 @@ class ScalingOptions {
   double grad_scaling(const Experiment& experiment) const;
   void resolve_schedule(Experiment& experiment) const;
   void resolve_scaling(Experiment& experiment) const;
+  void check_dynamic(const optim::GradScalerOptions& scaling) const;
   std::optional<Averaging> resolve_average() const;
 
   std::string loss_scale_ = "1", lr_schedule_ = "constant", grad_order_ = "scale-first",

@@ -11,6 +11,7 @@
 #include "nn/data/atomic_file.h"
 #include "nn/data/policy_file.h"
 #include "tools/commands.h"
+#include "tools/folder_lock.h"
 #include "tools/format_bits.h"
 #include "tools/format_options.h"
 #include "tools/progress.h"
@@ -155,6 +156,7 @@ SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, con
   const auto start = std::chrono::steady_clock::now();
   checkpointing.resume = checkpointing.resume || checkpointing.every > 0;
   make_folder(dir);
+  const FolderLock lock(dir);
   try {
     const Quiet quiet;
     const nn::Score score = train(e, data, dir, "sweep", checkpointing);
@@ -203,6 +205,7 @@ void run_sweep(const SweepOptions& o) {
   }
   const fs::path dir = o.out;
   make_folder(dir);
+  const FolderLock lock(dir);
   SweepResults results(dir / "sweep.json");
   for (const auto& [run, e] : wanted) results.find(run);  // what was run otherwise is told first
 

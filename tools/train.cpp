@@ -15,6 +15,7 @@
 #include "tools/commands.h"
 #include "tools/data_options.h"
 #include "tools/experiment.h"
+#include "tools/folder_lock.h"
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
 #include "tools/policy_text.h"
@@ -84,6 +85,7 @@ Experiment resolve(const TrainOptions& o) {
     throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   e.optimizer = o.optimizer.resolve();
   o.scaling.resolve(e);
+  o.optimizer.check_momentum(e.lr_schedule);
   o.samples.resolve(e);
   o.text.resolve(e, o.epochs_given != nullptr && o.epochs_given->count() > 0);
   return e;
@@ -116,8 +118,14 @@ void run_train(const TrainCommand& o) {
   if (o.explain) return say(explain_training(e, data));
   stream_of(e.device);  // throws if there is no such device
   const std::filesystem::path dir = o.out;
+  std::error_code ignored;
   make_folder(dir);
   if (o.baseline) make_folder(dir / "baseline");
+  const FolderLock lock(dir);
+  const bool other = !o.baseline && std::filesystem::is_directory(dir / "baseline", ignored);
+  std::optional<FolderLock> baseline_lock;
+  if (o.baseline || other) baseline_lock.emplace(dir / "baseline");
+  if (other) baseline_lock.reset();  // it goes, unless somebody trains there
 
   const nn::Score score = train(e, data, dir, o.baseline ? "quantised" : "training", checkpointing);
   std::string fp32;

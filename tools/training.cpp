@@ -82,6 +82,20 @@ std::optional<optim::Average> make_average(Run& run, nn::Module& model, const Ex
   return std::optional<optim::Average>(std::in_place, run, model.parameters(), options);
 }
 
+optim::Optimizer make_optimizer(Run& run, nn::Module& model, const Experiment& e) {
+  check_optimizer(e.optimizer, model.parameters());
+  return {run, model.parameters(), e.optimizer};
+}
+
+optim::Schedule make_schedule(const Experiment& e, int64_t epoch_steps) {
+  try {
+    return {optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * epoch_steps,
+            epoch_steps};
+  } catch (const Error& error) {
+    throw UsageError(std::string("--lr-schedule: ") + error.what());
+  }
+}
+
 /// Steps of an epoch.
 int64_t step_count(const nn::BatchSource& batches, int64_t accumulate) {
   ULP_CHECK(batches.steps() >= accumulate,
@@ -96,17 +110,23 @@ struct Tested {
   uint32_t random_step = 0;
 };
 
+constexpr const char* kFiles[] = {"config.json", "metrics.jsonl", "model.safetensors"};
+
+/// Throws if something else has the name of a file of a run, in its folder or in that of its baseline.
+void check_folder(const fs::path& dir) {
+  for (const fs::path& folder : {dir, dir / "baseline"}) {
+    for (const char* name : kFiles) check_is_file(folder / name);
+    CheckpointFolder::check(folder);
+  }
+}
+
 /// Removes what earlier runs left in the folder of a run, and in the folder of its baseline.
 void clear_folder(const fs::path& dir) {
   const fs::path baseline = dir / "baseline";
   for (const fs::path& folder : {dir, baseline}) {
     std::error_code error;
     if (!fs::is_directory(folder, error)) continue;
-    for (const char* name : {"config.json", "metrics.jsonl", "model.safetensors"}) {
-      fs::remove(folder / name, error);
-      ULP_CHECK(!error, "--out {}: {} of an earlier run cannot be removed ({})", folder.string(),
-                name, error.message());
-    }
+    for (const char* name : kFiles) remove_file(folder / name);
     CheckpointFolder::clear(folder);
     nn::remove_temporary_files(folder);
   }
@@ -150,13 +170,13 @@ class Training {
         run_(e.device, e.seed, e.math),
         model_(initialised_model(run_, e, data)),
         layers_(nn::layers_of(*model_, loss_)),
-        optimizer_(run_, model_->parameters(), e.optimizer),
+        optimizer_(make_optimizer(run_, *model_, e)),
         batches_(training_batches(run_, data, e)),
         tests_(test_batches(run_, data, e)),
         test_name_(test_name(data)),
         perplexity_(data.is_text()),
         steps_(step_count(*batches_, e.accumulate_steps)),
-        schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_, steps_),
+        schedule_(make_schedule(e, steps_)),
         scaler_(run_, model_->parameters(), e.scaling),
         average_(make_average(run_, *model_, e, steps_)),
         tally_(run_),
@@ -182,6 +202,19 @@ class Training {
     ULP_CHECK(epoch < e_.epochs || (epoch == e_.epochs && step == 0),
               "{}: it has {} epochs and {} steps behind it, more than --epochs {}", file, epoch,
               step, e_.epochs);
+    const int64_t named = *step_of(found->file.filename().string()), steps = epoch * steps_ + step;
+    ULP_CHECK(named == steps,
+              "{}: it is the checkpoint of step {}; give it the name checkpoint-{}.safetensors, or "
+              "move it away",
+              file, steps, steps);
+    const StepState& state = found->checkpoint.state;
+    ULP_CHECK(step == 0 || state.batch_offset <= batches_->samples(),
+              "{}: its state.batch_offset is {}, and an epoch has {} samples", file,
+              state.batch_offset, batches_.samples());
+    ULP_CHECK(e_.scaling.checks() || state.grad_factor == 1,
+              "{}: its state.grad_factor is {}; without --loss-scale dynamic and --clip-norm it is "
+              "1",
+              file, state.grad_factor);
     const double most = std::numeric_limits<double>::max();
     seconds_ = notes.number("seconds", 0.0, most);
     test_.score.loss = notes.number("test_loss", -most, most);
@@ -205,12 +238,13 @@ class Training {
     return true;
   }
 
-  /// Makes the folder that of this run as far as it has come. Of a run that is resumed the checkpoints stay.
-  void begin_files(const char* title, const nn::Dataset& data) {
-    if (resumed_.empty()) {
+  /// Makes the folder that of this run as far as it has come. To resume removes no checkpoint.
+  void begin_files(const char* title, const nn::Dataset& data, bool resume) {
+    files_.set_aside();
+    if (!resume) {
       clear_folder(dir_);
     } else {
-      fs::remove(dir_ / "model.safetensors");
+      remove_file(dir_ / "model.safetensors");
       nn::remove_temporary_files(dir_);
     }
     const std::string average =
@@ -219,12 +253,12 @@ class Training {
                     formats_text(e_.policy, e_.epochs, layers_), "", describe_bytes(optimizer_),
                     average, "schedule", schedule_.describe()));
     files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
-    if (resumed_.empty()) return;
-    say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
-                    std::min(epoch_ + 1, e_.epochs), epoch_ < e_.epochs ? first_step_ : steps_,
-                    steps_));
+    if (!resumed_.empty())
+      say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
+                      std::min(epoch_ + 1, e_.epochs), epoch_ < e_.epochs ? first_step_ : steps_,
+                      steps_));
     if (metrics_.empty())
-      fs::remove(dir_ / "metrics.jsonl");
+      remove_file(dir_ / "metrics.jsonl");
     else
       files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
   }
@@ -305,8 +339,28 @@ class Training {
     return c;
   }
 
+  /// Throws Diverged if there is no way on from here: then the last checkpoint is better.
+  void check_numbers(int64_t step) const {
+    try {
+      const std::string after = fmt::format(" after step {}; try a smaller --lr or wider formats{}",
+                                            step, files_.way_on());
+      for (const Parameter* p : model_->parameters()) check_finite("", p->path, p->value, after);
+      for (const nn::Buffer* b : model_->buffers()) check_finite("", b->path, b->value, after);
+      for (const optim::Optimizer::State& state : optimizer_.states())
+        for (const optim::Slot slot : optim::kSlots) {
+          if (!state[slot].defined()) continue;
+          for (const float x : optimizer_.read(state, slot).to_floats())
+            ULP_CHECK(!std::isnan(x), "{}'s {} holds {}{}", state.parameter->path,
+                      optim::to_string(slot), x, after);
+        }
+    } catch (const Error& error) {
+      throw Diverged(error.what());
+    }
+  }
+
   /// After `step` steps of an epoch.
   void write_checkpoint(int64_t epoch, int64_t step, double seconds) {
+    check_numbers(epoch * steps_ + step);
     nn::Checkpoint c = states();
     c.notes = {{"config", config_},
                {"data", data_},
@@ -416,9 +470,11 @@ class Training {
   void end_epoch(double seconds, Progress& progress) {
     const nn::Score trained = tally_.score();
     check_going(run_.state().skipped_steps < static_cast<uint64_t>((epoch_ + 1) * steps_),
-                "all {} steps until epoch {} were skipped, for a gradient with Inf or NaN; try a "
-                "smaller --loss-scale-start or --loss-scale-min, or wider formats",
-                (epoch_ + 1) * steps_, epoch_ + 1);
+                "all {} steps until epoch {} were skipped, for a gradient with Inf or NaN; try {}, "
+                "or wider formats",
+                (epoch_ + 1) * steps_, epoch_ + 1,
+                e_.scaling.dynamic ? "a smaller --loss-scale-start or --loss-scale-min"
+                                   : "a smaller --loss-scale or --loss-scale dynamic");
     auto start = Clock::now();
     metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds,
                              perplexity_key(trained.loss) + scaling_keys());
@@ -494,12 +550,13 @@ std::string fingerprint(const nn::Dataset& data) {
 
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title, const Checkpointing& checkpointing) {
+  check_folder(dir);
   Training training(e, data, dir, checkpointing);
   if (checkpointing.resume && !training.resume())
     say(fmt::format("no whole checkpoint in {}: from the beginning\n", dir.string()));
   // Whatever can be wrong with the run has been thrown: now the earlier run goes.
   make_folder(dir);
-  training.begin_files(title, data);
+  training.begin_files(title, data, checkpointing.resume);
   return training.train();
 }
 

@@ -22,9 +22,10 @@ std::string fingerprint(const nn::Dataset& data);
 /// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
 /// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws
 /// Diverged with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
-/// Writes DIR/checkpoint-STEP.safetensors as asked for, never one of a run whose loss is no number. To resume goes on from
-/// the newest whole one; the files of the run are then those of a run that was never stopped, "seconds" in metrics.jsonl
-/// apart. Throws if that one is of another run, and then has changed nothing.
+/// Writes DIR/checkpoint-STEP.safetensors as asked for, never one of a run whose loss or weights are no numbers: Diverged. To
+/// resume goes on from the newest whole one; the files of the run are then those of a run that was never stopped, "seconds"
+/// in metrics.jsonl apart. Damaged ones are kept aside. Throws if one cannot be read or is of another run, and then has
+/// changed nothing. The caller has the folder's lock (FolderLock).
 nn::Score train(const Experiment& experiment, const nn::Dataset& data,
                 const std::filesystem::path& dir, const char* title,
                 const Checkpointing& checkpointing = {});

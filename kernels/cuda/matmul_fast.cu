@@ -155,8 +155,15 @@ Library& library_of(Stream stream) {
   ULP_CHECK(capturing == cudaStreamCaptureStatusNone,
             "matmul: run one product on {} before capturing a graph: its workspace is made then",
             stream.device);
-  library.workspace = allocate(stream.device, kWorkspace);
-  ULP_CUBLAS_CHECK(cublasLtCreate(&library.handle));
+  cublasLtHandle_t handle = nullptr;
+  ULP_CUBLAS_CHECK(cublasLtCreate(&handle));
+  try {
+    library.workspace = allocate(stream.device, kWorkspace);
+  } catch (...) {
+    cublasLtDestroy(handle);
+    throw;
+  }
+  library.handle = handle;  // the last: it says that all is there
   return library;
 }
 

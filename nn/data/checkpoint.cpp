@@ -6,7 +6,9 @@
 #include <cmath>
 #include <system_error>
 
+#include "core/codes.h"
 #include "core/error.h"
+#include "core/quantizer.h"
 
 namespace ulp::nn {
 namespace fs = std::filesystem;
@@ -93,7 +95,7 @@ class Parser {
  private:
   template <class... A>
   void check(bool condition, std::string_view format, const A&... args) const {
-    if (!condition) throw Error(name_ + ": " + format_message(format, {ErrorArg(args)...}));
+    if (!condition) throw Damaged(name_ + ": " + format_message(format, {ErrorArg(args)...}));
   }
 
   /// The checksum is right: what is missing or too much was written so.
@@ -136,11 +138,20 @@ class Parser {
           state.loss_scale);
     check(state.batch_offset >= 0 && state.batch_offset <= INT64_MAX / 2,
           "its state.batch_offset is {}", state.batch_offset);
+    check(state.found_inf == 0, "its state.found_inf is {}; between two steps it is 0",
+          state.found_inf);
+    for (const auto& [name, value] :
+         {std::pair("grad_factor", state.grad_factor), {"grad_norm", state.grad_norm}})
+      check(value >= 0, "its state.{} is {}; wanted a number from 0 on", name, value);
   }
 
   void parse_tensor(const std::string& name, const Tensor& tensor) {
     if (const auto stream = scaling_stream(name)) {
-      check_scaling(name_, name, tensor);
+      try {
+        check_scaling(name_, name, tensor);
+      } catch (const Error& error) {
+        throw Damaged(error.what());
+      }
       result_.scalings[*stream] = tensor;
     } else if (const auto text = after(kText, name)) {
       check(tensor.dtype() == DType::U8 && tensor.rank() == 1, "{} must be U8 of one axis, got {}",
@@ -158,6 +169,34 @@ class Parser {
   std::map<std::string, std::string> fields_;
   bool has_seed_ = false;
 };
+
+/// Throws unless a tensor of a run holds what one with this name and format can.
+void check_numbers(const std::string& file, const std::string& key, const std::string& format,
+                   const Tensor& tensor) {
+  if (format == "i32" && tensor.dtype() == DType::I32) {
+    for (const int32_t count : std::span(tensor.data<int32_t>(), tensor.numel()))
+      ULP_CHECK(count >= 0, "{}: {} is {}; wanted a number from 0 on", file, key, count);
+    return;
+  }
+  const bool factors = key.ends_with(".scales") || key.ends_with(".factor");
+  if (factors && tensor.dtype() == DType::F32 && format != "none")
+    for (const float x : tensor.to_floats())
+      ULP_CHECK(x >= 0, "{}: {} holds {}; wanted numbers from 0 on", file, key, x);
+  if (!key.ends_with(".codes") || tensor.dtype() != DType::U8 || format == "none") return;
+  // A device looks the numbers of a table's codes up without asking.
+  const CodeRule rule = make_code_rule(Quantizer::parse(format).format);
+  if (rule.kind != CodeRule::Kind::Table) return;
+  const auto* bytes = static_cast<const uint8_t*>(tensor.raw());
+  const int64_t count = tensor.bytes() * 8 / rule.bits;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t bit = i * rule.bits;
+    uint32_t two = bytes[bit / 8];
+    if (bit % 8 + rule.bits > 8) two |= uint32_t{bytes[bit / 8 + 1]} << 8;
+    const auto code = static_cast<int32_t>(two >> (bit % 8) & ((uint32_t{1} << rule.bits) - 1));
+    ULP_CHECK(code < rule.table_size, "{}: {} holds the code {}, and {} has {} numbers", file, key,
+              code, format, rule.table_size);
+  }
+}
 
 std::string format_of(const Checkpoint& checkpoint, const std::string& tensor) {
   const auto at = checkpoint.formats.find(tensor);
@@ -179,6 +218,7 @@ void check_same(const Checkpoint& saved, const std::string& name, const Run& run
     const std::string wanted = format_of(live, key), found = format_of(saved, key);
     ULP_CHECK(found == wanted, "{}: the format of {} is {} and the run's {}", name, key,
               shown(found), wanted);
+    check_numbers(name, key, wanted, at->second);
   }
   for (const auto& [key, tensor] : saved.tensors)
     ULP_CHECK(live.tensors.contains(key), "{}: it holds {}, which the run has not", name,

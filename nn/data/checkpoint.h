@@ -48,14 +48,16 @@ class OtherVersion : public Error {
   using Error::Error;
 };
 
-/// Throws ulp::Error, one line, unless the file is a checkpoint to the last bit.
+/// Throws ulp::Error, one line, unless the file is a checkpoint to the last bit: Damaged (safetensors.h) if it can be read
+/// and is none.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 /// The same from memory. `name` is for messages.
 Checkpoint parse_checkpoint(std::span<const uint8_t> bytes, const std::string& name);
 
 /// Puts what was saved into the run and the memory that `live` has handles of, whose addresses stay: a recorded step
 /// (StepGraph) goes on with it. Checks first that both hold the same tensors of the same types, shapes and formats, with the
-/// same seed, and throws naming what differs; then nothing has changed. Notes and texts are the caller's to compare.
+/// same seed, and that no count, scale or code of a table is out of its range; throws naming what differs, and then nothing
+/// has changed. Notes and texts are the caller's to compare.
 /// The order of the epoch is no part of it: Batches::shuffle(epoch, run.state().batch_offset) makes it again afterwards.
 void restore(const Checkpoint& saved, const std::string& name, Run& run, const Checkpoint& live);
 

@@ -7,12 +7,14 @@
 #include <bit>
 #include <charconv>
 #include <functional>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "core/error.h"
+#include "core/tensor_limit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
 #include "nn/data/read_file.h"
@@ -94,7 +96,7 @@ struct Entry {
   uint64_t begin = 0, end = 0;  // bytes, counted from the end of the header
 };
 
-/// Throws ulp::Error naming the file unless a condition holds.
+/// Throws Damaged naming the file unless a condition holds.
 class Checker {
  public:
   explicit Checker(std::string name) : name_(std::move(name)) {}
@@ -105,7 +107,7 @@ class Checker {
   }
   template <class... A>
   [[noreturn]] void fail(std::string_view format, const A&... args) const {
-    throw Error(name_ + ": " + format_message(format, {ErrorArg(args)...}));
+    throw Damaged(name_ + ": " + format_message(format, {ErrorArg(args)...}));
   }
 
  private:
@@ -262,19 +264,15 @@ class HeaderParser : public json::json_sax_t {
     unknown_dtype(name);
   }
 
-  // Zero extents count as one in the overflow check, so that strides fit too.
   void end_shape() {
     check_(is_list_of_integers_, "{}: shape must be a list of whole numbers from 0 on", tensor());
     std::vector<int64_t> extents;
     std::string shown;
     for (const uint64_t n : list_) shown += (shown.empty() ? "" : ",") + std::to_string(n);
-    int64_t numel = 1;
-    for (const uint64_t n : list_) {
-      check_(!__builtin_mul_overflow(numel, std::max<uint64_t>(n, 1), &numel),
-             "{}: shape [{}] has too many elements", tensor(), shown);
-      extents.push_back(static_cast<int64_t>(n));
-    }
+    for (const uint64_t n : list_)  // one more than is allowed stands for all that are
+      extents.push_back(static_cast<int64_t>(std::min<uint64_t>(n, kMaxElements + 1)));
     entry_.shape = Shape(std::span<const int64_t>(extents));
+    check_(is_within_limit(entry_.shape), "{}: shape [{}] has too many elements", tensor(), shown);
   }
 
   void end_offsets() {
@@ -406,8 +404,17 @@ class Reader {
            end, data_bytes_);
   }
 
+  Tensor make_tensor(const Entry& entry) const {
+    try {
+      return Tensor::empty(entry.shape, entry.dtype, kCpu);
+    } catch (const Error& error) {
+      throw_error("{}: tensor {} cannot be read: {}", source_.name, quoted(entry.name),
+                  error.what());
+    }
+  }
+
   Tensor read_tensor(const Entry& entry) const {
-    Tensor tensor = Tensor::empty(entry.shape, entry.dtype, kCpu);
+    Tensor tensor = make_tensor(entry);
     source_.read(data_begin_ + entry.begin, {static_cast<uint8_t*>(tensor.mutable_raw()),
                                              static_cast<size_t>(tensor.bytes())});
     return tensor;
@@ -461,9 +468,13 @@ void save_safetensors(const fs::path& path, const std::map<std::string, Tensor>&
 
 SafetensorsFile load_safetensors(const fs::path& path) {
   const InputFile file(path);
-  return Reader({path.native(), file.size(),
-                 [&file](uint64_t offset, std::span<uint8_t> to) { file.read(offset, to); }})
-      .read();
+  try {
+    return Reader({path.native(), file.size(),
+                   [&file](uint64_t offset, std::span<uint8_t> to) { file.read(offset, to); }})
+        .read();
+  } catch (const std::bad_alloc&) {
+    throw_error("{}: cannot be read: out of memory", path.native());
+  }
 }
 
 SafetensorsFile parse_safetensors(std::span<const uint8_t> bytes, const std::string& name) {

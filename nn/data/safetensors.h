@@ -5,9 +5,17 @@
 #include <span>
 #include <string>
 
+#include "core/error.h"
 #include "core/tensor.h"
 
 namespace ulp::nn {
+
+/// What is thrown for a file whose bytes were read and are wrong: cut off, changed, or never of the layout. Other failures,
+/// such as no permission or no memory, are plain ulp::Errors: they say nothing about the file.
+class Damaged : public Error {
+ public:
+  using Error::Error;
+};
 
 struct SafetensorsFile {
   std::map<std::string, Tensor> tensors;  // contiguous, on the CPU
@@ -31,7 +39,8 @@ void save_safetensors(const std::filesystem::path& path,
 
 /// Believes nothing it reads: every length, name, type, shape and offset is checked against the file's size before
 /// memory is taken for it, and a checksum where there is one. At most 100000 tensors and as many texts, so that the memory
-/// for all of them is bounded too. Throws ulp::Error, one line with the file, what it holds and what is allowed.
+/// for all of them is bounded too. Throws ulp::Error, one line with the file, what it holds and what is allowed: Damaged if
+/// that is wrong.
 SafetensorsFile load_safetensors(const std::filesystem::path& path);
 /// The same from memory. `name` is for messages.
 SafetensorsFile parse_safetensors(std::span<const uint8_t> bytes, const std::string& name);
