@@ -286,7 +286,7 @@ TEST_SUITE("image_files") {
     check_has(with("test_x.npy", npy("|u1", "(2, 2, 4)", std::string(16, 'x'))),
               "images of 2 x 4 pixels, but");
     check_has(with("train_y.npy", npy("<f4", "(3,)", std::string(12, '\0'))),
-              "its elements are '<f4'; only integers are read");
+              "its elements are '<f4'; only little-endian integers are read");
     check_has(with("train_y.npy", npy("|b1", "(3,)", std::string(3, '\0'))), "'|b1'");
     check_has(with("train_y.npy", npy("<i8", "(3, 1)", std::string(24, '\0'))),
               "an array of shape (3, 1); labels are (N)");

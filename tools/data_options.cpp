@@ -75,7 +75,9 @@ void DataOptions::fit(Experiment& e, const nn::Dataset& data) const {
         normalize_ == "data" ? nn::channel_statistics(data) : parse_normalisation(normalize_);
     nn::check_normalisation(e.normalisation, data.sample_shape[2]);
   } catch (const Error& error) {
-    throw_error("--normalize {}: {}", normalize_, error.what());
+    const std::string message = fmt::format("--normalize {}: {}", normalize_, error.what());
+    if (normalize_ == "data") throw Error(message);
+    throw UsageError(message);
   }
 }
 

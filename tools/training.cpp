@@ -159,7 +159,6 @@ class Training {
         average_(make_average(run_, *model_, e, steps_)),
         tally_(run_),
         graph_(run_, e.graph) {
-    nn::check_epochs(e.policy, e.epochs);
     set_formats();
   }
 
@@ -279,8 +278,10 @@ class Training {
       saved_bytes_ = tape.saved_bytes();
       tape.backward(loss, 1.0 / static_cast<double>(e_.accumulate_steps));
     }
+    count_parameters(run_, model_->parameters(), OfParameter::Grads);
     scaler_.check();
     optimizer_.step();
+    count_parameters(run_, model_->parameters(), OfParameter::Weights);
     if (average_) average_->update();
   }
 
@@ -482,7 +483,7 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
   Training training(e, data, dir, checkpointing);
   if (checkpointing.resume && !training.resume())
     say(fmt::format("no whole checkpoint in {}: from the beginning\n", dir.string()));
-  // Whatever can be wrong with the run has been thrown: now the earlier run goes.
+  // Whatever can be wrong with the run has been thrown, here or by preflight(): now the earlier run goes.
   make_folder(dir);
   training.begin_files(title, data);
   return training.train();

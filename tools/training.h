@@ -24,7 +24,8 @@ std::string fingerprint(const nn::Dataset& data);
 /// Diverged with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.
 /// Writes DIR/checkpoint-STEP.safetensors as asked for, never one of a run whose loss is no number. To resume goes on from
 /// the newest whole one; the files of the run are then those of a run that was never stopped, "seconds" in metrics.jsonl
-/// apart. Throws if that one is of another run, and then has changed nothing.
+/// apart. Throws if that one is of another run, and then has changed nothing. Call preflight() before: what only a step shows
+/// is thrown here when the files of the earlier run are gone.
 nn::Score train(const Experiment& experiment, const nn::Dataset& data,
                 const std::filesystem::path& dir, const char* title,
                 const Checkpointing& checkpointing = {});
