@@ -19,8 +19,8 @@ std::string rotations_misfit(int a, int b) {
 
 std::string interior_misfit(const Quantizer& q) {
   if (q.is_elementwise()) return "";
-  return "interior takes element-wise formats, and " + to_string(q) +
-         " has blocks or a scale; these are for inputs and results";
+  return "interior takes element-wise formats, got " + to_string(q) +
+         "; blocks and scales are for inputs and results";
 }
 
 }  // namespace ulp::ops
