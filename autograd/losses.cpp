@@ -117,12 +117,39 @@ Var difference_loss(const char* op, Tape& tape, const Var& prediction, const Var
                    });
 }
 
+/// From so many classes on, cross-entropy keeps the logits, which mostly are there anyway, and two numbers a row; below, the
+/// log-probabilities, which are made in one pass over each row. The bits are the same.
+constexpr int64_t kManyClasses = 1025;
+
+Var cross_entropy_of_many(Tape& tape, const Var& logits, const Labelled& rows, const OpFormats& f,
+                          RandomSite site) {
+  const Stream stream = tape.stream();
+  const RoleUse use{tape, site};
+  const Tensor each = Tensor::empty({rows.samples}, rows.in.dtype(), rows.in.device());
+  const Tensor sums = Tensor::empty({rows.samples, 2}, rows.in.dtype(), rows.in.device());
+  kernels::log_sum(stream, {rows.in, rows.labels, each, sums});
+  const double per_sample = 1.0 / static_cast<double>(rows.samples);
+  const Saved saved = tape.save("cross_entropy", rows.in),
+              saved_sums = tape.save("cross_entropy", sums);
+  const Tensor labels = rows.labels;
+  return tape.record("cross_entropy", f, {logits}, total(stream, each, per_sample),
+                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                       Tensor dx = make_like(saved.get());
+                       kernels::log_sum_backward(stream, {saved.get(), labels, saved_sums.get(),
+                                                          grads[0], dx, per_sample});
+                       return {use.result(dx, f.grad_input, "grad_input", 1)};
+                     });
+}
+
 }  // namespace
 
 Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpFormats& f,
                   RandomSite site) {
   const Labelled rows = labelled("cross_entropy", tape, logits, labels, Samples::AtLeastOne);
   const Stream stream = tape.stream();
+  const bool wide = rows.in.dtype() == DType::F32 || rows.in.dtype() == DType::F64;
+  if (rows.classes >= kManyClasses && f.interior.is_identity() && wide)
+    return cross_entropy_of_many(tape, logits, rows, f, site);
   const RoleUse use{tape, site};
   const Tensor each = Tensor::empty({rows.samples}, rows.in.dtype(), rows.in.device());
   const Tensor y = log_softmax_of(use, rows.in, f.interior, rows.labels, each);

@@ -3,6 +3,7 @@
 // Losses of one element beside their gradients, as kernels/functors.h has functions. x: prediction, t: target, g: the gradient
 // of the whole loss, one value, which `factor` (1 / n of a mean) goes into first.
 
+#include "core/bits.h"
 #include "core/scalar_math.h"
 #include "kernels/losses.h"
 
@@ -82,6 +83,12 @@ template <class T>
 ULP_HD T label_gradient(LabelLoss loss, T y, T q, T factor) {
   const T p = loss == LabelLoss::Squares ? y : loss == LabelLoss::CrossEntropy ? exp_of(y) : T(0);
   return (p - q) * factor;
+}
+
+/// An element's log-probability from its row's largest one and ln Σ exp(x − most).
+template <class T>
+ULP_HD T log_probability(T x, T most, T log) {
+  return canonical(canonical(x - most) - log);
 }
 
 }  // namespace ulp::functors

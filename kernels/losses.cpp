@@ -35,4 +35,20 @@ void check_label_loss_backward(Stream stream, const LabelLossBackwardArgs& args)
   check_kernel_tensor("label_loss_backward", stream, args.grad, args.grad.shape());
 }
 
+void check_log_sum(Stream stream, const LogSumArgs& args) {
+  check_rows("log_sum", stream, args.in, args.labels);
+  check_result("log_sum", stream, args.losses, {args.in.size(0)}, args.in.dtype());
+  check_result("log_sum", stream, args.sums, {args.in.size(0), 2}, args.in.dtype());
+}
+
+void check_log_sum_backward(Stream stream, const LogSumBackwardArgs& args) {
+  check_rows("log_sum_backward", stream, args.in, args.labels);
+  check_result("log_sum_backward", stream, args.sums, {args.in.size(0), 2}, args.in.dtype());
+  check_result("log_sum_backward", stream, args.out, args.in.shape(), args.in.dtype());
+  ULP_CHECK(args.grad.defined() && args.grad.numel() == 1 && args.grad.dtype() == args.in.dtype(),
+            "log_sum_backward: the loss gradient must be one value of {}, got {}", args.in.dtype(),
+            args.grad);
+  check_kernel_tensor("log_sum_backward", stream, args.grad, args.grad.shape());
+}
+
 }  // namespace ulp

@@ -40,10 +40,25 @@ struct LabelLossBackwardArgs {
   double alpha = 1;
 };
 
+/// Cross-entropy that keeps two numbers a row: losses[n] = −(fl(x − m) − l) of the label's x, with the same bits as log_softmax
+/// without an interior; sums[n] = (m, l), m the row's largest element and l = ln Σ exp(x − m). A label outside [0, C) makes NaN.
+/// in (N, C) F32, labels (N) I32, losses (N), sums (N, 2).
+struct LogSumArgs {
+  Tensor in, labels, losses, sums;
+};
+
+/// out (N, C) = (exp(fl(x − m) − l) − onehot(labels)) · (grad[0] · alpha): cross_entropy_backward from the logits `in` and sums.
+struct LogSumBackwardArgs {
+  Tensor in, labels, sums, grad, out;
+  double alpha = 1;
+};
+
 // clang-format off
 #define ULP_LABEL_LOSS_KERNELS(X)                       \
   X(label_loss, LabelLossArgs)                          \
-  X(label_loss_backward, LabelLossBackwardArgs)
+  X(label_loss_backward, LabelLossBackwardArgs)         \
+  X(log_sum, LogSumArgs)                                \
+  X(log_sum_backward, LogSumBackwardArgs)
 
 /// X(name, functor, inputs): from functors of kernels/loss_functors.h.
 #define ULP_ELEMENTWISE_LOSS_KERNELS(X)                 \
@@ -62,5 +77,7 @@ ULP_ELEMENTWISE_LOSS_KERNELS(ULP_DECLARE_ELEMENTWISE)
 /// Throw unless the arguments of a row are as it says.
 void check_label_loss(Stream stream, const LabelLossArgs& args);
 void check_label_loss_backward(Stream stream, const LabelLossBackwardArgs& args);
+void check_log_sum(Stream stream, const LogSumArgs& args);
+void check_log_sum_backward(Stream stream, const LogSumBackwardArgs& args);
 
 }  // namespace ulp

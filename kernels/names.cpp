@@ -1,14 +1,17 @@
 #include "kernels/names.h"
 
 #include "kernels/activations.h"
+#include "kernels/attention.h"
 #include "kernels/augment.h"
 #include "kernels/conv.h"
 #include "kernels/dropout.h"
+#include "kernels/embedding.h"
 #include "kernels/kernels.h"
 #include "kernels/losses.h"
 #include "kernels/norm.h"
 #include "kernels/place.h"
 #include "kernels/pool.h"
+#include "kernels/recurrent.h"
 
 namespace ulp::kernels {
 
@@ -26,7 +29,10 @@ std::span<const char* const> all_names() {
       ULP_NORM_KERNELS(ULP_KERNEL_NAME)
       ULP_POOL_KERNELS(ULP_KERNEL_NAME)
       ULP_DROPOUT_KERNELS(ULP_KERNEL_NAME)
-      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)
+      ULP_ATTENTION_KERNELS(ULP_KERNEL_NAME)
+      ULP_EMBEDDING_KERNELS(ULP_KERNEL_NAME)
+      ULP_RECURRENT_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;
 }

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/arena.h"
+#include "kernels/embedding.h"
 #include "nn/augmentation.h"
 
 namespace ulp::nn {
@@ -46,10 +47,39 @@ std::vector<int32_t> epoch_order(uint64_t seed, const StepState& epoch, int64_t 
 
 }  // namespace
 
+BatchSource::BatchSource(int64_t size) : size_(size) {
+  ULP_CHECK(size >= 1, "batches: a batch has at least one sample, got {}", size);
+}
+
+void BatchSource::move_on(Run& run, const std::function<void(int64_t)>& before) const {
+  run.mirror_state([before, size = size_, samples = samples()](StepState& state) {
+    ULP_CHECK(state.batch_offset + size <= samples,
+              "batches: the epoch has no further whole batch after {} of {} samples",
+              state.batch_offset, samples);
+    if (before) before(state.batch_offset);
+    state.batch_offset += size;
+  });
+}
+
+BatchSource::Range BatchSource::shuffled(int64_t epoch) {
+  shuffle(epoch);
+  return {*this, Range::Order::Shuffled, steps()};
+}
+
+BatchSource::Range BatchSource::in_order() {
+  return {*this, Range::Order::AsTheyStand, (samples_in_order() + size_ - 1) / size_};
+}
+
+Batch BatchSource::Range::Iterator::operator*() const {
+  BatchSource& source = *range_->source_;
+  if (range_->order_ == Order::Shuffled) return source.next();
+  const int64_t begin = at_ * source.size();
+  return source.slice(begin, std::min(begin + source.size(), source.samples_in_order()));
+}
+
 Batches::Batches(Run& run, const Dataset& data, const Split& split, int64_t size,
                  const BatchOptions& options)
-    : run_(run), scale_(data.scale), size_(size), augmentation_(options.augmentation) {
-  ULP_CHECK(size >= 1, "batches: a batch has at least one sample, got {}", size);
+    : BatchSource(size), run_(run), scale_(data.scale), augmentation_(options.augmentation) {
   check_labels(data, split);
   const bool images = data.sample_shape.rank() == 3 &&
                       data.sample_shape.numel() == split.images.size(1) &&
@@ -87,7 +117,7 @@ Batch Batches::empty_batch(int64_t n) const {
 GatherRowsArgs Batches::gather_into(const Batch& batch) const {
   GatherRowsArgs args;
   args.in = images_;
-  args.out = batch.images;
+  args.out = batch.inputs;
   args.scale = scale_;
   args.labels = labels_;
   args.out_labels = batch.labels;
@@ -97,7 +127,7 @@ GatherRowsArgs Batches::gather_into(const Batch& batch) const {
 AugmentRowsArgs Batches::augment_into(const Batch& batch) const {
   AugmentRowsArgs args;
   args.in = images_;
-  args.out = batch.images;
+  args.out = batch.inputs;
   args.labels = labels_;
   args.out_labels = batch.labels;
   args.normal = normal_;
@@ -147,13 +177,8 @@ Batch Batches::next() {
   }
   // What the loader writes to lives as long as a recorded step does.
   Loader* const loader = loader_.get();
-  run_.mirror_state([loader, images = args.in, labels = args.labels, size = size_,
-                     samples = samples()](StepState& state) {
-    ULP_CHECK(state.batch_offset + size <= samples,
-              "batches: the epoch has no further whole batch after {} of {} samples",
-              state.batch_offset, samples);
-    if (loader != nullptr) loader->send(state.batch_offset, images, labels);
-    state.batch_offset += size;
+  move_on(run_, [loader, images = args.in, labels = args.labels](int64_t offset) {
+    if (loader != nullptr) loader->send(offset, images, labels);
   });
   if (resident_ && plain()) {
     GatherRowsArgs gather = gather_into(batch);
@@ -185,20 +210,59 @@ Batch Batches::slice(int64_t begin, int64_t end) const {
   return batch;
 }
 
-Batches::Range Batches::shuffled(int64_t epoch) {
-  shuffle(epoch);
-  return {*this, Range::Order::Shuffled, steps()};
+TextBatches::TextBatches(Run& run, const Tensor& text, int64_t length, int64_t size,
+                         int64_t epoch_windows)
+    : BatchSource(size), run_(run), length_(length) {
+  ULP_CHECK(text.defined() && text.rank() == 1 && length >= 1 && text.numel() > length,
+            "batches: windows of {} tokens want a text of at least {}, got {}", length, length + 1,
+            text);
+  text_ = text.to(run.device());
+  windows_ = epoch_windows > 0 ? epoch_windows : samples_in_order();
+  if (epoch_windows == 0) size_ = std::min(size_, windows_);
+  epoch_ = Tensor::zeros({static_cast<int64_t>(sizeof(StepState))}, DType::U8, run.device());
 }
 
-Batches::Range Batches::in_order() {
-  return {*this, Range::Order::AsTheyStand, (samples() + size_ - 1) / size_};
+Batch TextBatches::empty_batch(int64_t n) const {
+  return {Tensor::empty({n, length_}, DType::I32, run_.device()),
+          Tensor::empty({n * length_}, DType::I32, run_.device())};
 }
 
-Batch Batches::Range::Iterator::operator*() const {
-  Batches& batches = *range_->batches_;
-  if (range_->order_ == Order::Shuffled) return batches.next();
-  const int64_t begin = at_ * batches.size();
-  return batches.slice(begin, std::min(begin + batches.size(), batches.samples()));
+void TextBatches::shuffle(int64_t epoch, int64_t batch_offset) {
+  ULP_CHECK(batch_offset >= 0 && batch_offset <= samples(),
+            "batches: an epoch of {} samples has no batch at {}", samples(), batch_offset);
+  StepState draws;
+  draws.random_step = static_cast<uint32_t>(epoch);
+  copy_bytes(epoch_.mutable_raw(), run_.device(), &draws, kCpu, sizeof draws);
+  begun_ = true;
+  StepState start = run_.state();
+  start.batch_offset = batch_offset;
+  run_.set_state(start);
+}
+
+Batch TextBatches::next() {
+  ULP_CHECK(begun_, "batches: no epoch was begun; call shuffle first");
+  const Batch batch = empty_batch(size_);
+  move_on(run_);
+  GatherWindowsArgs args;
+  args.text = text_;
+  args.out = batch.inputs;
+  args.labels = batch.labels;
+  args.random = true;
+  args.key = {run_.seed(), RandomSite("data").stream("windows"), 0, state_in(epoch_)};
+  args.state = run_.device_state();
+  kernels::gather_windows(run_.stream(), args);
+  return batch;
+}
+
+Batch TextBatches::slice(int64_t begin, int64_t end) const {
+  const Batch batch = empty_batch(end - begin);
+  GatherWindowsArgs args;
+  args.text = text_;
+  args.out = batch.inputs;
+  args.labels = batch.labels;
+  args.begin = begin;
+  kernels::gather_windows(run_.stream(), args);
+  return batch;
 }
 
 }  // namespace ulp::nn

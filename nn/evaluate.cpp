@@ -1,10 +1,20 @@
 #include "nn/evaluate.h"
 
+#include <algorithm>
+
 namespace ulp::nn {
 
 Score::Score(const ScoreTotals& totals)
     : loss(totals.loss / static_cast<double>(totals.samples)),
       accuracy(static_cast<double>(totals.correct) / static_cast<double>(totals.samples)) {}
+
+Var logit_rows(Tape& tape, const Var& logits) {
+  const int last = logits.shape().rank() - 1;
+  if (last < 2) return logits;
+  const int64_t classes = logits.shape()[last];
+  return ops::reshape(tape, logits,
+                      {logits.value.numel() / std::max<int64_t>(1, classes), classes});
+}
 
 Tally::Tally(Run& run)
     : run_(run),
@@ -29,12 +39,12 @@ ScoreTotals Tally::totals() const {
 
 Score Tally::score() const { return Score(totals()); }
 
-Score evaluate(Run& run, Module& model, Batches& batches, const OpFormats& loss_formats) {
+Score evaluate(Run& run, Module& model, BatchSource& batches, const OpFormats& loss_formats) {
   Tape tape(run, Tape::Recording::Off);  // one tape: no random word repeats from batch to batch
   Tally tally(run);
   const EvaluationMode mode(model);
   for (const Batch& batch : batches.in_order()) {
-    const Var logits = model(tape, tape.constant(batch.images));
+    const Var logits = logit_rows(tape, model(tape, tape.constant(batch.inputs)));
     const Var loss =
         ops::cross_entropy(tape, logits, batch.labels, loss_formats, RandomSite("loss"));
     tally.add(loss.value, logits.value, batch.labels);

@@ -17,6 +17,9 @@ struct Score {
   explicit Score(const ScoreTotals& totals);
 };
 
+/// Logits (…, C) as cross-entropy takes them: (N, C), a row for each label of a batch.
+Var logit_rows(Tape& tape, const Var& logits);
+
 /// Adds up batches on the run's device. Nothing waits for the device before totals() or score().
 class Tally {
  public:
@@ -36,6 +39,6 @@ class Tally {
 
 /// Scores a model over all samples without recording. Stochastic formats draw as of the current step; afterwards the run
 /// stands at a fresh one. The loss is rounded as ops::cross_entropy does with `loss_formats`.
-Score evaluate(Run& run, Module& model, Batches& batches, const OpFormats& loss_formats = {});
+Score evaluate(Run& run, Module& model, BatchSource& batches, const OpFormats& loss_formats = {});
 
 }  // namespace ulp::nn

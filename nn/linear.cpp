@@ -1,11 +1,18 @@
 #include "nn/linear.h"
 
+#include <algorithm>
+
 namespace ulp::nn {
 
 Linear::Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bias bias)
+    : Linear(in_features, out_features, std::move(formats), bias,
+             Initialiser::kaiming_uniform(std::max<int64_t>(1, in_features))) {}
+
+Linear::Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bias bias,
+               const Initialiser& init)
     : in_(in_features), out_(out_features), formats_(std::move(formats)) {
   ULP_CHECK(in_ >= 1 && out_ >= 1, "Linear: sizes must be at least 1, got {} → {}", in_, out_);
-  weight_ = &add_parameter("weight", {out_, in_}, Initialiser::kaiming_uniform(in_));
+  weight_ = &add_parameter("weight", {out_, in_}, init);
   if (bias == Bias::Yes) bias_ = &add_parameter("bias", {out_}, Initialiser::zeros());
 }
 

@@ -4,13 +4,15 @@
 
 namespace ulp::nn {
 
-/// y = x wᵀ + b.  x: (…, In) → y: (…, Out).  Parameters: weight (Out, In), Kaiming uniform; bias (Out), zeros.
+/// y = x wᵀ + b.  x: (…, In) → y: (…, Out).  Parameters: weight (Out, In), Kaiming uniform unless said otherwise; bias (Out), zeros.
 /// Formats and their meaning: ops::linear.
 class Linear : public Module {
  public:
   enum class Bias : uint8_t { Yes, No };
   /// Throws unless both sizes are at least 1.
   Linear(int64_t in_features, int64_t out_features, OpFormats formats = {}, Bias bias = Bias::Yes);
+  Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bias bias,
+         const Initialiser& init);
 
   Var forward(Tape& tape, const Var& x) override;
   std::string describe() const override;

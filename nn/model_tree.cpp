@@ -147,7 +147,8 @@ void ModelTree::add(Module& module, const std::string& name, int depth,
     add(*children[i].module, children[i].name, depth + 1, below, i + 1 == children.size());
 }
 
-ModelTree::ModelTree(Run& run, Module& model, const std::string& name, const Shape& sample) {
+ModelTree::ModelTree(Run& run, Module& model, const std::string& name, const Shape& sample,
+                     DType dtype) {
   add(model, name, 0, {}, true);
   std::map<const Module*, TreeNode*> at;
   for (TreeNode& node : nodes_) at[node.module] = &node;
@@ -168,7 +169,7 @@ ModelTree::ModelTree(Run& run, Module& model, const std::string& name, const Sha
   Tape tape(run);
   std::vector<int64_t> shape{1};
   for (int axis = 0; axis < sample.rank(); ++axis) shape.push_back(sample[axis]);
-  model(tape, tape.constant(Tensor::zeros(Shape(shape), DType::F32, run.device())));
+  model(tape, tape.constant(Tensor::zeros(Shape(shape), dtype, run.device())));
 }
 
 std::vector<PlannedProduct> ModelTree::products(const TreeNode& node, int64_t batch,

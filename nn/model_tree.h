@@ -36,8 +36,10 @@ struct TreeNode {
 /// What is known of a model after one forward pass of one sample of zeros, in evaluation mode.
 class ModelTree {
  public:
-  /// model: initialised, with formats set. sample: the shape of one. On the CPU. Throws what the model throws.
-  ModelTree(Run& run, Module& model, const std::string& name, const Shape& sample);
+  /// model: initialised, with formats set. sample: the shape of one; dtype: I32 of tokens. On the CPU. Throws what the model
+  /// throws.
+  ModelTree(Run& run, Module& model, const std::string& name, const Shape& sample,
+            DType dtype = DType::F32);
 
   const std::vector<TreeNode>& nodes() const { return nodes_; }  // outer before inner, in order
   /// The products of a layer with a weight for a batch of samples, under the formats that it has now; none for others.

@@ -9,7 +9,7 @@ namespace ulp::nn {
 inline void train_batch(Run& run, Module& model, const Batch& batch, Tally& tally,
                         const OpFormats& loss_formats = {}) {
   Tape tape(run);
-  const Var logits = model(tape, tape.constant(batch.images));
+  const Var logits = logit_rows(tape, model(tape, tape.constant(batch.inputs)));
   const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_formats, RandomSite("loss"));
   tally.add(loss.value, logits.value, batch.labels);
   tape.backward(loss);

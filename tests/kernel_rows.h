@@ -14,5 +14,7 @@ const std::vector<KernelRow>& kernel_rows();
 
 /// In test_augment.cpp.
 void check_augment_rows();
+/// In test_text.cpp.
+void check_gather_windows();
 
 }  // namespace ulp::tests

@@ -203,7 +203,8 @@ std::vector<OpRow> core_op_rows() {
 const std::vector<OpRow>& op_table() {
   static const std::vector<OpRow> all = [] {
     std::vector<OpRow> rows;
-    for (const auto& family : {core_op_rows(), act_op_rows(), conv_op_rows(), norm_op_rows()})
+    for (const auto& family : {core_op_rows(), act_op_rows(), conv_op_rows(), norm_op_rows(),
+                               recurrent_op_rows(), text_op_rows()})
       rows.insert(rows.end(), family.begin(), family.end());
     return rows;
   }();

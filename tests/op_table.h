@@ -33,8 +33,12 @@ std::vector<OpRow> core_op_rows();
 std::vector<OpRow> conv_op_rows();
 /// Those of autograd/norm.h, pool.h and dropout.h.
 std::vector<OpRow> norm_op_rows();
+/// Those of autograd/recurrent.h.
+std::vector<OpRow> recurrent_op_rows();
 /// Those of autograd/activations.h, losses.h and shape_ops.h.
 std::vector<OpRow> act_op_rows();
+/// Those of autograd/embedding.h and rotary.h.
+std::vector<OpRow> text_op_rows();
 inline constexpr const char* kSite = "model.layer";
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.

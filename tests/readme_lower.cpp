@@ -24,7 +24,7 @@ int main() {
   for (int epoch = 0; epoch < 10; ++epoch)
     for (const nn::Batch& batch : train.shuffled(epoch)) {
       Tape tape(run);
-      const Var logits = (*net)(tape, tape.constant(batch.images));
+      const Var logits = (*net)(tape, tape.constant(batch.inputs));
       tape.backward(ops::cross_entropy(tape, logits, batch.labels));
       sgd.step();
     }

@@ -23,7 +23,7 @@ int main() {
   for (int epoch = 0; epoch < 10; ++epoch)
     for (const nn::Batch& batch : train.shuffled(epoch)) {
       Tape tape(run);
-      tape.backward(ops::cross_entropy(tape, net(tape, tape.constant(batch.images)), batch.labels));
+      tape.backward(ops::cross_entropy(tape, net(tape, tape.constant(batch.inputs)), batch.labels));
       sgd.step();
     }
   const double accuracy = nn::evaluate(run, net, test).accuracy;

@@ -108,7 +108,7 @@ nn::Dataset small_set(int64_t train, int64_t test, const Sizes& s, bool floats =
 std::vector<float> epoch_of(nn::Batches& batches, int64_t epoch, std::vector<int32_t>* labels) {
   std::vector<float> all;
   for (const nn::Batch& batch : batches.shuffled(epoch)) {
-    const std::vector<float> images = batch.images.to_floats();
+    const std::vector<float> images = batch.inputs.to_floats();
     all.insert(all.end(), images.begin(), images.end());
     if (labels != nullptr)
       labels->insert(labels->end(), batch.labels.data<int32_t>(),
@@ -285,7 +285,7 @@ TEST_SUITE("augment") {
     Run run(kCpu, 5);
     nn::Batches batches(run, data, data.train, 10, options);
     batches.shuffle(2, 40);
-    CHECK(same(batches.next().images.to_floats(),
+    CHECK(same(batches.next().inputs.to_floats(),
                {first.begin() + 40 * s.values(), first.begin() + 50 * s.values()}));
   }
 
@@ -304,7 +304,7 @@ TEST_SUITE("augment") {
       size_t at = 0;
       bool right = true;
       for (const nn::Batch& batch : here.in_order())
-        for (const float value : batch.images.to_floats()) {
+        for (const float value : batch.inputs.to_floats()) {
           const bool second = at % 2 == 1;
           const float factor =
                           static_cast<float>(static_cast<double>(data.scale) / (second ? 0.5 : 2)),
@@ -315,9 +315,9 @@ TEST_SUITE("augment") {
       CHECK(at == from.size());
       std::vector<float> a, b;
       for (const nn::Batch& batch : here.in_order())
-        for (const float value : batch.images.to_floats()) a.push_back(value);
+        for (const float value : batch.inputs.to_floats()) a.push_back(value);
       for (const nn::Batch& batch : there.in_order())
-        for (const float value : batch.images.to_floats()) b.push_back(value);
+        for (const float value : batch.inputs.to_floats()) b.push_back(value);
       CHECK(same(a, b));
       CHECK(here.resident());
       CHECK(!there.resident());
@@ -340,14 +340,14 @@ TEST_SUITE("augment") {
       for (const int64_t begin : {0, 14, 56, 7, 0}) {
         a.shuffle(9, begin);
         b.shuffle(9, begin);
-        CHECK(same_bits(a.next().images, b.next().images));
+        CHECK(same_bits(a.next().inputs, b.next().inputs));
       }
       for (Run* run : {&here, &there}) {
         StepState state = run->state();
         state.batch_offset = 35;
         run->set_state(state);
       }
-      for (int i = 0; i < 4; ++i) CHECK(same_bits(a.next().images, b.next().images));
+      for (int i = 0; i < 4; ++i) CHECK(same_bits(a.next().inputs, b.next().inputs));
     }
     // One that is made and never asked, and one that is left while it works.
     const nn::Dataset data = small_set(50, 5, {16, 16, 3});

@@ -51,7 +51,7 @@ Trained train(const Setting& setting) {
     for (int k = 0; k < setting.batches_a_step; ++k) {
       const nn::Batch batch = batches.next();
       Tape tape(run);
-      const Var logits = (*net)(tape, tape.constant(batch.images));
+      const Var logits = (*net)(tape, tape.constant(batch.inputs));
       tape.backward(ops::cross_entropy(tape, logits, batch.labels), 1.0 / setting.batches_a_step);
     }
     sgd.step();
@@ -129,7 +129,7 @@ TEST_SUITE("cuda_data") {
     auto at = others.begin();
     for (const nn::Batch& batch : a.in_order()) {
       const nn::Batch other = *at;
-      CHECK(same_bits(batch.images, other.images.to(kCpu)));
+      CHECK(same_bits(batch.inputs, other.images.to(kCpu)));
       CHECK(same_bits(batch.labels, other.labels.to(kCpu)));
       ++at;
     }

@@ -43,7 +43,7 @@ std::vector<Tensor> trained(Device device, StepGraph::Use use) {
       graph.run([&] {
         const nn::Batch batch = batches.next();
         Tape tape(run);
-        const Var logits = (*net)(tape, tape.constant(batch.images));
+        const Var logits = (*net)(tape, tape.constant(batch.inputs));
         tape.backward(ops::cross_entropy(tape, logits, batch.labels, loss, RandomSite("loss")));
         sgd.step();
       });

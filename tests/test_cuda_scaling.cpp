@@ -72,7 +72,7 @@ Trained train(Device device, const Setting& s, StepGraph::Use use) {
           const nn::Batch batch = batches.next();
           Tape tape(run);
           tape.backward(
-              ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels),
+              ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.inputs)), batch.labels),
               1.0 / static_cast<double>(s.accumulate));
         }
         scaler.check();

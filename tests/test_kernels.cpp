@@ -624,6 +624,7 @@ const std::vector<KernelRow>& kernel_rows() {
       {"begin_average", check_begin_average},
       {"average", check_average},
       {"augment_rows", check_augment_rows},
+      {"gather_windows", check_gather_windows},
   };
   return rows;
 }

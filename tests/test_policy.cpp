@@ -374,7 +374,7 @@ TEST_SUITE("policy") {
             const nn::Batch batch = batches.next();
             Tape tape(run);
             tape.backward(
-                ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels));
+                ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.inputs)), batch.labels));
             sgd.step();
           });
       }

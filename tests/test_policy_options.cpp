@@ -172,7 +172,7 @@ TEST_SUITE("policy_options") {
       loss.interior = Quantizer(epoch == 2 ? "bf16" : "fp32");
       for (const nn::Batch& batch : batches.shuffled(epoch - 1)) {
         Tape tape(run);
-        const Var logits = (*net)(tape, tape.constant(batch.images));
+        const Var logits = (*net)(tape, tape.constant(batch.inputs));
         tape.backward(ops::cross_entropy(tape, logits, batch.labels, loss, RandomSite("loss")));
         sgd.step();
       }

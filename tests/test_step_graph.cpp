@@ -29,7 +29,7 @@ TEST_SUITE("step_graph") {
         ++calls;
         Tape tape(run);
         tape.backward(
-            ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.images)), batch.labels));
+            ops::cross_entropy(tape, (*net)(tape, tape.constant(batch.inputs)), batch.labels));
         sgd.step();
       };
       for (int epoch = 0; epoch < 2; ++epoch) {
@@ -71,7 +71,7 @@ TEST_SUITE("step_graph") {
         right =
             right && batch.labels.data<int32_t>()[n] == digits.train.labels.data<int32_t>()[row];
         for (int64_t j = 0; j < 64; ++j)
-          right = right && batch.images.data<float>()[64 * n + j] ==
+          right = right && batch.inputs.data<float>()[64 * n + j] ==
                                digits.scale * digits.train.images.data<uint8_t>()[64 * row + j];
       }
       CHECK(right);

@@ -13,6 +13,7 @@ namespace ulp::tools {
 // wrong by throwing ulp::Error (exit 1) or ulp::UsageError (exit 2).
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
+void add_sample(CLI::App& app);
 void add_sweep(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_bench_quantize(CLI::App& bench);    // below add_bench

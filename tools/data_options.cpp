@@ -63,6 +63,11 @@ void DataOptions::resolve(Experiment& e) const {
 }
 
 void DataOptions::fit(Experiment& e, const nn::Dataset& data) const {
+  if (data.is_text()) {
+    ULP_CHECK(normalize_ == "none" && !e.augmentation.any(),
+              "--normalize and --augment are for images, and {} is a text", data.name);
+    return;
+  }
   const int64_t side = std::min(data.sample_shape[0], data.sample_shape[1]);
   ULP_CHECK(e.augmentation.crop < side && e.augmentation.cutout <= side,
             "--augment {}: {} has images of {} x {} pixels, which allow a crop of less than {} and "

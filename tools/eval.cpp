@@ -26,6 +26,8 @@ struct EvalOptions {
 
 /// Throws unless the data's samples and labels are those that the model was made for.
 void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std::string& file) {
+  ULP_CHECK(saved.vocabulary == data.vocabulary,
+            "{}: the model knows other characters (\"characters\") than {} has", file, data.name);
   const int64_t inputs = data.sample_shape.numel();
   ULP_CHECK(saved.inputs == inputs,
             "{}: the model takes {} values a sample (\"inputs\") and {} has {}", file, saved.inputs,
@@ -79,7 +81,7 @@ void run_eval(const EvalOptions& o) {
   e.device = parse_device(o.device);
   e.math = math_value(o.math, e.device);
   e.policy.rules.insert(e.policy.rules.end(), changes.rules.begin(), changes.rules.end());
-  const nn::Dataset data = nn::load_dataset(e.data);
+  const nn::Dataset data = load_data(e);
   check_data(saved, data, file.string());
   Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
@@ -95,12 +97,13 @@ void run_eval(const EvalOptions& o) {
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("{}{}", epoch_text(e.policy, e.epochs), forward_formats_text(layers));
-  nn::Batches test = test_batches(run, data, e);
-  const nn::Score score = test_score(run, *model, test, loss);
+  const auto test = test_batches(run, data, e);
+  const nn::Score score = test_score(run, *model, *test, loss);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
             data.name, score.loss);
-  fmt::print("data       {}, {} test samples\n", data.name, data.test.labels.numel());
-  fmt::print("test loss {:.9g}\ntest accuracy {:.4f}\n", score.loss, score.accuracy);
+  fmt::print("data       {}, {} {} samples\n", data.name, test->samples(), test_name(data));
+  fmt::print("{0} loss {1:.9g}{2}\n{0} accuracy {3:.4f}\n", test_name(data), score.loss,
+             perplexity_text(data, score.loss), score.accuracy);
 }
 
 }  // namespace

@@ -21,11 +21,16 @@
 
 namespace ulp::tools {
 namespace fs = std::filesystem;
+
+/// Throws unless the model is for the data's kind.
+static void check_model(const Experiment& experiment);
+
 namespace {
 
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kEvalBatch = 256;
+constexpr int64_t kEvalTokens = 16384;
 
 int64_t parameter_count(nn::Module& model) {
   int64_t count = 0;
@@ -79,8 +84,28 @@ std::vector<int64_t> extents(const Shape& shape) {
   return all;
 }
 
+/// The keys of a text and of its model; nothing of images.
+Json text_json(const Experiment& e, const nn::Dataset& data) {
+  const nn::SequenceOptions& o = e.sequence;
+  return {{"tokens", nn::to_string(data.vocabulary.kind())},
+          {"characters", data.vocabulary.characters()},
+          {"validation", e.validation},
+          {"context", o.context},
+          {"layers", o.layers},
+          {"width", o.width},
+          {"heads", o.heads},
+          {"positions", to_string(o.positions)},
+          {"mlp", to_string(o.mlp)},
+          {"norm", to_string(o.norm)},
+          {"tie", o.tie},
+          {"epoch_steps", e.epoch_steps}};
+}
+
 /// What becomes of samples before the network sees them, and where they are.
 std::string samples_text(const Experiment& e, const nn::Dataset& data) {
+  if (data.is_text())
+    return fmt::format("windows of {} {} at random places, in the memory of {}", e.sequence.context,
+                       nn::to_string(data.vocabulary.kind()), to_string(e.device));
   const bool bytes = data.train.images.dtype() == DType::U8;
   std::string text = bytes ? "values in [0, 1]" : "values as they are";
   if (!e.normalisation.empty())
@@ -147,6 +172,15 @@ class Keys {
     if (!value(key).is_array() || all.empty()) fail(key, "must hold a list of numbers");
     return all;
   }
+  double share(const std::string& key) const {
+    const double value = this->value(key).is_number() ? this->value(key).get<double>() : 0;
+    if (!(value > 0 && value < 1)) fail(key, "must hold a number between 0 and 1");
+    return value;
+  }
+  bool boolean(const std::string& key) const {
+    if (!value(key).is_boolean()) fail(key, "must hold true or false");
+    return value(key).get<bool>();
+  }
   uint64_t seed(const std::string& key) const {
     if (!value(key).is_number_unsigned()) fail(key, "must hold a whole number from 0 to 2^64 - 1");
     return value(key).get<uint64_t>();
@@ -186,6 +220,42 @@ nn::Normalisation read_normalisation(const Keys& keys, int64_t channels) {
   return n;
 }
 
+template <class E>
+E choice(const Keys& keys, const char* key, E first, E second) {
+  const std::string text = keys.text(key);
+  if (text != to_string(first) && text != to_string(second))
+    keys.fail(key,
+              fmt::format("must hold {} or {}, got {}", to_string(first), to_string(second), text));
+  return text == to_string(first) ? first : second;
+}
+
+void read_text(const Keys& keys, SavedExperiment& saved) {
+  Experiment& e = saved.experiment;
+  nn::SequenceOptions& o = e.sequence;
+  using S = nn::SequenceOptions;
+  e.tokens = choice(keys, "tokens", nn::TokenKind::Characters, nn::TokenKind::Bytes);
+  const std::string characters = keys.text("characters");
+  try {
+    saved.vocabulary = e.tokens == nn::TokenKind::Bytes
+                           ? nn::Vocabulary::bytes()
+                           : nn::Vocabulary::characters_of(characters, "characters");
+  } catch (const Error& error) {
+    keys.fail("characters", std::string("must hold UTF-8: ") + error.what());
+  }
+  if (saved.vocabulary.size() != saved.classes)
+    keys.fail("characters", fmt::format("must hold {} characters (\"classes\"), got {}",
+                                        saved.classes, saved.vocabulary.size()));
+  e.validation = keys.share("validation");
+  o.context = keys.integer("context", 1, kMaxWidth);
+  o.layers = keys.integer("layers", 1, kMaxWidth);
+  o.width = keys.integer("width", 1, kMaxWidth);
+  o.heads = keys.integer("heads", 1, kMaxWidth);
+  o.positions = choice(keys, "positions", S::Positions::Learned, S::Positions::Rotary);
+  o.mlp = choice(keys, "mlp", S::Mlp::Gelu, S::Mlp::Swiglu);
+  o.norm = choice(keys, "norm", S::Norm::Layer, S::Norm::Rms);
+  o.tie = keys.boolean("tie");
+}
+
 Json parse_config(const fs::path& file) {
   std::error_code error;
   ULP_CHECK(fs::is_regular_file(file, error),
@@ -215,22 +285,24 @@ nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
   optimizer["dynamic_loss_scale"] = dynamic_json(e.scaling);
   optimizer["clip_norm"] = e.scaling.clip_norm > 0 ? Json(e.scaling.clip_norm) : Json(nullptr);
   optimizer["grad_order"] = order_text(e.optimizer.grad_order);
-  return {{"data", e.data},
-          {"classes", data.classes},
-          {"inputs", data.sample_shape.numel()},
-          {"sample_shape", extents(data.sample_shape)},
-          {"normalize", normalisation_json(e.normalisation)},
-          {"augment", nn::to_string(e.augmentation)},
-          {"model", e.model},
-          {"hidden", e.hidden},
-          {"epochs", e.epochs},
-          {"batch_size", e.batch_size},
-          {"accumulate_steps", e.accumulate_steps},
-          {"seed", e.seed},
-          {"math", std::string(to_string(e.math))},
-          {"optimizer", optimizer},
-          {"average", average_json(e.average)},
-          {"policy", Json::parse(nn::rules_json(e.policy))}};
+  Json json{{"data", e.data},
+            {"classes", data.classes},
+            {"inputs", data.sample_shape.numel()},
+            {"sample_shape", extents(data.sample_shape)},
+            {"normalize", normalisation_json(e.normalisation)},
+            {"augment", nn::to_string(e.augmentation)},
+            {"model", e.model},
+            {"hidden", e.hidden},
+            {"epochs", e.epochs},
+            {"batch_size", e.batch_size},
+            {"accumulate_steps", e.accumulate_steps},
+            {"seed", e.seed},
+            {"math", std::string(to_string(e.math))},
+            {"optimizer", optimizer},
+            {"average", average_json(e.average)},
+            {"policy", Json::parse(nn::rules_json(e.policy))}};
+  if (data.is_text()) json["text"] = text_json(e, data);
+  return json;
 }
 
 SavedExperiment read_config(const fs::path& file) {
@@ -241,7 +313,8 @@ SavedExperiment read_config(const fs::path& file) {
   e.data = keys.text("data");
   saved.classes = keys.integer("classes", 2, INT32_MAX);
   saved.inputs = keys.integer("inputs", 1, INT32_MAX);
-  if (keys.has("sample_shape")) {
+  if (keys.has("text")) read_text(keys.object("text"), saved);
+  if (keys.has("sample_shape") && saved.vocabulary.empty()) {
     const std::vector<int64_t> shape = keys.integers("sample_shape", 1, INT32_MAX);
     if (shape.size() != 3) keys.fail("sample_shape", "must hold height, width and channels");
     saved.sample_shape = Shape{shape[0], shape[1], shape[2]};
@@ -261,6 +334,13 @@ SavedExperiment read_config(const fs::path& file) {
   return saved;
 }
 
+static void check_model(const Experiment& e) {
+  const bool text = nn::is_text_name(e.data);
+  ULP_CHECK(nn::is_text_model(e.model) == text, "--model {} is for {}, and --data {} is {}",
+            e.model, text ? "images" : "texts", e.data,
+            text ? "a text; take --model gpt" : "images; take text:FILE");
+}
+
 std::string model_list() { return fmt::format("{}", fmt::join(nn::model_names(), ", ")); }
 
 std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Dataset& data) {
@@ -268,19 +348,38 @@ std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Datase
   options.image = data.sample_shape;
   options.classes = data.classes;
   options.hidden = e.hidden;
+  options.sequence = e.sequence;
+  check_model(e);
   return nn::make_model(e.model, options);
 }
+
+namespace {
+
+/// "6 layers of width 384, …".
+std::string sequence_text(const nn::SequenceOptions& o) {
+  return fmt::format("{} layers of width {} with {} heads, context {}, {} positions, {}, {} norm{}",
+                     o.layers, o.width, o.heads, o.context, to_string(o.positions),
+                     to_string(o.mlp), to_string(o.norm), o.tie ? ", tied output" : "");
+}
+
+}  // namespace
 
 std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& model) {
   std::string text;
   const auto line = [&](const char* name, const std::string& value) {
     text += fmt::format("{:<11}{}\n", name, value);
   };
-  line("data", fmt::format("{}: {} training and {} test samples of {}, {} classes", data.name,
-                           data.train.labels.numel(), data.test.labels.numel(),
-                           fmt::join(extents(data.sample_shape), "×"), data.classes));
+  if (data.is_text())
+    line("data", fmt::format("{}: {} training and {} validation {}, {} different ones", data.name,
+                             data.train.images.numel(), data.test.images.numel(),
+                             nn::to_string(data.vocabulary.kind()), data.classes));
+  else
+    line("data", fmt::format("{}: {} training and {} test samples of {}, {} classes", data.name,
+                             data.train.labels.numel(), data.test.labels.numel(),
+                             fmt::join(extents(data.sample_shape), "×"), data.classes));
   line("samples", samples_text(e, data));
   line("model", fmt::format("{}, {} parameters", e.model, parameter_count(model)));
+  if (data.is_text()) line("", sequence_text(e.sequence));
   line("training",
        fmt::format("{} epochs, batches of {}{} (a last partial one is dropped), seed {}, {}",
                    e.epochs, e.batch_size,
@@ -305,15 +404,42 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   return text;
 }
 
-nn::Batches test_batches(Run& run, const nn::Dataset& data, const Experiment& e) {
-  nn::BatchOptions options = batch_options(e);
-  options.augmentation = {};
-  return nn::Batches(run, data, data.test, kEvalBatch, options);
+nn::Dataset load_data(const Experiment& e) {
+  check_model(e);
+  if (nn::is_text_name(e.data))
+    return nn::load_text_dataset(e.data, {e.tokens, e.validation, e.sequence.context});
+  return nn::load_dataset(e.data);
 }
 
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss) {
+std::unique_ptr<nn::BatchSource> training_batches(Run& run, const nn::Dataset& data,
+                                                  const Experiment& e) {
+  if (data.is_text())
+    return std::make_unique<nn::TextBatches>(run, data.train.images, e.sequence.context,
+                                             e.batch_size,
+                                             e.epoch_steps * e.accumulate_steps * e.batch_size);
+  return std::make_unique<nn::Batches>(run, data, data.train, e.batch_size, batch_options(e));
+}
+
+std::unique_ptr<nn::BatchSource> test_batches(Run& run, const nn::Dataset& data,
+                                              const Experiment& e) {
+  if (data.is_text()) {
+    const int64_t windows = std::max<int64_t>(1, kEvalTokens / e.sequence.context);
+    return std::make_unique<nn::TextBatches>(run, data.test.images, e.sequence.context, windows);
+  }
+  nn::BatchOptions options = batch_options(e);
+  options.augmentation = {};
+  return std::make_unique<nn::Batches>(run, data, data.test, kEvalBatch, options);
+}
+
+nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test, const OpFormats& loss) {
   return nn::evaluate(run, model, test, loss);
 }
+
+std::string perplexity_text(const nn::Dataset& data, double loss) {
+  return data.is_text() ? fmt::format(" perplexity {:.4f}", std::exp(loss)) : "";
+}
+
+const char* test_name(const nn::Dataset& data) { return data.is_text() ? "validation" : "test"; }
 
 void make_folder(const fs::path& dir) {
   std::error_code error;

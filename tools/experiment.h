@@ -10,6 +10,7 @@
 #include "autograd/step_graph.h"
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
+#include "nn/models/sequence_options.h"
 #include "nn/policy.h"
 #include "nn/sequential.h"
 #include "optim/average.h"
@@ -32,7 +33,11 @@ struct Experiment {
   std::string data = "digits";
   std::string model = "mlp";
   std::vector<int64_t> hidden = {256, 128};
+  nn::SequenceOptions sequence;  // of models of texts; its context is the data's
+  nn::TokenKind tokens = nn::TokenKind::Characters;  // of texts
+  double validation = 0.1;                           // the share of a text
   int64_t epochs = 10;
+  int64_t epoch_steps = 0;  // of texts; 0: as many as there are windows from end to end
   int64_t batch_size = 128;
   uint64_t seed = 1;
   Device device{};
@@ -60,6 +65,7 @@ struct SavedExperiment {
   Experiment experiment;
   int64_t inputs = 0, classes = 0;
   std::optional<Shape> sample_shape;  // of the images; older files have none
+  nn::Vocabulary vocabulary;          // of a text
 };
 /// Reads what to_json wrote. Throws ulp::Error naming the file and the key that is missing or wrong.
 SavedExperiment read_config(const std::filesystem::path& file);
@@ -71,9 +77,19 @@ std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::
 std::string model_list();
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
+/// Reads the data of an experiment: images, or a text where its name says so. Throws where the model is not for it.
+nn::Dataset load_data(const Experiment& experiment);
+/// Batches of the training split.
+std::unique_ptr<nn::BatchSource> training_batches(Run& run, const nn::Dataset& data,
+                                                  const Experiment& experiment);
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
-nn::Batches test_batches(Run& run, const nn::Dataset& data, const Experiment& experiment);
-nn::Score test_score(Run& run, nn::Module& model, nn::Batches& test, const OpFormats& loss);
+std::unique_ptr<nn::BatchSource> test_batches(Run& run, const nn::Dataset& data,
+                                              const Experiment& experiment);
+nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test, const OpFormats& loss);
+/// "  perplexity 4.21" of a text; empty of images.
+std::string perplexity_text(const nn::Dataset& data, double loss);
+/// What is scored after each epoch: "validation" of a text, "test" of images.
+const char* test_name(const nn::Dataset& data);
 
 /// Makes the folder of a run. Throws ulp::Error if there cannot be one or nothing can be written there.
 void make_folder(const std::filesystem::path& dir);

@@ -148,6 +148,7 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default(false);
   ulp::tools::add_train(app);
   ulp::tools::add_eval(app);
+  ulp::tools::add_sample(app);
   ulp::tools::add_sweep(app);
   ulp::tools::add_bench(app);
   ulp::tools::add_formats(app);

@@ -136,7 +136,8 @@ std::string explain_training(const Experiment& e, const nn::Dataset& data) {
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, 1);
 
-  const nn::ModelTree tree(run, *model, e.model, Shape{data.sample_shape.numel()});
+  const nn::ModelTree tree(run, *model, e.model, Shape{data.sample_shape.numel()},
+                           data.is_text() ? DType::I32 : DType::F32);
   std::string text = describe(e, data, *model);
   text += fmt::format("\nshapes of one sample; products m × n × k of a batch of {}\n{}",
                       e.batch_size, nn::tree_text(tree, layers, e.batch_size, e.math));

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "nn/model_tree.h"
+#include "nn/evaluate.h"
 
 namespace ulp::tools {
 namespace {
@@ -17,8 +17,9 @@ class Rehearsal {
     layers_ = nn::layers_of(*model_, loss_);
     nn::check(e.policy, layers_, e.epochs);
     const int64_t samples = std::min<int64_t>(e.batch_size, 2);
-    images_ = Tensor::zeros({samples, data.sample_shape.numel()}, DType::F32, kCpu);
-    labels_ = Tensor::zeros({samples}, DType::I32, kCpu);
+    const int64_t values = data.sample_shape.numel();  // of a text: tokens, and as many labels
+    inputs_ = Tensor::zeros({samples, values}, data.is_text() ? DType::I32 : DType::F32, kCpu);
+    labels_ = Tensor::zeros({data.is_text() ? samples * values : samples}, DType::I32, kCpu);
   }
 
   void run() {
@@ -36,7 +37,7 @@ class Rehearsal {
  private:
   void step() {
     Tape tape(run_);
-    const Var logits = (*model_)(tape, tape.constant(images_));
+    const Var logits = nn::logit_rows(tape, (*model_)(tape, tape.constant(inputs_)));
     tape.backward(ops::cross_entropy(tape, logits, labels_, loss_, RandomSite("loss")));
     for (Parameter* p : model_->parameters()) p->grad = {};
   }
@@ -46,7 +47,7 @@ class Rehearsal {
   std::unique_ptr<nn::Sequential> model_;
   OpFormats loss_;
   std::vector<nn::Layer> layers_;
-  Tensor images_, labels_;
+  Tensor inputs_, labels_;
 };
 
 }  // namespace

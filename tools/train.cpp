@@ -21,6 +21,7 @@
 #include "tools/preflight.h"
 #include "tools/progress.h"
 #include "tools/scaling_options.h"
+#include "tools/text_options.h"
 #include "tools/train_options.h"
 #include "tools/training.h"
 
@@ -32,9 +33,11 @@ struct TrainOptions {
   CheckpointOptions checkpoints;
   OptimizerFlags optimizer;
   DataOptions samples;
+  TextFlags text;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
+  const CLI::Option* epochs_given = nullptr;
   bool no_graph = false;
 };
 
@@ -83,6 +86,7 @@ Experiment resolve(const TrainOptions& o) {
   e.optimizer = o.optimizer.resolve();
   o.scaling.resolve(e);
   o.samples.resolve(e);
+  o.text.resolve(e, o.epochs_given != nullptr && o.epochs_given->count() > 0);
   return e;
 }
 
@@ -90,9 +94,10 @@ Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.res
 
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  nn::Dataset data = nn::load_dataset(e.data);
+  nn::Dataset data = load_data(e);
   e.data = nn::lasting_dataset_name(e.data);
   o.samples.fit(e, data);
+  if (data.is_text()) return data;
   const int64_t samples = data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
@@ -123,10 +128,14 @@ void run_train(const TrainCommand& o) {
         train(e.baseline(), data, dir / "baseline", "fp32 baseline", checkpointing);
     say(fmt::format("difference to fp32: {:+.2f} points of accuracy, {:+.4f} of loss\n",
                     100 * (score.accuracy - plain.accuracy), score.loss - plain.loss));
-    fp32 = fmt::format("  (fp32 {:.4f})", plain.accuracy);
+    fp32 = fmt::format("  (fp32 {:.4f})", data.is_text() ? plain.loss : plain.accuracy);
   }
   say(fmt::format("metrics {}\n", (dir / "metrics.jsonl").string()));
-  say(fmt::format("test accuracy {:.4f}{}\n", score.accuracy, fp32));
+  if (data.is_text())
+    say(fmt::format("validation loss {:.4f} nats{} accuracy {:.4f}{}\n", score.loss,
+                    perplexity_text(data, score.loss), score.accuracy, fp32));
+  else
+    say(fmt::format("test accuracy {:.4f}{}\n", score.accuracy, fp32));
 }
 
 }  // namespace
@@ -175,8 +184,9 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
       ->capture_default_str();
   cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
       ->capture_default_str();
-  cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
-      ->capture_default_str();
+  o->epochs_given =
+      cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
+          ->capture_default_str();
   cmd->add_option("--batch-size", o->batch_size, "samples a step, at most 1000000")
       ->capture_default_str();
   cmd->add_option("--seed", o->seed, "of initial weights, order and stochastic rounding")
@@ -196,6 +206,7 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
       "by op; no result depends on it");
   o->checkpoints.add_to(*cmd);
   o->samples.add_to(*cmd);
+  o->text.add_to(*cmd);
   o->optimizer.add_to(*cmd);
   o->scaling.add_to(*cmd);
   return o;
@@ -203,7 +214,7 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
 
 void add_train(CLI::App& app) {
   auto o = std::make_shared<TrainCommand>();
-  CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images");
+  CLI::App* cmd = app.add_subcommand("train", "Train a quantised network on images or a text");
   o->options = add_training_options(*cmd);
   cmd->add_option("--out", o->out, "folder for config.json, metrics.jsonl and model.safetensors")
       ->capture_default_str();

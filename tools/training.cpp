@@ -83,7 +83,7 @@ std::optional<optim::Average> make_average(Run& run, nn::Module& model, const Ex
 }
 
 /// Steps of an epoch.
-int64_t step_count(const nn::Batches& batches, int64_t accumulate) {
+int64_t step_count(const nn::BatchSource& batches, int64_t accumulate) {
   ULP_CHECK(batches.steps() >= accumulate,
             "--accumulate-steps {}: an epoch has {} batches of {} samples", accumulate,
             batches.steps(), batches.size());
@@ -151,9 +151,11 @@ class Training {
         model_(initialised_model(run_, e, data)),
         layers_(nn::layers_of(*model_, loss_)),
         optimizer_(run_, model_->parameters(), e.optimizer),
-        batches_(run_, data, data.train, e.batch_size, batch_options(e)),
+        batches_(training_batches(run_, data, e)),
         tests_(test_batches(run_, data, e)),
-        steps_(step_count(batches_, e.accumulate_steps)),
+        test_name_(test_name(data)),
+        perplexity_(data.is_text()),
+        steps_(step_count(*batches_, e.accumulate_steps)),
         schedule_(optim::Schedule::parse(e.lr_schedule), e.optimizer.lr, e.epochs * steps_, steps_),
         scaler_(run_, model_->parameters(), e.scaling),
         average_(make_average(run_, *model_, e, steps_)),
@@ -227,7 +229,7 @@ class Training {
   }
 
   nn::Score train() {
-    Progress progress(e_.epochs, steps_, batches_.size() * e_.accumulate_steps,
+    Progress progress(e_.epochs, steps_, batches_->size() * e_.accumulate_steps,
                       epoch_ * steps_ + first_step_);
     while (epoch_ < e_.epochs) train_epoch(progress);
     say(memory_text(e_.device, saved_bytes_));
@@ -248,8 +250,8 @@ class Training {
     if (averaged > 0) {
       average = {average_->tensors(), to_string(e_.average->options.format), averaged,
                  average_test_.random_step};
-      say(fmt::format("last weights: test loss {:.4f} accuracy {:.4f}; below: the average of {}\n",
-                      test_.score.loss, test_.score.accuracy, averaged));
+      say(fmt::format("last weights: {} {}; below: the average of {}\n", test_name_,
+                      score_text(test_.score), averaged));
     } else if (average_) {
       say("no average: every step whose weights it would take was skipped\n");
     }
@@ -270,9 +272,9 @@ class Training {
 
   void step() {
     for (int64_t k = 0; k < e_.accumulate_steps; ++k) {
-      const nn::Batch batch = batches_.next();
+      const nn::Batch batch = batches_->next();
       Tape tape(run_);
-      const Var logits = (*model_)(tape, tape.constant(batch.images));
+      const Var logits = nn::logit_rows(tape, (*model_)(tape, tape.constant(batch.inputs)));
       const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_, RandomSite("loss"));
       tally_.add(loss.value, logits.value, batch.labels);
       saved_bytes_ = tape.saved_bytes();
@@ -336,7 +338,7 @@ class Training {
 
   /// Makes the order of the epoch's samples and sets the rates of its steps, from `first_step_` on.
   void begin_epoch(int64_t batch_offset) {
-    batches_.shuffle(epoch_, batch_offset);
+    batches_->shuffle(epoch_, batch_offset);
     const int64_t first = epoch_ * steps_ + first_step_, count = steps_ - first_step_;
     optimizer_.set_rates(schedule_.rates(first, count), schedule_.momenta(first, count));
   }
@@ -390,13 +392,24 @@ class Training {
                        state.skipped_steps, state.grad_norm);
   }
 
+  /// "loss 1.2345 accuracy 0.5678", of texts with the perplexity.
+  std::string score_text(const nn::Score& s) const {
+    return fmt::format("loss {:.4f}{} accuracy {:.4f}", s.loss,
+                       perplexity_ ? fmt::format(" perplexity {:.4f}", std::exp(s.loss)) : "",
+                       s.accuracy);
+  }
+  /// The same as a key of metrics.jsonl.
+  std::string perplexity_key(double loss) const {
+    return perplexity_ ? fmt::format(",\"perplexity\":{:.9g}", std::exp(loss)) : "";
+  }
+
   Tested test(const char* what) {
     Tested tested;
     tested.random_step = run_.state().random_step;
-    tested.score = test_score(run_, *model_, tests_, loss_);
+    tested.score = test_score(run_, *model_, *tests_, loss_);
     check_going(std::isfinite(tested.score.loss),
-                "the test loss{} is {} after epoch {}; try a smaller --lr or wider formats", what,
-                tested.score.loss, epoch_ + 1);
+                "the {} loss{} is {} after epoch {}; try a smaller --lr or wider formats",
+                test_name_, what, tested.score.loss, epoch_ + 1);
     return tested;
   }
 
@@ -408,26 +421,26 @@ class Training {
                 "smaller --loss-scale-start or --loss-scale-min, or wider formats",
                 (epoch_ + 1) * steps_, epoch_ + 1);
     auto start = Clock::now();
-    metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds, scaling_keys());
+    metrics_ += metrics_line(epoch_ + 1, "train", trained, seconds,
+                             perplexity_key(trained.loss) + scaling_keys());
     const std::string scaling = scaling_text();
     test_ = test("");
-    metrics_ += metrics_line(epoch_ + 1, "test", test_.score, seconds_since(start));
+    metrics_ += metrics_line(epoch_ + 1, test_name_, test_.score, seconds_since(start),
+                             perplexity_key(test_.score.loss));
     std::string averaged;
     if (average_ && average_->count() > 0) {
       start = Clock::now();
       const optim::Average::InPlace in_place(*average_);
       average_test_ = test(" of the average");
       metrics_ += metrics_line(epoch_ + 1, "average", average_test_.score, seconds_since(start),
-                               fmt::format(",\"weights\":{}", average_->count()));
-      averaged = fmt::format("  average loss {:.4f} accuracy {:.4f}", average_test_.score.loss,
-                             average_test_.score.accuracy);
+                               perplexity_key(average_test_.score.loss) +
+                                   fmt::format(",\"weights\":{}", average_->count()));
+      averaged = "  average " + score_text(average_test_.score);
     }
     files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
-    progress.epoch_done(fmt::format(
-        "epoch {}/{}  train loss {:.4f} accuracy {:.4f}  test loss {:.4f} accuracy {:.4f}{}{}  "
-        "{:.3g} s",
-        epoch_ + 1, e_.epochs, trained.loss, trained.accuracy, test_.score.loss,
-        test_.score.accuracy, averaged, scaling, seconds));
+    progress.epoch_done(fmt::format("epoch {}/{}  train {}  {} {}{}{}  {:.3g} s", epoch_ + 1,
+                                    e_.epochs, score_text(trained), test_name_,
+                                    score_text(test_.score), averaged, scaling, seconds));
     ++epoch_;
     first_step_ = 0;
     seconds_ = 0;
@@ -444,8 +457,10 @@ class Training {
   OpFormats loss_;                 // of the cross-entropy
   std::vector<nn::Layer> layers_;  // whose formats the policy sets
   optim::Optimizer optimizer_;
-  nn::Batches batches_, tests_;
-  int64_t steps_;  // of an epoch
+  std::unique_ptr<nn::BatchSource> batches_, tests_;
+  const char* test_name_;  // what is scored after each epoch
+  bool perplexity_;        // is shown beside the loss
+  int64_t steps_;          // of an epoch
   optim::Schedule schedule_;
   optim::GradScaler scaler_;
   std::optional<optim::Average> average_;
@@ -474,7 +489,7 @@ std::string fingerprint(const nn::Dataset& data) {
   uint32_t sum = 0;
   for (const nn::Split* split : {&data.train, &data.test})
     for (const Tensor& tensor : {split->images, split->labels})
-      sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
+      if (tensor.defined()) sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
   return fmt::format("{:08x}", sum);
 }
 

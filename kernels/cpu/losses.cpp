@@ -65,7 +65,65 @@ void label_gradient_of_rows(const LabelLossBackwardArgs& args) {
   });
 }
 
+template <class T>
+void log_sum_of(const LogSumArgs& args) {
+  const int64_t rows = args.in.size(0), columns = args.in.size(1);
+  const T* in = args.in.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  Tensor losses_tensor = args.losses, sums_tensor = args.sums;
+  T *losses = losses_tensor.mutable_data<T>(), *sums = sums_tensor.mutable_data<T>();
+  for_rows(rows, columns, [&](int64_t n) {
+    const T* x = in + n * columns;
+    const T most = canonical(largest_of(x, columns));
+    std::vector<T> exps(static_cast<size_t>(columns));
+    T* to = exps.data();
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j) to[j] = exp_of(canonical(x[j] - most));
+    });
+    const T log = canonical(log_of(strict_sum(to, columns)));
+    sums[2 * n] = most;
+    sums[2 * n + 1] = log;
+    const int64_t label = labels[n];
+    losses[n] = label < 0 || label >= columns
+                    ? static_cast<T>(float_of(kNanBits))
+                    : canonical(-functors::log_probability(x[label], most, log));
+  });
+}
+
+template <class T>
+void log_sum_backward_of(const LogSumBackwardArgs& args) {
+  const int64_t rows = args.in.size(0), columns = args.in.size(1);
+  const T *in = args.in.data<T>(), *sums = args.sums.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  Tensor out_tensor = args.out;
+  T* out = out_tensor.mutable_data<T>();
+  const T factor = args.grad.data<T>()[0] * static_cast<T>(args.alpha);
+  for_rows(rows, columns, [&](int64_t n) {
+    const int64_t label = labels[n];
+    const T* x = in + n * columns;
+    const T most = sums[2 * n], log = sums[2 * n + 1];
+    T* to = out + n * columns;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < columns; ++j)
+        to[j] = canonical(
+            (exp_of(functors::log_probability(x[j], most, log)) - (j == label ? T(1) : T(0))) *
+            factor);
+    });
+  });
+}
+
 }  // namespace
+
+void log_sum(Stream stream, const LogSumArgs& args) {
+  check_log_sum(stream, args);
+  args.in.dtype() == DType::F64 ? log_sum_of<double>(args) : log_sum_of<float>(args);
+}
+
+void log_sum_backward(Stream stream, const LogSumBackwardArgs& args) {
+  check_log_sum_backward(stream, args);
+  args.in.dtype() == DType::F64 ? log_sum_backward_of<double>(args)
+                                : log_sum_backward_of<float>(args);
+}
 
 void label_loss(Stream stream, const LabelLossArgs& args) {
   check_label_loss(stream, args);

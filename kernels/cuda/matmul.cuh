@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 #include "kernels/matmul_unit.h"
 
@@ -13,6 +14,10 @@ void matmul_strict(Stream stream, const MatmulArgs& args, float* sums);
 /// for it.
 bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
                  float* sums, bool onto = false);
+
+/// The same of a batch of products.
+bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice& choice,
+                  float* sums);
 
 /// What becomes of the sums of a product, see MatmulArgs.
 struct Outcome {

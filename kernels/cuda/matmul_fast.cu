@@ -106,6 +106,7 @@ struct Kind {
   int64_t a_leading, b_leading;
   bool bias, scaled;
   uint32_t a_alignment, b_alignment, out_alignment;  // bytes, at most 16
+  int64_t count = 1, a_step = 0, b_step = 0;  // products, and how far their operands lie apart
   auto operator<=>(const Kind&) const = default;
 };
 
@@ -176,6 +177,15 @@ OwnedLayout make_layout(DType type, int64_t rows, int64_t columns, int64_t leadi
   return OwnedLayout(layout);
 }
 
+/// The layout of `count` matrices, `step` elements apart.
+void repeat(const OwnedLayout& layout, int64_t count, int64_t step) {
+  const auto times = static_cast<int32_t>(count);
+  ULP_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
+      layout.get(), CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &times, sizeof times));
+  ULP_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
+      layout.get(), CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step));
+}
+
 template <class T>
 void set(const OwnedDesc& desc, cublasLtMatmulDescAttributes_t what, T value) {
   ULP_CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc.get(), what, &value, sizeof value));
@@ -196,7 +206,8 @@ T get(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_
 
 std::string line_of(const Kind& kind, const Plan& plan) {
   const auto number = [](auto x) { return std::to_string(x); };
-  std::string line = number(kind.m) + " x " + number(kind.n) + " x " + number(kind.k) +
+  std::string line = (kind.count > 1 ? number(kind.count) + " times " : "") + number(kind.m) +
+                     " x " + number(kind.n) + " x " + number(kind.k) +
                      (kind.a_by_rows ? " N" : " T") + (kind.b_by_rows ? "T: " : "N: ");
   if (!plan.exists) return line + "fp32 in strict order, cuBLASLt has no algorithm for it";
   const size_t version = cublasLtGetVersion();
@@ -230,6 +241,11 @@ Plan make_plan(const Library& library, const Kind& kind) {
   plan.b = by_columns(kind.b_type, kind.b_by_rows, kind.n, kind.b_leading);
   plan.a = by_columns(kind.a_type, kind.a_by_rows, kind.m, kind.a_leading);
   plan.out = make_layout(DType::F32, kind.n, kind.m, kind.n);
+  if (kind.count > 1) {
+    repeat(plan.b, kind.count, kind.b_step);
+    repeat(plan.a, kind.count, kind.a_step);
+    repeat(plan.out, kind.count, kind.m * kind.n);
+  }
 
   cublasLtMatmulPreference_t raw = nullptr;
   ULP_CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&raw));
@@ -276,18 +292,9 @@ __global__ void scalars_kernel(const float* a, const float* b, float before, flo
 
 const float* data_or_null(const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; }
 
-}  // namespace
-
-std::vector<std::string> matrix_units_used() {
-  const std::lock_guard lock(mutex);
-  return used();
-}
-
-bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
-                 float* sums, bool onto) {
-  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
-  const Tensor a = readable(stream, args.a, choice.a, choice.unit);
-  const Tensor b = readable(stream, args.b.transpose(0, 1), choice.b, choice.unit);
+/// Of a (M, K) · bᵀ (N, K), as they can be read.
+Kind kind_of(Stream stream, const UnitChoice& choice, const Tensor& a, const Tensor& b,
+             const float* sums) {
   const Stored a_stored = *stored(a), b_stored = *stored(b);
   Kind kind{};
   kind.device = stream.device.index;
@@ -301,11 +308,39 @@ bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice
   kind.b_by_rows = b_stored.by_rows;
   kind.a_leading = a_stored.leading;
   kind.b_leading = b_stored.leading;
-  kind.bias = whole && args.bias.defined();
-  kind.scaled = whole && (args.a_factor.defined() || args.b_factor.defined());
   kind.a_alignment = alignment_of(a.raw());
   kind.b_alignment = alignment_of(b.raw());
   kind.out_alignment = alignment_of(sums);
+  return kind;
+}
+
+/// A contiguous (B, rows, columns) in that type.
+Tensor batch_in(Stream stream, const Tensor& t, DType dtype) {
+  if (t.dtype() == dtype) return t;
+  return converted(stream, t.reshape({t.size(0) * t.size(1), t.size(2)}), dtype).reshape(t.shape());
+}
+
+/// Its first matrix, turned or not.
+Tensor first_of(const Tensor& t, bool turned) {
+  const Tensor one = t.slice(0, 0, 1).reshape({t.size(1), t.size(2)});
+  return turned ? one.transpose(0, 1) : one;
+}
+
+}  // namespace
+
+std::vector<std::string> matrix_units_used() {
+  const std::lock_guard lock(mutex);
+  return used();
+}
+
+bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
+                 float* sums, bool onto) {
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  const Tensor a = readable(stream, args.a, choice.a, choice.unit);
+  const Tensor b = readable(stream, args.b.transpose(0, 1), choice.b, choice.unit);
+  Kind kind = kind_of(stream, choice, a, b, sums);
+  kind.bias = whole && args.bias.defined();
+  kind.scaled = whole && (args.a_factor.defined() || args.b_factor.defined());
 
   const std::lock_guard lock(mutex);
   const Library& library = library_of(stream);
@@ -325,6 +360,33 @@ bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice
   if (kind.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias.raw());
   ULP_CUBLAS_CHECK(cublasLtMatmul(library.handle, plan.desc.get(), factors, b.raw(), plan.b.get(),
                                   a.raw(), plan.a.get(), factors + 1, sums, plan.out.get(), sums,
+                                  plan.out.get(), &plan.algorithm, library.workspace, kWorkspace,
+                                  static_cast<cudaStream_t>(stream.handle)));
+  return true;
+}
+
+bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice& choice,
+                  float* sums) {
+  ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
+  const Tensor a = batch_in(stream, args.a, choice.a), b = batch_in(stream, args.b, choice.b);
+  Kind kind = kind_of(stream, choice, first_of(a, args.turn_a), first_of(b, !args.turn_b), sums);
+  kind.count = a.size(0);
+  kind.a_step = a.size(1) * a.size(2);
+  kind.b_step = b.size(1) * b.size(2);
+  const auto also = [](uint32_t& alignment, int64_t step, DType dtype) {
+    while (step * static_cast<int64_t>(size_of(dtype)) % alignment != 0) alignment /= 2;
+  };
+  also(kind.a_alignment, kind.a_step, choice.a);
+  also(kind.b_alignment, kind.b_step, choice.b);
+  also(kind.out_alignment, kind.m * kind.n, DType::F32);
+
+  const std::lock_guard lock(mutex);
+  const Library& library = library_of(stream);
+  const Plan& plan = plan_of(library, kind);
+  if (!plan.exists) return false;
+  const float scalars[] = {1.0f, 0.0f};
+  ULP_CUBLAS_CHECK(cublasLtMatmul(library.handle, plan.desc.get(), scalars, b.raw(), plan.b.get(),
+                                  a.raw(), plan.a.get(), scalars + 1, sums, plan.out.get(), sums,
                                   plan.out.get(), &plan.algorithm, library.workspace, kWorkspace,
                                   static_cast<cudaStream_t>(stream.handle)));
   return true;

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/rounder.cuh"
 #include "kernels/cuda/sum.cuh"
+#include "kernels/kernel.h"
 
 namespace ulp::cuda {
 

@@ -24,6 +24,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kFashionMnist = "/usr/share/datasets/fashion-mnist";
+constexpr std::string_view kTextPrefix = "text:";
 constexpr int64_t kDigitsRows = 1797;
 constexpr int64_t kDigitsTest = 360;
 constexpr size_t kDigitsPixels = 64;
@@ -324,7 +325,25 @@ Dataset load_dataset(const std::string& name_or_directory) {
   return load_directory(name_or_directory);
 }
 
+bool is_text_name(std::string_view name) { return name.starts_with(kTextPrefix); }
+
+Dataset load_text_dataset(const std::string& name, const TextOptions& options) {
+  ULP_CHECK(is_text_name(name) && name.size() > kTextPrefix.size(),
+            "--data {}: a text is text:FILE", name);
+  const Text text = load_text(name.substr(kTextPrefix.size()), options);
+  Dataset data;
+  data.name = name;
+  data.train.images = text.train;
+  data.test.images = text.validation;
+  data.sample_shape = {options.context};
+  data.classes = text.vocabulary.size();
+  data.vocabulary = text.vocabulary;
+  return data;
+}
+
 std::string lasting_dataset_name(const std::string& text) {
+  if (is_text_name(text))
+    return std::string(kTextPrefix) + fs::absolute(text.substr(kTextPrefix.size())).string();
   if (text == "digits" || text == "fashion-mnist") return text;
   const auto [kind, path] = split_kind(text);
   const std::string absolute = fs::absolute(path).string();

@@ -5,10 +5,12 @@
 #include <string_view>
 
 #include "core/tensor.h"
+#include "nn/data/text.h"
 
 namespace ulp::nn {
 
 /// images: U8 or F32 (N, D), D the values of one image in (H, W, C) order; labels: I32 (N). Both on the CPU.
+/// Of a text: images are its tokens (L), U8 or I32, and there are no labels.
 struct Split {
   Tensor images;
   Tensor labels;
@@ -18,9 +20,12 @@ struct Dataset {
   std::string name;
   Split train;
   Split test;
-  Shape sample_shape;   // (H, W, C)
-  int64_t classes = 0;  // labels lie in [0, classes)
-  float scale = 1;      // U8 images · scale lie in [0, 1]; F32 images stand as they are
+  Shape sample_shape;       // (H, W, C); of a text the tokens of a window
+  int64_t classes = 0;      // labels lie in [0, classes)
+  float scale = 1;          // U8 images · scale lie in [0, 1]; F32 images stand as they are
+  Vocabulary vocabulary{};  // of a text
+
+  bool is_text() const { return !vocabulary.empty(); }
 };
 
 /// "digits"         in the program: 1437 train and 360 test images of 8 × 8, pixels 0 … 16. Source: E. Alpaydin and
@@ -42,11 +47,15 @@ struct Dataset {
 /// Throws ulp::Error that says which file is wrong, how, and what is allowed.
 Dataset load_dataset(const std::string& name_or_directory);
 
+/// "text:FILE": tokens for training and for validation, which is `test`. Errors begin with the name.
+Dataset load_text_dataset(const std::string& name, const TextOptions& options);
+bool is_text_name(std::string_view name);
+
 /// What load_dataset takes, in a few words.
 inline constexpr const char* kDatasetNames =
     "digits, fashion-mnist or a folder with IDX (MNIST's names), CIFAR-10, CIFAR-100 or .npy "
     "files; KIND:FOLDER where KIND, one of idx, cifar10, cifar100, cifar100-coarse and npy, is not "
-    "to be told by the files";
+    "to be told by the files; text:FILE for models of texts";
 
 /// The text that means the same data set in any working directory.
 std::string lasting_dataset_name(const std::string& name_or_directory);

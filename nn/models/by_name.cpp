@@ -7,8 +7,10 @@
 namespace ulp::nn {
 namespace {
 
-constexpr const char* kNames[] = {"mlp",         "lenet5",      "vgg16",        "vgg16bn", "vgg7",
-                                  "preresnet20", "preresnet56", "preresnet110", "resnet18"};
+constexpr const char* kNames[] = {
+    "mlp",          "lenet5",   "vgg16",    "vgg16bn", "vgg7", "preresnet20", "preresnet56",
+    "preresnet110", "resnet18", "vit-tiny", "gpt",     "lstm", "gru"};
+constexpr const char* kTextNames[] = {"gpt", "lstm", "gru"};
 
 }  // namespace
 
@@ -16,6 +18,10 @@ std::span<const char* const> model_names() { return kNames; }
 
 bool is_model(const std::string& name) {
   return std::ranges::find(kNames, name) != std::end(kNames);
+}
+
+bool is_text_model(const std::string& name) {
+  return std::ranges::find(kTextNames, name) != std::end(kTextNames);
 }
 
 std::unique_ptr<Sequential> make_model(const std::string& name, const ModelOptions& o) {
@@ -28,6 +34,12 @@ std::unique_ptr<Sequential> make_model(const std::string& name, const ModelOptio
   if (name == "preresnet56") return preresnet(56, o.image, o.classes, o.formats);
   if (name == "preresnet110") return preresnet(110, o.image, o.classes, o.formats);
   if (name == "resnet18") return resnet18(o.image, o.classes, o.formats);
+  if (name == "vit-tiny") return vit_tiny(o.image, o.classes, o.formats);
+  if (name == "gpt") return gpt(o.classes, o.sequence, o.formats);
+  for (const auto& [kind, known] :
+       {std::pair{RecurrentKind::Lstm, "lstm"}, {RecurrentKind::Gru, "gru"}})
+    if (name == known)
+      return char_rnn(kind, o.classes, o.sequence.width, {o.sequence.layers}, o.formats);
   std::string all;
   for (const char* known : kNames) all += (all.empty() ? "" : ", ") + std::string(known);
   throw_error("model '{}': unknown; there are {}", name, all);

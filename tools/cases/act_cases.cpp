@@ -80,6 +80,42 @@ void check_label_loss_case(Comparison& compare) {
   });
 }
 
+void check_log_sum_case(Comparison& compare) {
+  const auto once = [&](const Pair& in, const std::string& what) {
+    const int64_t rows = in.reference.size(0), columns = in.reference.size(1);
+    if (!compare.takes(rows * columns)) return;
+    const Pair labels = labels_for(compare, rows, columns, 47);
+    const Pair losses = compare.output({rows}), sums = compare.output({rows, 2});
+    compare.run(kernels::log_sum, [&](Side d) {
+      return LogSumArgs{in.on(d), labels.on(d), losses.on(d), sums.on(d)};
+    });
+    compare.same(losses, "losses of ", what);
+    compare.same(sums, "sums of ", what);
+  };
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Few, Domain::Hard})
+      once(compare.input(shape, DType::F32, domain, 44),
+           to_string(shape) + " domain " + std::to_string(static_cast<int>(domain)));
+  for (const int64_t columns : {1, 2, 3, 40})
+    once(special_rows(compare, columns), "special rows of " + std::to_string(columns));
+}
+
+void check_log_sum_backward_case(Comparison& compare) {
+  for (const Shape& shape : kRows)
+    for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard}) {
+      if (!compare.takes(shape.numel())) continue;
+      const Pair in = compare.input(shape, DType::F32, domain, 74),
+                 sums = compare.input({shape[0], 2}, DType::F32, Domain::Modest, 75),
+                 grad = compare.input({1}, DType::F32, Domain::Modest, 76);
+      const Pair labels = labels_for(compare, shape[0], shape[1], 77), out = compare.output(shape);
+      compare.run(kernels::log_sum_backward, [&](Side d) {
+        return LogSumBackwardArgs{in.on(d),   labels.on(d), sums.on(d),
+                                  grad.on(d), out.on(d),    1.0 / 3};
+      });
+      compare.same(out, to_string(shape), " domain ", static_cast<int>(domain));
+    }
+}
+
 void check_label_loss_backward_case(Comparison& compare) {
   const Pair grad = compare.input({1}, DType::F32, Domain::Modest, 163);
   for_label_losses(compare, [&](const Pair& in, const Pair& labels, LabelLoss loss, double s) {
@@ -155,6 +191,8 @@ std::span<const KernelCase> act_kernel_cases() {
                                         {"softmax_backward", check_softmax_backward},
                                         {"label_loss", check_label_loss_case},
                                         {"label_loss_backward", check_label_loss_backward_case},
+                                        {"log_sum", check_log_sum_case},
+                                        {"log_sum_backward", check_log_sum_backward_case},
                                         {"place", check_place_case},
                                         ULP_ACTIVATION_KERNELS(ULP_ELEMENTWISE_CASE)
                                             ULP_ELEMENTWISE_LOSS_KERNELS(ULP_ELEMENTWISE_CASE)};

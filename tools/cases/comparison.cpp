@@ -183,8 +183,9 @@ Outcome Comparison::outcome_of(std::string name, const std::function<void(Compar
 std::span<const KernelCase> kernel_cases() {
   static const std::vector<KernelCase> all = [] {
     std::vector<KernelCase> cases;
-    for (const auto& family : {core_kernel_cases(), act_kernel_cases(), augment_kernel_cases(),
-                               conv_kernel_cases(), norm_kernel_cases()})
+    for (const auto& family :
+         {core_kernel_cases(), act_kernel_cases(), augment_kernel_cases(), conv_kernel_cases(),
+          embedding_kernel_cases(), norm_kernel_cases(), recurrent_kernel_cases()})
       cases.insert(cases.end(), family.begin(), family.end());
     return cases;
   }();

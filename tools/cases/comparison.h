@@ -171,8 +171,12 @@ std::span<const KernelCase> augment_kernel_cases();
 std::span<const KernelCase> conv_kernel_cases();
 /// Those of kernels/norm.h, pool.h and dropout.h.
 std::span<const KernelCase> norm_kernel_cases();
+/// Those of kernels/recurrent.h.
+std::span<const KernelCase> recurrent_kernel_cases();
 /// Those of kernels/activations.h, losses.h and place.h.
 std::span<const KernelCase> act_kernel_cases();
+/// Those of kernels/embedding.h.
+std::span<const KernelCase> embedding_kernel_cases();
 
 /// One outcome for each kernel in turn; `done` sees each as it comes. A kernel without a case, or whose case does not run
 /// it, has that as its problem.

@@ -1,0 +1,72 @@
+#include "kernels/attention.h"
+
+namespace ulp {
+namespace {
+
+void check_matrices(const char* kernel, Stream stream, const Tensor& t) {
+  check_kernel_tensor(kernel, stream, t, t.shape());
+  ULP_CHECK(t.rank() == 3, "{}: wanted matrices (B, rows, columns), got {}", kernel, t);
+}
+
+void check_rounding(const char* kernel, const Quantizer& quantizer, bool wide) {
+  ULP_CHECK(quantizer.is_elementwise(),
+            "{}: {}: block formats cannot be applied inside this kernel", kernel, quantizer);
+  ULP_CHECK(!wide || quantizer.is_identity(), "{}: F64 values are not quantised", kernel);
+}
+
+void check_rows(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
+                const Quantizer& output) {
+  check_matrices(kernel, stream, r.scores);
+  check_kernel_tensor(kernel, stream, out, r.scores.shape());
+  const bool wide = r.scores.dtype() == DType::F64;
+  ULP_CHECK(wide || r.scores.dtype() == DType::F32, "{}: scores must be F32, got {}", kernel,
+            r.scores);
+  ULP_CHECK(wide ? out.dtype() == DType::F64
+                 : is_float_up_to_32(out.dtype()) && fits(output, out.dtype()),
+            "{}: {} values do not fit the output's {}", kernel, output, out.dtype());
+  for (const Quantizer* q : {&r.score, &r.interior, &output}) check_rounding(kernel, *q, wide);
+  ULP_CHECK(r.heads >= 1 && r.first >= 0, "{}: heads must be at least 1, got {}", kernel, r.heads);
+  if (!r.lengths.defined()) return;
+  check_kernel_tensor(kernel, stream, r.lengths, r.lengths.shape());
+  const int64_t wanted = (r.first + r.scores.size(0) + r.heads - 1) / r.heads;
+  ULP_CHECK(r.lengths.dtype() == DType::I32 && r.lengths.rank() == 1 && r.lengths.size(0) >= wanted,
+            "{}: lengths must be I32, one for each of {} sequences, got {}", kernel, wanted,
+            r.lengths);
+}
+
+}  // namespace
+
+BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
+  constexpr const char* kName = "batched_matmul";
+  check_matrices(kName, stream, args.a);
+  check_matrices(kName, stream, args.b);
+  const BatchedExtents e{args.a.size(0), args.a.size(args.turn_a ? 2 : 1),
+                         args.a.size(args.turn_a ? 1 : 2), args.b.size(args.turn_b ? 1 : 2)};
+  ULP_CHECK(args.b.size(0) == e.count && args.b.size(args.turn_b ? 2 : 1) == e.k,
+            "{}: a {}{} and b {}{} must have as many matrices and share K", kName, args.a.shape(),
+            args.turn_a ? " turned" : "", args.b.shape(), args.turn_b ? " turned" : "");
+  check_kernel_tensor(kName, stream, args.out, {e.count, e.m, e.n});
+  const bool wide = args.a.dtype() == DType::F64;
+  for (const Tensor* t : {&args.a, &args.b})
+    ULP_CHECK(wide ? t->dtype() == DType::F64 : is_float_up_to_32(t->dtype()),
+              "{}: operands must be floats of up to 32 bits, or both F64; got {} and {}", kName,
+              args.a.dtype(), args.b.dtype());
+  ULP_CHECK(args.out.dtype() == (wide ? DType::F64 : DType::F32), "{}: out must be {}, got {}",
+            kName, wide ? DType::F64 : DType::F32, args.out);
+  return e;
+}
+
+void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
+  check_rows("masked_softmax", stream, args.rows, args.out, args.output);
+}
+
+void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {
+  constexpr const char* kName = "masked_softmax_backward";
+  check_rows(kName, stream, args.rows, args.out, args.output);
+  check_kernel_tensor(kName, stream, args.grad, args.rows.scores.shape());
+  ULP_CHECK(args.grad.dtype() == args.rows.scores.dtype(), "{}: grad must be {}, got {}", kName,
+            args.rows.scores.dtype(), args.grad);
+  check_rounding(kName, args.gradient, args.grad.dtype() == DType::F64);
+}
+
+}  // namespace ulp

@@ -1,0 +1,102 @@
+#pragma once
+
+// Attention: products of many matrices and the softmax of masked scores. kernel.h says what a row means.
+
+#include "kernels/kernels.h"
+
+namespace ulp {
+
+/// out (B, M, N), F32 = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it (without factors, bias
+/// and rounding). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. Math::Fp8 is Math::Fast here.
+struct BatchedMatmulArgs {
+  Tensor a, b, out;
+  bool turn_a = false, turn_b = false;
+  Math math = Math::Strict;
+  bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
+};
+
+/// What a row of scores (B, T, S), F32, becomes. Row t sees the first keys of its sequence only: all S of them, or the first
+/// lengths[b / heads]; `causal`: at most the first S − T + t + 1. Over these, with one element each:
+///   z = Qscore(score) · scale;  d = Qi(z − max z);  e = Qi(exp d);  sum = Qi(Σ e), in the order of core/sum.h;  p = e / sum
+/// p is 0 for all other keys, and in a row that sees none. A NaN, or a largest z that is infinite, makes what the row sees NaN.
+/// Quantizers are element-wise; interior draws numbers 0 … 2 in turn of its key.
+struct MaskedRows {
+  Tensor scores;
+  Tensor lengths{};   // I32, ⌈B / heads⌉ or more of them, from `first` on; undefined: S each
+  int64_t first = 0;  // the number of the first matrix among all
+  int64_t heads = 1;
+  bool causal = false;
+  double scale = 1;
+  Quantizer score{};
+  RandomKey score_key{};
+  Quantizer interior{};
+  RandomKey interior_key{};
+};
+
+/// out (B, T, S) = Qout(p); any float that holds it.
+struct MaskedSoftmaxArgs {
+  MaskedRows rows;
+  Tensor out;
+  Quantizer output{};
+  RandomKey key{};
+};
+
+/// out (B, T, S) = Qout(scale · p · (g − Σ g·p)) with g = Qgrad(grad), grad (B, T, S) F32; p is made again. 0 where p is masked.
+struct MaskedSoftmaxBackwardArgs {
+  MaskedRows rows;
+  Tensor grad, out;
+  Quantizer gradient{};
+  RandomKey gradient_key{};
+  Quantizer output{};
+  RandomKey key{};
+};
+
+// clang-format off
+#define ULP_ATTENTION_KERNELS(X)                        \
+  X(batched_matmul, BatchedMatmulArgs)                  \
+  X(masked_softmax, MaskedSoftmaxArgs)                  \
+  X(masked_softmax_backward, MaskedSoftmaxBackwardArgs)
+// clang-format on
+
+ULP_ATTENTION_KERNELS(ULP_DECLARE_KERNEL)
+
+/// M, K and N of a batched product. Throws unless its arguments are as the row says.
+struct BatchedExtents {
+  int64_t count, m, k, n;
+};
+BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args);
+/// Throw unless the arguments are as the rows say.
+void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args);
+void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args);
+
+/// How many keys row t of matrix b sees.
+struct Visible {
+  int64_t rows, keys;  // T and S
+  int64_t first, heads;
+  bool causal;
+  const int32_t* lengths;  // null: all
+
+  Visible() = default;
+  explicit Visible(const MaskedRows& r)
+      : rows(r.scores.size(1)),
+        keys(r.scores.size(2)),
+        first(r.first),
+        heads(r.heads),
+        causal(r.causal),
+        lengths(r.lengths.defined() ? r.lengths.data<int32_t>() : nullptr) {}
+  /// row: b·T + t.
+  ULP_HD int64_t operator()(int64_t row) const {
+    int64_t n = keys;
+    if (lengths != nullptr) {
+      const int64_t length = lengths[(first + row / rows) / heads];
+      n = length < n ? length : n;
+    }
+    if (causal) {
+      const int64_t reach = keys - rows + row % rows + 1;
+      n = reach < n ? reach : n;
+    }
+    return n < 0 ? 0 : n;
+  }
+};
+
+}  // namespace ulp

@@ -1,0 +1,195 @@
+#include "kernels/attention.h"
+
+#include <vector>
+
+#include "core/scalar_math.h"
+#include "kernels/cpu/image_blocks.h"
+#include "kernels/cpu/product.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/strict_sum.h"
+#include "kernels/matmul_unit.h"
+
+namespace ulp::cpu {
+namespace {
+
+/// Matrix b of a contiguous (B, rows, columns), turned or not.
+Matrix matrix_of(const Tensor& t, bool turned, int64_t b) {
+  Matrix m;
+  m.dtype = t.dtype();
+  m.data = static_cast<const char*>(t.raw()) +
+           b * t.size(1) * t.size(2) * static_cast<int64_t>(size_of(t.dtype()));
+  m.row_step = turned ? 1 : t.size(2);
+  m.column_step = turned ? t.size(2) : 1;
+  return m;
+}
+
+Tensor view_of(const Tensor& t, bool turned, int64_t b) {
+  const Tensor one = t.slice(0, b, b + 1).reshape({t.size(1), t.size(2)});
+  return turned ? one.transpose(0, 1) : one;
+}
+
+/// The values of a row and what becomes of them.
+template <class T>
+class RowOf {
+ public:
+  RowOf(const MaskedRows& r)
+      : visible_(r),
+        scores_(r.scores.data<T>()),
+        scale_(static_cast<T>(r.scale)),
+        score_(r.score, r.score_key),
+        interior_(r.interior, r.interior_key) {}
+
+  int64_t keys() const { return visible_.keys; }
+  int64_t visible(int64_t row) const { return visible_(row); }
+
+  /// p[j] for the n ≥ 1 keys that the row sees.
+  void probabilities(int64_t row, int64_t n, T* p) const {
+    const int64_t index = row * visible_.keys;
+    const T* in = scores_ + index;
+    std::copy_n(in, n, p);
+    round(score_, p, n, index);
+    const T scale = scale_;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) p[j] = p[j] * scale;
+    });
+    const T most = largest_of(p, n);
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] - most);
+    });
+    interior_.apply(0, p, n, index);
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) p[j] = exp_of(p[j]);
+    });
+    interior_.apply(1, p, n, index);
+    T sum = strict_sum(p, n);
+    interior_.apply(2, &sum, 1, row);
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] / sum);
+    });
+  }
+
+  static void round(const BlockQuantiser& q, float* x, int64_t n, int64_t index) {
+    for (int64_t i = 0; i < n; i += kBlock) q.apply(x + i, std::min(kBlock, n - i), index + i);
+  }
+  static void round(const BlockQuantiser&, double*, int64_t, int64_t) {}
+
+ private:
+  Visible visible_;
+  const T* scores_;
+  T scale_;
+  BlockQuantiser score_;
+  Interior interior_;
+};
+
+/// Writes a row whose first n values are given; the others are 0.
+template <class T>
+void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values) {
+  const auto keys = static_cast<int64_t>(values.size());
+  std::fill(values.begin() + n, values.end(), T(0));
+  for (int64_t i = 0; i < keys; i += kBlock)
+    out.write(index + i, std::min(kBlock, keys - i), values.data() + i);
+}
+
+/// body(row, values) for each row, with room for its values.
+template <class T, class Body>
+void for_masked_rows(const MaskedRows& r, const Body& body) {
+  const int64_t rows = r.scores.size(0) * r.scores.size(1), keys = r.scores.size(2);
+  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, 8 * keys)),
+               [&](int64_t first, int64_t last) {
+                 std::vector<T> values(static_cast<size_t>(keys));
+                 for (int64_t row = first; row < last; ++row) body(row, values);
+               });
+}
+
+template <class T>
+void masked_softmax_of(const MaskedSoftmaxArgs& args) {
+  const RowOf<T> rows(args.rows);
+  const Result<T> out(args.out, args.output, args.key);
+  for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& p) {
+    const int64_t n = rows.visible(row);
+    if (n > 0) rows.probabilities(row, n, p.data());
+    write_row(out, row * rows.keys(), n, p);
+  });
+}
+
+template <class T>
+void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
+  const RowOf<T> rows(args.rows);
+  const Result<T> out(args.out, args.output, args.key);
+  const BlockQuantiser gradient(args.gradient, args.gradient_key);
+  const T* const grad = args.grad.data<T>();
+  const T scale = static_cast<T>(args.rows.scale);
+  for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& values) {
+    const int64_t n = rows.visible(row), index = row * rows.keys();
+    T* p = values.data();
+    if (n > 0) {
+      thread_local std::vector<T> more;
+      more.resize(static_cast<size_t>(2 * n));
+      T *g = more.data(), *products = g + n;
+      rows.probabilities(row, n, p);
+      std::copy_n(grad + index, n, g);
+      RowOf<T>::round(gradient, g, n, index);
+      with_isa([=]() ULP_INLINE {
+        for (int64_t j = 0; j < n; ++j) products[j] = g[j] * p[j];
+      });
+      const T sum = strict_sum(products, n);
+      with_isa([=]() ULP_INLINE {
+        for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] * (g[j] - sum) * scale);
+      });
+    }
+    write_row(out, index, n, values);
+  });
+}
+
+}  // namespace
+
+void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
+  const BatchedExtents e = check_batched_matmul(stream, args);
+  ULP_CHECK(args.math == Math::Strict,
+            "batched_matmul: {} math needs CUDA; on the CPU ask for strict math",
+            to_string(args.math));
+  if (args.out.numel() == 0) return;
+  if (args.a.dtype() == DType::F64) {
+    for (int64_t b = 0; b < e.count; ++b) {
+      MatmulArgs one;
+      one.a = view_of(args.a, args.turn_a, b);
+      one.b = view_of(args.b, args.turn_b, b);
+      one.out = view_of(args.out, false, b);
+      matmul(stream, one);
+    }
+    return;
+  }
+  Tensor out = args.out;
+  float* const sums = out.mutable_data<float>();
+  const Finish finish({}, {}, {}, {});
+  constexpr int64_t kWork = 1 << 18;  // multiply-adds that pay for waking a thread
+  parallel_for(e.count, std::max<int64_t>(1, kWork / std::max<int64_t>(1, e.m * e.n * e.k)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t b = begin; b < end; ++b) {
+                   Product p{};
+                   p.a = matrix_of(args.a, args.turn_a, b);
+                   p.b = matrix_of(args.b, args.turn_b, b);
+                   p.m = e.m;
+                   p.k = e.k;
+                   p.n = p.out_step = e.n;
+                   p.out = sums + b * e.m * e.n;
+                   multiply(p, finish);
+                 }
+               });
+}
+
+void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
+  check_masked_softmax(stream, args);
+  if (args.out.numel() == 0) return;
+  args.rows.scores.dtype() == DType::F64 ? masked_softmax_of<double>(args)
+                                         : masked_softmax_of<float>(args);
+}
+
+void masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {
+  check_masked_softmax_backward(stream, args);
+  if (args.out.numel() == 0) return;
+  args.grad.dtype() == DType::F64 ? masked_softmax_backward_of<double>(args)
+                                  : masked_softmax_backward_of<float>(args);
+}
+
+}  // namespace ulp::cpu
