@@ -80,7 +80,10 @@ Tensor RoleUse::stats_for(const Tensor& in, const Quantizer& quantizer, const ch
 }
 
 void RoleUse::count(const Tensor& in, const char* role) const {
-  if (tape.run().role_stats() == nullptr || in.dtype() == DType::F64) return;
+  const DType type = in.dtype();
+  if (tape.run().role_stats() == nullptr || type == DType::F64 || type == DType::I32 ||
+      type == DType::U8)
+    return;
   QuantiseUse use;
   use.stats = stats_for(in, use.quantizer, role);
   if (use.stats.defined()) quantised(tape.stream(), in, use);
