@@ -92,7 +92,7 @@ TEST_SUITE("preflight") {
   }
 
   TEST_CASE("values of --normalize that no sample survives are errors of the command line") {
-    for (const char* given : {"1e300:1", "0:1e31", "0,0:1,1"}) {
+    for (const char* given : {"1e300:1", "0:1e31"}) {
       const Result r = ulp_command("train --explain --normalize " + std::string(given));
       CAPTURE(r.err);
       CHECK(r.status == 2);

@@ -80,9 +80,7 @@ void DataOptions::fit(Experiment& e, const nn::Dataset& data) const {
         normalize_ == "data" ? nn::channel_statistics(data) : parse_normalisation(normalize_);
     nn::check_normalisation(e.normalisation, data.sample_shape[2]);
   } catch (const Error& error) {
-    const std::string message = fmt::format("--normalize {}: {}", normalize_, error.what());
-    if (normalize_ == "data") throw Error(message);
-    throw UsageError(message);
+    throw_error("--normalize {}: {}", normalize_, error.what());
   }
 }
 
@@ -96,6 +94,11 @@ nn::Normalisation parse_normalisation(const std::string& text) {
   if (n.mean.size() != n.std.size())
     throw UsageError(fmt::format("--normalize '{}': {} means and {} standard deviations", text,
                                  n.mean.size(), n.std.size()));
+  try {
+    nn::check_normalisation(n, static_cast<int64_t>(n.mean.size()));
+  } catch (const Error& error) {
+    throw UsageError(fmt::format("--normalize {}: {}", text, error.what()));
+  }
   return n;
 }
 
