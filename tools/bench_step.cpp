@@ -100,6 +100,7 @@ class Training {
       : run_(device, 1, s.math),
         net_(nn::make_model(model, {.image = image_of(model),
                                     .classes = kClasses,
+                                    .sequence = {},
                                     .hidden = {1024, 1024},
                                     .formats = {}})),
         batches_(run_, data, data.train, kBatch),
