@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "autograd/misfit.h"
 #include "autograd/product.h"
 #include "kernels/conv.h"
 #include "kernels/matmul_unit.h"
@@ -87,15 +88,9 @@ class Convolution {
   }
 
  private:
-  /// Windows mix pixels: one row of them has no factor of its own, and no axis to rotate.
   void check_blocks(const Quantizer& q, const char* role) const {
-    const bool each = q.scale.kind == Scale::Kind::F32 && q.block.kind != Block::Kind::None &&
-                      q.block.kind != Block::Kind::Tensor;
-    ULP_CHECK(q.transform.hadamard == 0 && !each,
-              "{}: {} cannot be {}: {} is for kernels of one pixel with stride 1, no padding and "
-              "one group; for others give power-of-two scales (mx…, -gN), one scale for the tensor "
-              "(+scale=current) or none",
-              op_, role, q, each ? "a factor for each block" : "a rotation");
+    const std::string problem = windows_misfit(q);
+    ULP_CHECK(problem.empty(), "{}: {} cannot be {}: {}", op_, role, q, problem);
   }
 
   static Shape image_matrix(const Tensor& image) {

@@ -1,5 +1,6 @@
 #include "autograd/norm.h"
 
+#include "autograd/misfit.h"
 #include "autograd/quantised.h"
 #include "kernels/norm.h"
 
@@ -33,9 +34,8 @@ void check_eps(const char* op, double eps) {
 }
 
 void check_interior(const char* op, const Quantizer& interior) {
-  ULP_CHECK(interior.is_elementwise(),
-            "{}: interior takes element-wise formats, got {}; blocks are for inputs and results",
-            op, interior);
+  const std::string problem = interior_misfit(interior);
+  ULP_CHECK(problem.empty(), "{}: {}", op, problem);
 }
 
 /// x in two axes, rounded by the role input.

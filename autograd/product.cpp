@@ -1,6 +1,8 @@
 #include "autograd/product.h"
 
-#include <algorithm>
+#include <string>
+
+#include "autograd/misfit.h"
 
 namespace ulp::ops {
 
@@ -11,10 +13,8 @@ Operand turned(Stream stream, const Operand& o) {
 
 Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
                           const Tensor& bias, const Outcome& outcome) {
-  ULP_CHECK(a.hadamard == b.hadamard,
-            "{}: the operands of {} are rotated in groups of {} and {}; give both +rht{} or "
-            "neither",
-            op, outcome.role, a.hadamard, b.hadamard, std::max(a.hadamard, b.hadamard));
+  const std::string problem = rotations_misfit(a.hadamard, b.hadamard);
+  ULP_CHECK(problem.empty(), "{}: the operands of {} {}", op, outcome.role, problem);
   const DType dtype = a.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
   Tensor out = Tensor::empty({a.values.size(0), b.values.size(0)}, dtype, a.values.device());
   MatmulArgs args;

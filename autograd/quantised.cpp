@@ -31,7 +31,10 @@ QuantiseUse RoleUse::use_of(const Quantizer& quantizer, const char* role, int gr
 
 Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const char* role,
                          int group_axis, Side side) const {
-  if (quantizer.is_identity()) return {in, {}, 0};
+  if (quantizer.is_identity()) {
+    count(in, role);
+    return {in, {}, 0};
+  }
   check_type(in, quantizer, role);
   QuantiseUse use = use_of(quantizer, role, group_axis);
   use.stats = stats_for(in, quantizer, role);
@@ -48,7 +51,10 @@ Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const cha
 
 Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
                        int group_axis) const {
-  if (quantizer.is_identity()) return in;
+  if (quantizer.is_identity()) {
+    count(in, role);
+    return in;
+  }
   check_type(in, quantizer, role);
   const DType dtype = storage_type(quantizer) == DType::F32 ? DType::F32 : gemm_type(quantizer);
   QuantiseUse use = use_of(quantizer, role, group_axis);
@@ -58,7 +64,10 @@ Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char*
 
 Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char* role,
                        int group_axis) const {
-  if (quantizer.is_identity()) return in;
+  if (quantizer.is_identity()) {
+    count(in, role);
+    return in;
+  }
   check_type(in, quantizer, role);
   QuantiseUse use = use_of(quantizer, role, group_axis);
   use.stats = stats_for(in, quantizer, role);
@@ -68,6 +77,16 @@ Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char*
 Tensor RoleUse::stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const {
   RoleStats* stats = tape.run().role_stats();
   return stats == nullptr || in.numel() == 0 ? Tensor() : stats->slot(site.stream(role), quantizer);
+}
+
+void RoleUse::count(const Tensor& in, const char* role) const {
+  const DType type = in.dtype();
+  if (tape.run().role_stats() == nullptr || type == DType::F64 || type == DType::I32 ||
+      type == DType::U8)
+    return;
+  QuantiseUse use;
+  use.stats = stats_for(in, use.quantizer, role);
+  if (use.stats.defined()) quantised(tape.stream(), in, use);
 }
 
 RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const {

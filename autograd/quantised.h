@@ -39,6 +39,8 @@ struct RoleUse {
   }
   /// Where a use of the role on this tensor is to be counted; undefined: nowhere.
   Tensor stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const;
+  /// Counts a use of a role that changes nothing, if roles are counted.
+  void count(const Tensor& in, const char* role) const;
 };
 
 /// Both uses of one tensor see the same values: one draw and one tensor serve both.

@@ -14,7 +14,8 @@ namespace ulp {
 /// kernels that round, in their own pass and in the device's memory: nothing waits before totals(). Values do not change, down to
 /// the draws; results that a product or an element-wise kernel would round itself are rounded by a pass of their own, and a
 /// tensor whose factors are kept apart is rounded once more, so that a step takes longer. Not within a recorded step (StepGraph):
-/// call the step itself. Roles that round inside other kernels (the interior of softmax and norms) are not counted.
+/// call the step itself. Roles without a format are counted as fp32, by a pass of their own. Roles that round inside other
+/// kernels (the interior of softmax and norms) are not counted; a role that shares another one's draw is counted there.
 class RoleStats {
  public:
   explicit RoleStats(Device device) : device_(device) {}

@@ -1,5 +1,7 @@
 #include "nn/conv.h"
 
+#include "autograd/misfit.h"
+
 namespace ulp::nn {
 namespace {
 
@@ -24,7 +26,7 @@ Shape weight_shape(int64_t in, int64_t out, const std::vector<int64_t>& kernel, 
 Convolution::Convolution(const char* name, int64_t in, int64_t out,
                          const std::vector<int64_t>& kernel, int64_t groups, OpFormats formats,
                          Bias bias)
-    : formats_(std::move(formats)), name_(name), in_(in), out_(out), kernel_(kernel) {
+    : formats_(std::move(formats)), kernel_(kernel), name_(name), in_(in), out_(out) {
   ULP_CHECK(in >= 1 && out >= 1, "{}: channels must be at least 1, got {} → {}", name, in, out);
   for (const int64_t size : kernel)
     ULP_CHECK(size >= 1, "{}: kernels have at least one element along each axis, got {}", name,
@@ -39,11 +41,7 @@ Convolution::Convolution(const char* name, int64_t in, int64_t out,
 
 Var Convolution::forward(Tape& tape, const Var& x) {
   const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
-  try {
-    return apply(tape, x, tape.watch(*weight_), bias);
-  } catch (const Error& error) {
-    throw_error("{}: {}", path().empty() ? name_ : path(), error.what());
-  }
+  return apply(tape, x, tape.watch(*weight_), bias);
 }
 
 std::string Convolution::describe() const {
@@ -58,6 +56,12 @@ std::vector<const char*> Convolution::roles() const {
           "grad_input", "grad_output_dw", "input_dw", "grad_weight"};
 }
 
+std::string Convolution::misfit(const Role& role, const Quantizer& q) const {
+  const std::string_view name = role.name;
+  const bool operand = name != "output" && name != "grad_input" && name != "grad_weight";
+  return !operand || windows().is_image() ? "" : ops::windows_misfit(q);
+}
+
 Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
                ops::ConvOptions options, OpFormats formats, Bias bias)
     : Convolution("Conv2d", in_channels, out_channels, {kernel.h, kernel.w}, options.groups,
@@ -66,6 +70,14 @@ Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
 
 Var Conv2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
   return ops::conv2d(tape, x, w, b, options_, formats_, site());
+}
+
+Windows Conv2d::windows() const {
+  return {1,
+          options_.groups,
+          1,
+          {1, 1, kernel_[0], options_.stride.h, 1, -options_.padding.h, 1},
+          {1, 1, kernel_[1], options_.stride.w, 1, -options_.padding.w, 1}};
 }
 
 std::string Conv2d::options_text() const {
@@ -83,6 +95,15 @@ Var ConvTranspose2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b)
   return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site());
 }
 
+Windows ConvTranspose2d::windows() const {
+  const auto axis = [](int64_t taps, int64_t stride, int64_t padding, int64_t more) {
+    return WindowAxis{1, 1 + more, taps, 1, stride, padding, 1};
+  };
+  const ops::ConvTransposeOptions& o = options_;
+  return {1, o.groups, 1, axis(kernel_[0], o.stride.h, o.padding.h, o.output_padding.h),
+          axis(kernel_[1], o.stride.w, o.padding.w, o.output_padding.w)};
+}
+
 std::string ConvTranspose2d::options_text() const {
   return part("stride", options_.stride, 1) + part("padding", options_.padding, 0) +
          part("output padding", options_.output_padding, 0) +
@@ -97,6 +118,10 @@ Conv1d::Conv1d(int64_t in_channels, int64_t out_channels, int64_t kernel,
 
 Var Conv1d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
   return ops::conv1d(tape, x, w, b, options_, formats_, site());
+}
+
+Windows Conv1d::windows() const {
+  return {1, options_.groups, 1, {}, {1, 1, kernel_[0], options_.stride, 1, -options_.padding, 1}};
 }
 
 std::string Conv1d::options_text() const {

@@ -1,13 +1,15 @@
 #pragma once
 
 #include "autograd/conv.h"
+#include "kernels/windows.h"
 #include "nn/linear.h"
+#include "nn/role_limits.h"
 
 namespace ulp::nn {
 
 /// What convolutions share.  Parameters: weight (Out, …, In/groups), Kaiming uniform over KH·KW·In/groups; bias (Out), zeros.
-/// Errors of the op begin with the layer's path.
-class Convolution : public Module {
+/// Refuses the formats that ops::windows_misfit names where its windows are more than single pixels.
+class Convolution : public Module, public RoleLimits {
  public:
   using Bias = Linear::Bias;
 
@@ -16,6 +18,7 @@ class Convolution : public Module {
   LayerType type() const override { return LayerType::Conv; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
+  std::string misfit(const Role& role, const Quantizer& quantizer) const override;
 
  protected:
   /// Throws unless all sizes are at least 1 and In and Out are multiples of groups. kernel: one size an axis.
@@ -24,13 +27,15 @@ class Convolution : public Module {
   virtual Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) = 0;
   /// Options that differ from their defaults: ", stride 2 × 2".
   virtual std::string options_text() const = 0;
+  /// The windows of an image of one pixel, as far as Windows::is_image() depends on them.
+  virtual Windows windows() const = 0;
 
   OpFormats formats_;
+  std::vector<int64_t> kernel_;
 
  private:
   std::string name_;
   int64_t in_, out_;
-  std::vector<int64_t> kernel_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };
@@ -44,6 +49,7 @@ class Conv2d : public Convolution {
  private:
   Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
   std::string options_text() const override;
+  Windows windows() const override;
   ops::ConvOptions options_;
 };
 
@@ -57,6 +63,7 @@ class ConvTranspose2d : public Convolution {
  private:
   Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
   std::string options_text() const override;
+  Windows windows() const override;
   ops::ConvTransposeOptions options_;
 };
 
@@ -69,6 +76,7 @@ class Conv1d : public Convolution {
  private:
   Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
   std::string options_text() const override;
+  Windows windows() const override;
   ops::Conv1dOptions options_;
 };
 

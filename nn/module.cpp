@@ -11,6 +11,12 @@ namespace {
 /// The optimizer's and the initialiser's streams of one parameter.
 constexpr const char* kParameterRoles[] = {"init", "weight", "master", "grad", "momentum"};
 
+/// An error that begins with the path of the layer that threw it.
+class LayerError : public Error {
+ public:
+  using Error::Error;
+};
+
 void claim(std::map<uint32_t, std::string>& streams, const std::string& path, const char* role) {
   const std::string name = path + "/" + role;
   const auto [at, added] = streams.emplace(RandomSite(path).stream(role), name);
@@ -41,10 +47,11 @@ Var Module::operator()(Tape& tape, const Var& x) {
   Var y;
   try {
     y = forward(tape, x);
+  } catch (const LayerError&) {
+    throw;
   } catch (const Error& error) {
-    const std::string message = error.what();
-    if (path_.empty() || message.starts_with(path_)) throw;
-    throw Error(path_ + ": " + message);
+    if (path_.empty()) throw;
+    throw LayerError(path_ + ": " + error.what());
   }
   if (observer_) observer_(*this, x, y);
   return y;

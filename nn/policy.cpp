@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "autograd/misfit.h"
 #include "core/error.h"
 #include "core/pattern.h"
 
@@ -32,6 +33,14 @@ std::string joined(const std::vector<std::string>& names, const char* between = 
   return names.size() > kMostNames ? text + " …" : text;
 }
 
+/// A pattern in a message.
+std::string shortened(const std::string& text) {
+  constexpr size_t kMost = 80;
+  size_t end = std::min(text.size(), kMost);
+  while (end > 0 && end < text.size() && (text[end] & 0xC0) == 0x80) --end;  // whole characters
+  return end == text.size() ? text : text.substr(0, end) + "…";
+}
+
 std::string name_of(const Layer& layer) { return layer.path.empty() ? "the model" : layer.path; }
 
 std::vector<std::string> names_of(const std::vector<const Layer*>& layers) {
@@ -42,17 +51,26 @@ std::vector<std::string> names_of(const std::vector<const Layer*>& layers) {
 
 void add_layers(Module& module, const std::string& path, std::vector<Layer>& all) {
   if (OpFormats* const formats = module.formats())
-    all.push_back({path, module.type(), module.roles(), formats, module.describe()});
+    all.push_back({path, module.type(), module.roles(), formats, module.describe(),
+                   dynamic_cast<const RoleLimits*>(&module)});
   for (const Module::Child& child : module.children())
     add_layers(*child.module, join_path(path, child.name), all);
+}
+
+std::string origin_of(const Rule& rule, size_t index) {
+  return rule.origin.empty() ? "rule " + std::to_string(index + 1) : rule.origin;
+}
+
+/// True if "forward" and "backward" of the rule are for this layer.
+bool takes_operands(const Rule& rule, const Layer& layer) {
+  return !rule.types.empty() || has_product(layer.type);
 }
 
 /// A policy's rule among the layers of a model.
 class Matching {
  public:
   Matching(const Rule& rule, size_t index, const std::vector<Layer>& layers)
-      : rule_(rule), layers_(layers), origin_(rule.origin) {
-    if (origin_.empty()) origin_ = "rule " + std::to_string(index + 1);
+      : rule_(rule), layers_(layers), origin_(origin_of(rule, index)) {
     for (const Layer& layer : layers)
       if (has_product(layer.type)) products_.push_back(&layer);
   }
@@ -67,6 +85,7 @@ class Matching {
     for (const Layer& layer : layers_)
       if (of_path(layer) && of_type(layer) && of_position(layer)) matched.push_back(&layer);
     if (matched.empty()) explain_nothing();
+    if (rule_.each_type) check_types();
     check_use(matched);
     return matched;
   }
@@ -115,14 +134,30 @@ class Matching {
     std::string text;
     std::set<LayerType> seen;
     for (const Layer* first : layers) {
-      if (!seen.insert(first->type).second) continue;
+      if (first->type == LayerType::Container || !seen.insert(first->type).second) continue;
       std::vector<const Layer*> alike;
       for (const Layer* layer : layers)
         if (layer->type == first->type) alike.push_back(layer);
       text += (text.empty() ? "" : ", ") + std::string(to_string(first->type)) + " (" +
               joined(names_of(alike)) + ")";
     }
-    return text;
+    return text.empty() ? "none with a type" : text;
+  }
+
+  /// Throws if a type of the rule is that of no layer on its path.
+  void check_types() const {
+    const std::vector<const Layer*> on_path = where(&Matching::of_path);
+    for (const LayerType type : rule_.types)
+      if (std::none_of(on_path.begin(), on_path.end(),
+                       [type](const Layer* layer) { return layer->type == type; }))
+        lacks_type(to_string(type), on_path);
+  }
+
+  [[noreturn]] void lacks_type(const std::string& wanted,
+                               const std::vector<const Layer*>& on_path) const {
+    throw_error("{}: no layer{} is of type {}; there are {}", origin_,
+                rule_.path.empty() ? "" : " on the path '" + shortened(rule_.path) + "'", wanted,
+                types_of(on_path));
   }
 
   [[noreturn]] void explain_nothing() const {
@@ -134,16 +169,13 @@ class Matching {
         if (path.starts_with(rule_.path + "."))
           throw_error("{}: '{}' matches no layer; those below it are '{}.*'", origin_, rule_.path,
                       rule_.path);
-      throw_error("{}: the path '{}' matches no layer; near it are {}", origin_, rule_.path,
-                  joined(similar(rule_.path, paths)));
+      throw_error("{}: the path '{}' matches no layer; near it are {}", origin_,
+                  shortened(rule_.path), joined(similar(rule_.path, paths)));
     }
     std::vector<const Layer*> of_both;
     for (const Layer* layer : on_path)
       if (of_type(*layer)) of_both.push_back(layer);
-    if (of_both.empty())
-      throw_error("{}: no layer{} is of type {}; there are {}", origin_,
-                  rule_.path.empty() ? "" : " on the path '" + rule_.path + "'", wanted_types(),
-                  types_of(on_path));
+    if (of_both.empty()) lacks_type(wanted_types(), on_path);
     const char* which = rule_.position == Position::First ? "first" : "last";
     if (products_.empty())
       throw_error("{}: there is no {} layer: no layer of the model has a product", origin_, which);
@@ -162,14 +194,20 @@ class Matching {
                   name_of(*matched[0]), to_string(matched[0]->type),
                   text.empty() ? "no roles" : text);
     };
-    const auto any_of = [](const auto& roles) {
-      return [&roles](const Layer* layer) {
-        return std::any_of(roles.begin(), roles.end(),
+    const auto operands = [&](const char* key, const auto& roles) {
+      ULP_CHECK(std::any_of(matched.begin(), matched.end(),
+                            [&](const Layer* layer) { return takes_operands(rule_, *layer); }),
+                "{}: \"{}\" is for layers with a product, and {} is {}; give its \"type\" too, or "
+                "single roles",
+                origin_, key, name_of(*matched[0]), to_string(matched[0]->type));
+      check(key, [&](const Layer* layer) {
+        return takes_operands(rule_, *layer) &&
+               std::any_of(roles.begin(), roles.end(),
                            [&](const char* role) { return layer->uses(role); });
-      };
+      });
     };
-    if (rule_.forward) check("forward", any_of(kForward));
-    if (rule_.backward) check("backward", any_of(kBackward));
+    if (rule_.forward) operands("forward", kForward);
+    if (rule_.backward) operands("backward", kBackward);
     for (size_t i = 0; i < kRoles.size(); ++i)
       if (rule_.roles[i])
         check(kRoles[i].name, [&](const Layer* layer) { return layer->uses(kRoles[i].name); });
@@ -185,19 +223,62 @@ class Matching {
   std::string origin_;
 };
 
-void set_role(const Layer& layer, const char* name, const std::optional<Quantizer>& q) {
-  if (q && layer.uses(name)) layer.formats->*kRoles[index_of(name)].quantizer = *q;
-}
+/// The formats of one layer while rules are applied to it, and where each role has its own from.
+class Assigned {
+ public:
+  Assigned(const Layer& layer, OpFormats formats) : layer_(layer), formats_(std::move(formats)) {}
 
-void set(const Layer& layer, const Rule& rule) {
-  for (const char* role : kForward) set_role(layer, role, rule.forward);
-  for (const char* role : kBackward) set_role(layer, role, rule.backward);
-  for (size_t i = 0; i < kRoles.size(); ++i) set_role(layer, kRoles[i].name, rule.roles[i]);
-  if (!has_product(layer.type)) return;
-  if (rule.forward_acc) layer.formats->forward_acc = *rule.forward_acc;
-  if (rule.dx_acc) layer.formats->dx_acc = *rule.dx_acc;
-  if (rule.dw_acc) layer.formats->dw_acc = *rule.dw_acc;
-}
+  void set(const Rule& rule, const std::string& origin) {
+    if (takes_operands(rule, layer_)) {
+      for (const char* role : kForward) set_role(role, rule.forward, origin);
+      for (const char* role : kBackward) set_role(role, rule.backward, origin);
+    }
+    for (size_t i = 0; i < kRoles.size(); ++i) set_role(kRoles[i].name, rule.roles[i], origin);
+    if (!has_product(layer_.type)) return;
+    if (rule.forward_acc) formats_.forward_acc = *rule.forward_acc;
+    if (rule.dx_acc) formats_.dx_acc = *rule.dx_acc;
+    if (rule.dw_acc) formats_.dw_acc = *rule.dw_acc;
+  }
+
+  /// Throws if the layer's op refuses what a rule gave it.
+  void check() const {
+    for (size_t i = 0; i < kRoles.size(); ++i) {
+      if (origins_[i].empty() || layer_.limits == nullptr) continue;
+      const Quantizer& q = formats_.*kRoles[i].quantizer;
+      const std::string problem = layer_.limits->misfit(kRoles[i], q);
+      ULP_CHECK(problem.empty(), "{}: {} ({}): {} cannot be {}: {}", origins_[i], name_of(layer_),
+                layer_.description, kRoles[i].name, q, problem);
+    }
+    if (layer_.type != LayerType::Conv && layer_.type != LayerType::Linear) return;
+    check_rotations("input", "weight");
+    check_rotations("grad_output_dx", "weight_dx");
+    check_rotations("grad_output_dw", "input_dw");
+  }
+
+  const OpFormats& formats() const { return formats_; }
+
+ private:
+  /// The same for the two operands of a product.
+  void check_rotations(const char* a, const char* b) const {
+    const size_t i = index_of(a), k = index_of(b);
+    const Quantizer &p = formats_.*kRoles[i].quantizer, &q = formats_.*kRoles[k].quantizer;
+    const std::string problem = ops::rotations_misfit(p.transform.hadamard, q.transform.hadamard);
+    ULP_CHECK(problem.empty(), "{}: {} ({}): {} and {} {}",
+              origins_[i].empty() ? origins_[k] : origins_[i], name_of(layer_), layer_.description,
+              a, b, problem);
+  }
+
+  void set_role(const char* name, const std::optional<Quantizer>& q, const std::string& origin) {
+    if (!q || !layer_.uses(name)) return;
+    const size_t i = index_of(name);
+    formats_.*kRoles[i].quantizer = *q;
+    origins_[i] = origin;
+  }
+
+  const Layer& layer_;
+  OpFormats formats_;
+  std::array<std::string, kRoles.size()> origins_;
+};
 
 /// What each rule matches.
 std::vector<std::vector<const Layer*>> checked(const Policy& policy,
@@ -206,6 +287,25 @@ std::vector<std::vector<const Layer*>> checked(const Policy& policy,
   for (size_t i = 0; i < policy.rules.size(); ++i)
     all.push_back(Matching(policy.rules[i], i, layers).checked());
   return all;
+}
+
+/// The formats of all layers in an epoch, checked. `matched`: by each rule.
+std::vector<OpFormats> made(const Policy& policy, const std::vector<Layer>& layers,
+                            const std::vector<std::vector<const Layer*>>& matched, int64_t epoch) {
+  std::vector<Assigned> all;
+  for (const Layer& layer : layers) all.emplace_back(layer, OpFormats{});
+  for (size_t i = 0; i < policy.rules.size(); ++i) {
+    const Rule& rule = policy.rules[i];
+    if (epoch < rule.from_epoch || epoch > rule.to_epoch) continue;
+    for (const Layer* layer : matched[i])
+      all[static_cast<size_t>(layer - layers.data())].set(rule, origin_of(rule, i));
+  }
+  std::vector<OpFormats> formats;
+  for (const Assigned& one : all) {
+    one.check();
+    formats.push_back(one.formats());
+  }
+  return formats;
 }
 
 }  // namespace
@@ -258,13 +358,8 @@ bool Rule::operator==(const Rule& o) const {
 }
 
 void apply(const Policy& policy, const std::vector<Layer>& layers, int64_t epoch) {
-  const auto matched = checked(policy, layers);
-  for (const Layer& layer : layers) *layer.formats = OpFormats{};
-  for (size_t i = 0; i < policy.rules.size(); ++i) {
-    const Rule& rule = policy.rules[i];
-    if (epoch < rule.from_epoch || epoch > rule.to_epoch) continue;
-    for (const Layer* layer : matched[i]) set(*layer, rule);
-  }
+  const std::vector<OpFormats> formats = made(policy, layers, checked(policy, layers), epoch);
+  for (size_t i = 0; i < layers.size(); ++i) *layers[i].formats = formats[i];
 }
 
 void apply(const Policy& policy, Module& model, int64_t epoch) {
@@ -284,9 +379,14 @@ void check_epochs(const Policy& policy, int64_t epochs) {
   for (size_t i = 0; i < policy.rules.size(); ++i) {
     const Rule& rule = policy.rules[i];
     ULP_CHECK(rule.from_epoch <= epochs, "{}: it begins with epoch {}, and the run has {}",
-              rule.origin.empty() ? "rule " + std::to_string(i + 1) : rule.origin, rule.from_epoch,
-              epochs);
+              origin_of(rule, i), rule.from_epoch, epochs);
   }
+}
+
+void check(const Policy& policy, const std::vector<Layer>& layers, int64_t epochs) {
+  check_epochs(policy, epochs);
+  const auto matched = checked(policy, layers);
+  for (const int64_t epoch : phases(policy, epochs)) made(policy, layers, matched, epoch);
 }
 
 void lower(Module& model, std::initializer_list<LayerType> types, std::optional<Quantizer> forward,
@@ -297,7 +397,12 @@ void lower(Module& model, std::initializer_list<LayerType> types, std::optional<
   rule.backward = std::move(backward);
   rule.origin = "lower";
   const std::vector<Layer> layers = layers_of(model);
-  for (const Layer* layer : Matching(rule, 0, layers).checked()) set(*layer, rule);
+  std::vector<Assigned> all;
+  for (const Layer& layer : layers) all.emplace_back(layer, *layer.formats);
+  for (const Layer* layer : Matching(rule, 0, layers).checked())
+    all[static_cast<size_t>(layer - layers.data())].set(rule, rule.origin);
+  for (const Assigned& one : all) one.check();
+  for (size_t i = 0; i < layers.size(); ++i) *layers[i].formats = all[i].formats();
 }
 
 std::string misfit(const Quantizer& q) {
@@ -306,9 +411,7 @@ std::string misfit(const Quantizer& q) {
 }
 
 std::string misfit(const Role& role, const Quantizer& q) {
-  if (role.quantizer == &OpFormats::interior && !q.is_elementwise())
-    return to_string(q) + " has blocks; the softmax takes a format without";
-  return misfit(q);
+  return role.quantizer == &OpFormats::interior ? ops::interior_misfit(q) : misfit(q);
 }
 
 Accumulator parse_accumulator(std::string_view text) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "nn/module.h"
+#include "nn/role_limits.h"
 
 namespace ulp::nn {
 
@@ -28,6 +29,8 @@ struct Layer {
   std::vector<const char*> roles;
   OpFormats* formats = nullptr;
   std::string description{};  // for people
+  const RoleLimits* limits =
+      nullptr;  // what its op refuses, if that is more than others of the type
 
   bool uses(const char* role) const;
 };
@@ -51,12 +54,13 @@ struct Rule {
   Position position = Position::Any;
   int64_t from_epoch = 1, to_epoch = kNoEnd;  // the first and the last one; epochs count from 1
 
-  std::optional<Quantizer> forward{},
-      backward{};  // the operands that OpFormats::make sets, before single roles
+  // The operands that OpFormats::make sets, before single roles: of layers with a product, unless `types` names others.
+  std::optional<Quantizer> forward{}, backward{};
   std::array<std::optional<Quantizer>, kRoles.size()> roles{};   // in the order of kRoles
   std::optional<Accumulator> forward_acc{}, dx_acc{}, dw_acc{};  // of layers with a product
 
-  std::string origin{};  // begins messages: "policy.json, line 3"; "" is "rule N"
+  std::string origin{};    // begins messages: "policy.json, line 3"; "" is "rule N"
+  bool each_type = false;  // every one of `types` must match a layer, as in files of people
 
   std::optional<Quantizer>& role(std::string_view name);
   /// Two rules that do the same, wherever they come from.
@@ -71,8 +75,9 @@ struct Policy {
 
 /// Sets the formats of every layer to what the policy says for an epoch (from 1). Roles that no rule sets get fp32: the
 /// result depends on nothing else. After a change a recorded step (StepGraph) must be reset.
-/// Throws ulp::Error, with the rule's origin and near names, before it changes anything, if a rule matches no layer in
-/// whatever epoch, sets what no matched layer uses, or holds what its role cannot take.
+/// Throws ulp::Error, with the rule's origin and near names, before it changes anything, if a rule or one of its types matches
+/// no layer in whatever epoch, sets what no matched layer uses, or holds what its role cannot take, or if a layer would get in
+/// this epoch what its op refuses.
 void apply(const Policy& policy, const std::vector<Layer>& layers, int64_t epoch);
 void apply(const Policy& policy, Module& model, int64_t epoch = 1);
 
@@ -80,6 +85,8 @@ void apply(const Policy& policy, Module& model, int64_t epoch = 1);
 std::vector<int64_t> phases(const Policy& policy, int64_t epochs);
 /// Throws ulp::Error if a rule begins after the last epoch.
 void check_epochs(const Policy& policy, int64_t epochs);
+/// The same, and whatever apply would throw in any of the epochs. Changes nothing.
+void check(const Policy& policy, const std::vector<Layer>& layers, int64_t epochs);
 
 /// The formats of all layers of some types, on top of those that they have: `forward` for their operands, `backward` for
 /// both uses of the gradient, as OpFormats::make; what is left out stays as it is. Before the first forward pass. Throws as

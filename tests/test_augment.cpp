@@ -393,7 +393,7 @@ TEST_SUITE("augment") {
     refused({{0.5}, {0.5}}, "1 means and 1 standard deviations for images of 3 channels");
     refused({{0, 0, 0}, {1, 0, 1}}, "deviation of channel 1 must lie in");
     refused({{0, 0, 0}, {1, 1, NAN}}, "deviation of channel 2 must lie in");
-    refused({{0, INFINITY, 0}, {1, 1, 1}}, "mean of channel 1 is inf");
+    refused({{0, INFINITY, 0}, {1, 1, 1}}, "mean of channel 1 must lie in -1e30 … 1e30, got inf");
   }
 
   TEST_CASE("the text of an augmentation") {

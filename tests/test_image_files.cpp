@@ -165,6 +165,17 @@ TEST_SUITE("image_files") {
     }
   }
 
+  TEST_CASE("CIFAR: one label for all is refused as elsewhere") {
+    const Folder folder;
+    auto files = cifar10_files();
+    for (auto& [name, bytes] : files)
+      if (name.starts_with("data_batch"))
+        for (size_t at = 0; at < bytes.size(); at += 3073) bytes[at] = 4;
+    put_all(folder, files);
+    check_has(message_of([&] { nn::load_dataset(folder.path()); }, folder.path()),
+              "every label is 4; at least two different labels are needed");
+  }
+
   TEST_CASE("as the archives unpack") {
     const Folder folder;
     for (const auto& [name, bytes] : cifar10_files())
@@ -277,6 +288,10 @@ TEST_SUITE("image_files") {
     check_has(with("train_x.npy", npy("|u1", "(3, 4)", std::string(12, 'x'))),
               "an array of shape (3, 4); images are (N, H, W) or (N, H, W, C)");
     check_has(with("train_x.npy", npy("|u1", "(3, 0, 4)", "")), "holds nothing");
+    check_has(with("train_x.npy", npy("|u1", "(3, 3, 2, 2)", std::string(36, 'x'))),
+              "an array of shape (3, 3, 2, 2) looks like (N, C, H, W); images are (N, H, W, C)");
+    check_has(with("train_y.npy", npy(">i8", "(3,)", std::string(24, '\0'))),
+              "its elements are '>i8'; only little-endian integers are read");
     check_has(with("train_x.npy", npy("|u1", "(2, 2, 4, 3)", std::string(48, 'x'))),
               "2 images, but");
     check_has(with("test_x.npy", npy("|u1", "(2, 4, 2, 3)", std::string(48, 'x'))),
@@ -286,7 +301,7 @@ TEST_SUITE("image_files") {
     check_has(with("test_x.npy", npy("|u1", "(2, 2, 4)", std::string(16, 'x'))),
               "images of 2 x 4 pixels, but");
     check_has(with("train_y.npy", npy("<f4", "(3,)", std::string(12, '\0'))),
-              "its elements are '<f4'; only integers are read");
+              "its elements are '<f4'; only little-endian integers are read");
     check_has(with("train_y.npy", npy("|b1", "(3,)", std::string(3, '\0'))), "'|b1'");
     check_has(with("train_y.npy", npy("<i8", "(3, 1)", std::string(24, '\0'))),
               "an array of shape (3, 1); labels are (N)");

@@ -154,7 +154,7 @@ TEST_SUITE("policy") {
     CHECK(loss.input.is_identity());
     const OpFormats norm = formats_at(*net, "features.0.res.body.norm1");
     CHECK(norm.interior == Quantizer("bf16"));
-    CHECK(norm.input == Quantizer("e4m3"));
+    CHECK(norm.input.is_identity());  // "forward" is for layers with a product
     CHECK(norm.weight.is_identity());
     const OpFormats head = formats_at(*net, "head");
     CHECK(head.interior.is_identity());
@@ -207,6 +207,83 @@ TEST_SUITE("policy") {
     nn::check_epochs(policy, 4);
     CHECK(has(refusal([&] { nn::check_epochs(policy, 3); }),
               "p.json, line 3: it begins with epoch 4, and the run has 3"));
+  }
+
+  TEST_CASE("forward and backward are for layers with a product unless a type is named") {
+    const auto net = network();
+    nn::apply(parsed(R"({"forward": "e4m3", "backward": "e5m2"})"), *net);
+    CHECK(formats_at(*net, "head") == OpFormats::make("e4m3", "e5m2"));
+    CHECK(formats_at(*net, "features.0.res.body.act").is_identity());
+    CHECK(formats_at(*net, "features.0.res.body.norm1").is_identity());
+    nn::apply(parsed(R"({"type": "normalization", "forward": "e4m3"})"), *net);
+    CHECK(formats_at(*net, "features.0.res.body.norm1").input == Quantizer("e4m3"));
+    CHECK(
+        has(refusal([&] { nn::apply(parsed(R"({"path": "*.act", "forward": "e4m3"})"), *net); }),
+            "\"forward\" is for layers with a product, and features.0.res.body.act is activation; "
+            "give its \"type\" too"));
+  }
+
+  TEST_CASE("every type that a file lists must be there; types of flags and programs need not") {
+    const auto net = network();
+    CHECK(has(refusal([&] {
+                nn::apply(parsed(R"({"type": ["conv", "pool"], "output": "e4m3"})"), *net);
+              }),
+              "p.json, line 1: no layer is of type pool; there are conv (stem"));
+    CHECK(has(refusal([&] {
+                nn::apply(
+                    parsed(R"({"type": ["conv", "linear"], "path": "stem", "output": "e4m3"})"),
+                    *net);
+              }),
+              "no layer on the path 'stem' is of type linear; there are conv (stem)"));
+    nn::apply(parsed(R"({"type": ["conv", "linear"], "position": "first", "output": "e4m3"})"),
+              *net);
+    nn::lower(*net, {LayerType::Conv, LayerType::Pool}, "e4m3");
+    CHECK(formats_at(*net, "stem").input == Quantizer("e4m3"));
+  }
+
+  TEST_CASE(
+      "what a convolution's op refuses is refused before, in every epoch, by the layer itself") {
+    const auto made = [] {
+      auto net = std::make_unique<nn::Sequential>();
+      net->add<nn::Conv2d>("point", 16, 16, 1)
+          .add<nn::Conv2d>("stride", 16, 16, 1, ops::ConvOptions{.stride = 2})
+          .add<nn::Conv2d>("wide", 16, 16, 3, ops::ConvOptions{.padding = 1})
+          .add<nn::ConvTranspose2d>("up", 16, 16, 1)
+          .add<nn::Conv2d>("groups", 16, 16, 1, ops::ConvOptions{.groups = 2});
+      return net;
+    };
+    for (const char* path : {"point", "stride", "wide", "up", "groups"})
+      for (const char* format :
+           {"e4m3-g16-scalef32", "mxfp4+rht16", "e4m3+scale=current", "mxfp8"}) {
+        CAPTURE(path);
+        CAPTURE(format);
+        const auto net = made();
+        Run run;
+        net->initialise(run);
+        Rule rule;
+        rule.path = path;
+        rule.forward = rule.backward = Quantizer(format);
+        const std::string text = refusal([&] { nn::apply(Policy{{rule}}, *net); });
+        if (!text.empty()) {
+          CHECK(has(text, std::string("rule 1: ") + path + " (Conv"));
+          CHECK(formats_at(*net, path).is_identity());
+        }
+        for (const nn::Layer& layer : nn::layers_of(*net))
+          if (layer.path == path) *layer.formats = OpFormats::make(format, format);
+        Tape tape(run);
+        const std::string in_op = refusal([&] {
+          (*net)(tape, tape.constant(Tensor::zeros({2, 4, 4, 16}, DType::F32, kCpu)));
+        });
+        CHECK(in_op.empty() == text.empty());
+        if (!in_op.empty()) CHECK(has(in_op, std::string(path) + ": conv"));
+      }
+    const auto net = made();
+    const Policy late = parsed(
+        R"({"type": "conv", "from_epoch": 3, "to_epoch": 4, "weight": "e4m3-g16-scalef32"})");
+    nn::apply(late, *net, 1);  // of that epoch only
+    CHECK(
+        has(refusal([&] { nn::check(late, nn::layers_of(*net), 5); }), "p.json, line 1: stride ("));
+    CHECK(has(refusal([&] { nn::check(late, nn::layers_of(*net), 2); }), "begins with epoch 3"));
   }
 
   TEST_CASE("a rule that matches nothing names what is near, and nothing is changed") {
@@ -375,9 +452,13 @@ TEST_SUITE("policy") {
          {"line 2", "\"type\"", "'convv'", "near it is conv"}},
         {"{\"rules\": [{\"type\": [\"conv\",\n \"pol\"], \"weight\": \"e4m3\"}]}",
          {"line 2", "\"type\"", "'pol'", "near it is pool"}},
+        {"{\"rules\": [{\"type\": \"conv\", \"accumulator\": \"fp32\"}]}",
+         {"near it are \"forward_acc\", \"dx_acc\", \"dw_acc\" (all"}},
         {"{\"rules\": [{\"type\": [], \"weight\": \"e4m3\"}]}", {"line 1", "\"type\"", "empty"}},
         {"{\"rules\": [{\"type\": [1], \"weight\": \"e4m3\"}]}", {"\"type\"", "a whole number"}},
         {"{\"rules\": [{\"type\": \"container\", \"input\": \"e4m3\"}]}", {"'container'"}},
+        {"{\"rules\": [{\"type\": \"normalization\", \"interior\": \"bfp8\"}]}",
+         {"\"interior\"", "interior takes element-wise formats, got bfp8; blocks"}},
         {"{\"rules\": [{\"path\": \"\", \"weight\": \"e4m3\"}]}", {"\"path\"", "empty"}},
         {"{\"rules\": [{\"path\": [\"a\"], \"weight\": \"e4m3\"}]}", {"\"path\"", "a list"}},
         {"{\"rules\": [{\"position\": \"middle\", \"weight\": \"e4m3\"}]}",
@@ -388,7 +469,7 @@ TEST_SUITE("policy") {
         {"{\"rules\": [{\"weight\": true}]}", {"\"weight\"", "a truth value (true)"}},
         {"{\"rules\": [{\"weight\": \"bfp8-axis2\"}]}", {"\"weight\"", "axes 0 and 1"}},
         {"{\"rules\": [{\"forward\": \"bfp8-axis2\"}]}", {"\"forward\"", "axes 0 and 1"}},
-        {"{\"rules\": [{\"interior\": \"bfp8\"}]}", {"\"interior\"", "has blocks"}},
+        {"{\"rules\": [{\"interior\": \"bfp8\"}]}", {"\"interior\"", "takes element-wise"}},
         {"{\"rules\": [{\n\"forward_acc\": \"bf16\"}]}",
          {"line 2", "\"forward_acc\"", "fp32 only", "'bf16'"}},
         {"{\"rules\": [{\"from_epoch\": 0, \"weight\": \"e4m3\"}]}", {"\"from_epoch\"", "from 1"}},

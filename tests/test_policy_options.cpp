@@ -96,7 +96,7 @@ TEST_SUITE("policy_options") {
     const Json config = Json::parse(slurp(out + "/config.json"));
     CHECK(config.at("policy") == Json::parse(slurp(file)).at("rules"));
     const Result eval = succeed("eval '" + out + "'");
-    CHECK(has(eval.out, "fc2  input e4m3  weight e4m3  output fp32"));
+    CHECK(has(eval.out, "fc1, fc2, fc3  input e4m3  weight e4m3  output fp32"));
     CHECK(has(eval.out, "loss  interior fp16"));
     CHECK(number_after(eval.out, "test accuracy ") == number_after(r.out, "test accuracy "));
     // Nothing of the file is needed any more.
@@ -115,9 +115,9 @@ TEST_SUITE("policy_options") {
     CHECK(has(r.out, "input fp32  output bf16"));
     const Result other =
         succeed("eval '" + out + "' --forward e3m4 --policy '" + file + "' --output bf16");
-    CHECK(has(other.out, "fc1  input e3m4  weight e3m4  output bf16"));
+    CHECK(has(other.out, "fc1, fc2, fc3  input e3m4  weight e3m4  output bf16"));
     const Result file_only = succeed("eval '" + out + "' --policy '" + file + "'");
-    CHECK(has(file_only.out, "fc3  input e2m1  weight e2m1  output fp32"));
+    CHECK(has(file_only.out, "fc1, fc2, fc3  input e2m1  weight e2m1  output fp32"));
     check_refused("eval '" + out + "' --backward e5m2 --policy '" + file + "'", 2,
                   {"--backward", "no backward pass"});
   }
@@ -202,7 +202,7 @@ TEST_SUITE("policy_options") {
     }
     // The formats of eval are those of the last epoch.
     const Result eval = succeed("eval '" + out + "'");
-    CHECK(has(eval.out, "fc1  input e4m3  weight e4m3"));
+    CHECK(has(eval.out, "fc1, fc2  input e4m3  weight e4m3"));
     CHECK(has(eval.out, "fc3  input e4m3  weight e4m3  output bf16:sr"));
     CHECK(has(eval.out, "loss  interior bf16"));
 

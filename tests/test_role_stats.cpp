@@ -78,7 +78,7 @@ TEST_SUITE("role_stats") {
       for (size_t i = 0; i < plain.weights.size(); ++i)
         CHECK(same_bits(plain.weights[i], counted.weights[i]));
       CHECK(counted.totals[1].empty());
-      CHECK(counted.totals[0].empty() == (std::string(s[0]) == "fp32"));
+      CHECK(!counted.totals[0].empty());
     }
   }
 
@@ -109,8 +109,11 @@ TEST_SUITE("role_stats") {
     counts("fc3", "output", kBatch * 10, f.output);
     CHECK(of("fc1", "grad_output_dw") == nullptr);
     CHECK(of("fc1", "input_dw") == nullptr);
-    CHECK(of("fc1", "grad_input") == nullptr);  // no gradient of the images is made
-    CHECK(of("relu1", "output") == nullptr);    // has no format
+    CHECK(of("fc1", "grad_input") == nullptr);            // no gradient of the images is made
+    counts("relu1", "output", kBatch * 48, Quantizer());  // has no format: counted as it is
+    const QuantiseStats plain = of("relu1", "output")->stats;
+    CHECK(plain.amax() > 0);
+    CHECK(plain.overflow + plain.underflow + plain.nan == 0);
   }
 
   TEST_CASE("the numbers are those of the kernel") {
@@ -224,17 +227,30 @@ TEST_SUITE("role_stats") {
       CHECK(line.at("step") == 11);
       CHECK(line.at("count").get<int64_t>() > 0);
       CHECK(line.at("nan") == 0);
+      CHECK(line.at("amax").get<double>() > 0);
+      if (line.at("role") == "grads" || line.at("role") == "weights") {
+        CHECK(!line.contains("overflow"));
+        continue;
+      }
+      CHECK(line.contains("shares") ==
+            (line.at("role") == "weight_dx" || line.at("role") == "input_dw" ||
+             line.at("role") == "grad_output_dw"));
       // The digits are numbers of e4m3: nothing is lost there.
-      const bool exact = line.at("layer") == "fc1" && line.at("role") == "input";
+      const bool exact = line.at("format") == "fp32" ||
+                         (line.at("layer") == "fc1" &&
+                          (line.at("role") == "input" || line.at("role") == "input_dw"));
       CHECK(line.at("sqnr_db").is_null() == exact);
       if (!exact) CHECK(line.at("sqnr_db").get<double>() > 10);
-      CHECK(line.at("amax").get<double>() > 0);
     }
     CHECK(lines.size() == 2 * seen.size());
     for (const char* role :
          {"fc1/input", "fc1/weight", "fc1/output", "fc1/grad_output_dx", "fc2/input", "fc2/weight",
-          "fc2/output", "fc2/grad_output_dx", "relu1/input"})
-      CHECK(seen[role] == (std::string(role) == "relu1/input" ? 0 : 2));
+          "fc2/output", "fc2/grad_output_dx", "relu1/input", "relu1/grad_input", "fc1/input_dw",
+          "fc2/weight_dx", "fc2/grad_output_dw", "fc1/grad_weight", "loss/grad_input",
+          "fc1.weight/grads", "fc1.weight/weights", "fc2.bias/grads", "fc2.bias/weights"})
+      CHECK_MESSAGE(seen[role] == 2, role);
+    CHECK(seen["loss/interior"] == 0);
+    for (const auto& [name, times] : seen) CHECK_MESSAGE(name[0] != '?', name);
     CHECK(lines[0].at("layer") == "fc1");
     CHECK(lines[0].at("role") == "input");
     CHECK(lines[0].at("format") == "e4m3");

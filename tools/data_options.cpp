@@ -94,6 +94,11 @@ nn::Normalisation parse_normalisation(const std::string& text) {
   if (n.mean.size() != n.std.size())
     throw UsageError(fmt::format("--normalize '{}': {} means and {} standard deviations", text,
                                  n.mean.size(), n.std.size()));
+  try {
+    nn::check_normalisation(n, static_cast<int64_t>(n.mean.size()));
+  } catch (const Error& error) {
+    throw UsageError(fmt::format("--normalize {}: {}", text, error.what()));
+  }
   return n;
 }
 

@@ -1,6 +1,7 @@
 #include <fmt/core.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -40,12 +41,39 @@ void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std
             data.name, data.classes);
 }
 
+/// Throws if rules set formats, and none of them one of a forward pass.
+void check_forward(const nn::Policy& policy) {
+  const auto forward = [](const nn::Rule& rule) {
+    if (rule.forward || rule.forward_acc) return true;
+    for (size_t i = 0; i < kRoles.size(); ++i)
+      for (const auto role :
+           {&OpFormats::input, &OpFormats::weight, &OpFormats::output, &OpFormats::interior})
+        if (rule.roles[i] && kRoles[i].quantizer == role) return true;
+    return false;
+  };
+  if (!policy.rules.empty() && std::none_of(policy.rules.begin(), policy.rules.end(), forward))
+    throw UsageError(
+        "--policy: its rules are for backward passes only, and evaluation has none; it takes "
+        "forward, input, weight, output and interior");
+}
+
+/// The epoch whose formats are evaluated, where that makes a difference.
+std::string epoch_text(const nn::Policy& policy, int64_t epochs) {
+  const bool differs =
+      std::any_of(policy.rules.begin(), policy.rules.end(), [](const nn::Rule& rule) {
+        return rule.from_epoch != 1 || rule.to_epoch != nn::Rule::kNoEnd;
+      });
+  return differs ? fmt::format("policy     as in epoch {}, the last of the training\n", epochs)
+                 : "";
+}
+
 void run_eval(const EvalOptions& o) {
   if (o.dir.empty()) throw UsageError("DIR is empty; give the folder that ulp train wrote");
   if (o.data && o.data->empty())
     throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   const nn::Policy changes = o.formats.policy();  // what is wrong with the command line comes first
+  check_forward(changes);
   const std::filesystem::path dir = o.dir, file = dir / "config.json";
   SavedExperiment saved = read_config(file);
   Experiment& e = saved.experiment;
@@ -68,7 +96,7 @@ void run_eval(const EvalOptions& o) {
              which.empty() ? to_string(e.optimizer.weight) : which,
              (dir / "model.safetensors").string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
-  fmt::print("{}", forward_formats_text(layers));
+  fmt::print("{}{}", epoch_text(e.policy, e.epochs), forward_formats_text(layers));
   const auto test = test_batches(run, data, e);
   const nn::Score score = test_score(run, *model, *test, loss);
   ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,

@@ -6,6 +6,7 @@
 
 #include "nn/model_tree.h"
 #include "tools/optimizer_options.h"
+#include "tools/preflight.h"
 
 namespace ulp::tools {
 namespace {
@@ -86,20 +87,47 @@ std::string formats_text(const nn::Policy& policy, int64_t epochs,
 }
 
 std::string forward_formats_text(const std::vector<nn::Layer>& layers) {
-  std::string text;
+  constexpr size_t kMostPaths = 3;                                       // of a line
+  std::vector<std::pair<std::string, std::vector<std::string>>> groups;  // roles, paths
+  int64_t plain = 0;
   for (const nn::Layer& layer : layers) {
     std::string roles;
+    bool any = false;
     for (const char* name : {"input", "weight", "output", "interior"})
-      for (const Role& role : kRoles)
-        if (std::string_view(role.name) == name && layer.uses(name))
-          roles += fmt::format("  {} {}", name, to_string(layer.formats->*role.quantizer));
-    if (!roles.empty())
-      text += fmt::format("{:<11}{}{}\n", text.empty() ? "formats" : "", layer.path, roles);
+      for (const Role& role : kRoles) {
+        if (std::string_view(role.name) != name || !layer.uses(name)) continue;
+        const Quantizer& q = layer.formats->*role.quantizer;
+        roles += fmt::format("  {} {}", name, to_string(q));
+        any = any || !q.is_identity();
+      }
+    if (!any) {
+      plain += roles.empty() ? 0 : 1;
+      continue;
+    }
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& one) { return one.first == roles; });
+    if (group == groups.end()) group = groups.insert(group, {roles, {}});
+    group->second.push_back(layer.path);
   }
+  std::string text;
+  const auto line = [&text](const std::string& one) {
+    text += fmt::format("{:<11}{}\n", text.empty() ? "formats" : "", one);
+  };
+  for (const auto& [roles, paths] : groups) {
+    std::string names;
+    for (size_t i = 0; i < std::min(paths.size(), kMostPaths); ++i)
+      names += (i == 0 ? "" : ", ") + paths[i];
+    if (paths.size() > kMostPaths) names += fmt::format(" … ({} layers)", paths.size());
+    line(names + roles);
+  }
+  if (plain > 0)
+    line(fmt::format("{}{} layer{} in fp32", groups.empty() ? "all " : "the other ", plain,
+                     plain == 1 ? "" : "s"));
   return text;
 }
 
 std::string explain_training(const Experiment& e, const nn::Dataset& data) {
+  preflight(e, data);
   Run run(kCpu, e.seed);
   const auto model = make_model(e, data);
   model->initialise(run);
@@ -107,7 +135,6 @@ std::string explain_training(const Experiment& e, const nn::Dataset& data) {
   const optim::Optimizer optimizer(run, model->parameters(), e.optimizer);
   OpFormats loss;
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
-  nn::check_epochs(e.policy, e.epochs);
   nn::apply(e.policy, layers, 1);
 
   const nn::ModelTree tree(run, *model, e.model, Shape{data.sample_shape.numel()},

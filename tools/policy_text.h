@@ -12,7 +12,7 @@ namespace ulp::tools {
 std::string formats_text(const nn::Policy& policy, int64_t epochs,
                          const std::vector<nn::Layer>& layers);
 
-/// The roles of a forward pass of those layers that have any.
+/// The roles of a forward pass: a line for layers with the same formats, and how many are in fp32.
 std::string forward_formats_text(const std::vector<nn::Layer>& layers);
 
 /// What `ulp train --explain` prints: the run, the model as a tree with shapes, parameters, formats and products, and what

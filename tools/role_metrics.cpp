@@ -6,27 +6,46 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "autograd/quantised.h"
 #include "core/op_formats.h"
 
 namespace ulp::tools {
 namespace {
 
+constexpr const char* kOfParameter[] = {"grads", "weights"};
+
 /// A role by the names of its layer and its own.
 struct Named {
   std::string layer, role;
+  bool rounds = true;
+  const char* shares = nullptr;  // the role whose numbers it has, if it has none itself
 };
+
+/// The role whose rounding this one's tensor has too, if formats are equal.
+const char* shared_with(const std::string& role, const OpFormats& f) {
+  if (role == "weight_dx" && ops::shares(f.weight, f.weight_dx)) return "weight";
+  if (role == "input_dw" && ops::shares(f.input, f.input_dw)) return "input";
+  if (role == "grad_output_dw" && ops::shares(f.grad_output_dx, f.grad_output_dw))
+    return "grad_output_dx";
+  return nullptr;
+}
 
 /// All random streams of roles, in the order of the model.
 std::vector<std::pair<uint32_t, Named>> role_names(nn::Module& model) {
   std::vector<std::pair<uint32_t, Named>> names;
-  const auto add = [&](const std::string& layer, const char* role) {
-    names.push_back({RandomSite(layer).stream(role), {layer, role}});
+  const auto add = [&](const std::string& layer, const char* role, const char* shares = nullptr) {
+    names.push_back({RandomSite(layer).stream(role), {layer, role, true, shares}});
   };
   for (nn::Module* module : model.modules()) {
-    for (const char* role : module->roles()) add(module->path(), role);
+    for (const char* role : module->roles())
+      add(module->path(), role,
+          module->formats() == nullptr ? nullptr : shared_with(role, *module->formats()));
     if (module->formats() != nullptr) add(module->path(), "grad_input2");
   }
   for (const Role& role : kRoles) add("loss", role.name);
+  for (const Parameter* p : model.parameters())
+    for (const char* name : kOfParameter)
+      names.push_back({RandomSite(p->path).stream(name), {p->path, name, false}});
   return names;
 }
 
@@ -37,26 +56,50 @@ std::string number(double value) {
 }  // namespace
 
 std::string role_lines(nn::Module& model, const RoleStats& stats, int64_t epoch, int64_t step) {
-  std::map<uint32_t, RoleStats::Total> totals = stats.totals();
+  const std::map<uint32_t, RoleStats::Total> totals = stats.totals();
+  std::map<uint32_t, RoleStats::Total> others = totals;
   std::string text;
   const auto line = [&](const Named& named, const RoleStats::Total& total) {
     const QuantiseStats& s = total.stats;
-    text += fmt::format(
-        "{{\"epoch\":{},\"step\":{},\"split\":\"stats\",\"layer\":{},\"role\":\"{}\",\"format\":"
-        "\"{}\",\"count\":{},\"overflow\":{},\"underflow\":{},\"nan\":{},\"infinite\":{},\"amax\":"
-        "{},\"sqnr_db\":{}}}\n",
-        epoch, step, nlohmann::json(named.layer).dump(), named.role, to_string(total.quantizer),
-        s.count, s.overflow, s.underflow, s.nan, s.infinite, number(static_cast<double>(s.amax())),
-        number(s.sqnr_db()));
+    text +=
+        fmt::format("{{\"epoch\":{},\"step\":{},\"split\":\"stats\",\"layer\":{},\"role\":\"{}\"",
+                    epoch, step, nlohmann::json(named.layer).dump(), named.role);
+    if (named.shares != nullptr) text += fmt::format(",\"shares\":\"{}\"", named.shares);
+    if (named.rounds) text += fmt::format(",\"format\":\"{}\"", to_string(total.quantizer));
+    text += fmt::format(",\"count\":{}", s.count);
+    if (named.rounds)
+      text += fmt::format(",\"overflow\":{},\"underflow\":{}", s.overflow, s.underflow);
+    text += fmt::format(",\"nan\":{},\"infinite\":{},\"amax\":{}", s.nan, s.infinite,
+                        number(static_cast<double>(s.amax())));
+    if (named.rounds) text += fmt::format(",\"sqnr_db\":{}", number(s.sqnr_db()));
+    text += "}\n";
   };
   for (const auto& [stream, named] : role_names(model)) {
-    const auto found = totals.find(stream);
+    auto found = totals.find(stream);
+    Named own = named;
+    if (found != totals.end())
+      own.shares = nullptr;
+    else if (named.shares != nullptr)
+      found = totals.find(RandomSite(named.layer).stream(named.shares));
     if (found == totals.end()) continue;
-    line(named, found->second);
-    totals.erase(found);
+    line(own, found->second);
+    others.erase(stream);
   }
-  for (const auto& [stream, total] : totals) line({"?", fmt::format("{:08x}", stream)}, total);
+  for (const auto& [stream, total] : others) line({"?", fmt::format("{:08x}", stream)}, total);
   return text;
+}
+
+void count_parameters(Run& run, const std::vector<Parameter*>& parameters, OfParameter which) {
+  if (run.role_stats() == nullptr) return;
+  const bool grads = which == OfParameter::Grads;
+  for (const Parameter* p : parameters) {
+    const Tensor& tensor = grads ? p->grad : p->value;
+    if (!tensor.defined() || tensor.numel() == 0) continue;
+    QuantiseUse use;
+    use.stats = run.role_stats()->slot(
+        RandomSite(p->path).stream(kOfParameter[static_cast<size_t>(which)]), use.quantizer);
+    quantised(run.stream(), tensor, use);
+  }
 }
 
 }  // namespace ulp::tools

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <set>
 
@@ -14,6 +15,7 @@
 #include "tools/folder_lock.h"
 #include "tools/format_bits.h"
 #include "tools/format_options.h"
+#include "tools/preflight.h"
 #include "tools/progress.h"
 #include "tools/sweep_results.h"
 #include "tools/train_options.h"
@@ -93,17 +95,73 @@ Item read_item(const std::string& text) {
   return item;
 }
 
-/// The list, with the reference in front.
+/// The same; errors say which entry it is.
+Item read_entry(const std::string& text, size_t number) {
+  const auto named = [&](const Error& error) {
+    const std::string message = error.what(), flag = "--formats: ";
+    return fmt::format("--formats, entry {} ('{}'): {}", number, text,
+                       message.substr(message.starts_with(flag) ? flag.size() : 0));
+  };
+  try {
+    return read_item(text);
+  } catch (const UsageError& error) {
+    throw UsageError(named(error));
+  } catch (const Error& error) {
+    throw Error(named(error));
+  }
+}
+
+/// The roles that a rule sets, by name.
+std::set<std::string> roles_of(const nn::Rule& rule) {
+  std::set<std::string> roles;
+  if (rule.forward) roles.insert({"input", "weight", "weight_dx", "input_dw"});
+  if (rule.backward) roles.insert({"grad_output_dx", "grad_output_dw"});
+  for (size_t i = 0; i < kRoles.size(); ++i)
+    if (rule.roles[i]) roles.insert(kRoles[i].name);
+  return roles;
+}
+
+/// Throws if a format flag would replace what an entry sets: its row would name formats that it was not trained with.
+void check_flags(const Item& item, const nn::Policy& flags) {
+  std::set<std::string> own;
+  for (const nn::Rule& rule : item.policy.rules) own.merge(roles_of(rule));
+  const auto any_of = [&](std::initializer_list<const char*> roles) {
+    return std::any_of(roles.begin(), roles.end(),
+                       [&](const char* role) { return own.count(role) != 0; });
+  };
+  const auto refuse = [&](const std::string& flag) {
+    throw UsageError(flag + ": the entry '" + item.name +
+                     "' of --formats sets that itself; leave one of them out");
+  };
+  for (const nn::Rule& rule : flags.rules) {
+    if (rule.each_type) continue;  // of the file of --policy
+    if (rule.forward && any_of({"input", "weight", "weight_dx", "input_dw"})) refuse("--forward");
+    if (rule.backward && any_of({"grad_output_dx", "grad_output_dw"})) refuse("--backward");
+    for (size_t i = 0; i < kRoles.size(); ++i)
+      if (rule.roles[i] && own.count(kRoles[i].name) != 0) refuse(role_flag(kRoles[i].name));
+  }
+}
+
+/// The list, with the reference in front. Policies of the same file name are told apart by their paths.
 std::vector<Item> read_items(const SweepOptions& o) {
   const nn::Policy all = o.formats.policy();
   std::vector<Item> items{{kReference, kReference, {}, true}};
-  std::set<std::string> names, folders;
+  std::set<std::string> names, folders, files;
+  std::map<std::string, int> same_name;
+  for (const std::string_view part : text::split(o.list, ','))
+    if (part.ends_with(".json") && files.insert(std::string(part)).second)
+      ++same_name[fs::path(part).filename().string()];
   for (const std::string_view part : text::split(o.list, ',')) {
-    Item item = read_item(std::string(part));
+    Item item = read_entry(std::string(part), names.size() + 1);
+    if (part.ends_with(".json") && same_name[item.name] > 1) {
+      item.name = part;
+      item.folder = folder_of(item.name);
+    }
     if (!names.insert(item.name).second) throw UsageError("--formats has " + item.name + " twice");
     if (item.reference) continue;
     if (!folders.insert(item.folder).second)
       throw UsageError("--formats: two entries would have the folder " + item.folder);
+    check_flags(item, all);
     item.policy.rules.insert(item.policy.rules.end(), all.rules.begin(), all.rules.end());
     items.push_back(item);
   }
@@ -128,12 +186,11 @@ Experiment experiment_of(const Experiment& common, const Item& item, uint64_t se
   return e;
 }
 
-/// The mean over the operands of all products in the last epoch. Throws what a training would throw for the policy.
+/// The mean over the operands of all products in the last epoch.
 double bits_of(const Experiment& e, const nn::Dataset& data) {
   const auto model = make_model(e, data);
   OpFormats loss;
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
-  nn::check_epochs(e.policy, e.epochs);
   nn::apply(e.policy, layers, e.epochs);
   double sum = 0;
   int count = 0;
@@ -192,6 +249,7 @@ void run_sweep(const SweepOptions& o) {
   std::vector<std::pair<SweepRun, Experiment>> wanted;
   for (const Item& item : items) {
     names.push_back(item.name);
+    preflight(experiment_of(common, item, seeds[0]), data);
     for (const uint64_t seed : seeds) {
       const Experiment e = experiment_of(common, item, seed);
       SweepRun run;

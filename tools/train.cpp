@@ -19,6 +19,7 @@
 #include "tools/format_options.h"
 #include "tools/optimizer_options.h"
 #include "tools/policy_text.h"
+#include "tools/preflight.h"
 #include "tools/progress.h"
 #include "tools/scaling_options.h"
 #include "tools/text_options.h"
@@ -117,6 +118,7 @@ void run_train(const TrainCommand& o) {
   const nn::Dataset data = prepare(*o.options, e);
   if (o.explain) return say(explain_training(e, data));
   stream_of(e.device);  // throws if there is no such device
+  preflight(e, data);
   const std::filesystem::path dir = o.out;
   std::error_code ignored;
   make_folder(dir);

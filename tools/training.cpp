@@ -181,7 +181,6 @@ class Training {
         average_(make_average(run_, *model_, e, steps_)),
         tally_(run_),
         graph_(run_, e.graph) {
-    nn::check_epochs(e.policy, e.epochs);
     set_formats();
   }
 
@@ -210,7 +209,7 @@ class Training {
     const StepState& state = found->checkpoint.state;
     ULP_CHECK(step == 0 || state.batch_offset <= batches_->samples(),
               "{}: its state.batch_offset is {}, and an epoch has {} samples", file,
-              state.batch_offset, batches_.samples());
+              state.batch_offset, batches_->samples());
     ULP_CHECK(e_.scaling.checks() || state.grad_factor == 1,
               "{}: its state.grad_factor is {}; without --loss-scale dynamic and --clip-norm it is "
               "1",
@@ -315,8 +314,10 @@ class Training {
       saved_bytes_ = tape.saved_bytes();
       tape.backward(loss, 1.0 / static_cast<double>(e_.accumulate_steps));
     }
+    count_parameters(run_, model_->parameters(), OfParameter::Grads);
     scaler_.check();
     optimizer_.step();
+    count_parameters(run_, model_->parameters(), OfParameter::Weights);
     if (average_) average_->update();
   }
 
@@ -554,7 +555,7 @@ nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& di
   Training training(e, data, dir, checkpointing);
   if (checkpointing.resume && !training.resume())
     say(fmt::format("no whole checkpoint in {}: from the beginning\n", dir.string()));
-  // Whatever can be wrong with the run has been thrown: now the earlier run goes.
+  // Whatever can be wrong with the run has been thrown, here or by preflight(): now the earlier run goes.
   make_folder(dir);
   training.begin_files(title, data, checkpointing.resume);
   return training.train();

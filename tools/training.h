@@ -26,6 +26,7 @@ std::string fingerprint(const nn::Dataset& data);
 /// resume goes on from the newest whole one; the files of the run are then those of a run that was never stopped, "seconds"
 /// in metrics.jsonl apart. Damaged ones are kept aside. Throws if one cannot be read or is of another run, and then has
 /// changed nothing. The caller has the folder's lock (FolderLock).
+/// Call preflight() before: what only a step shows is thrown here when the files of the earlier run are gone.
 nn::Score train(const Experiment& experiment, const nn::Dataset& data,
                 const std::filesystem::path& dir, const char* title,
                 const Checkpointing& checkpointing = {});

@@ -127,6 +127,13 @@ void check_test_labels(const FileSplit& test, const std::vector<bool>& trained,
   }
 }
 
+/// Throws if one label is all there is.
+void check_variety(const std::vector<bool>& seen, const Split& split, const std::string& name) {
+  ULP_CHECK(std::ranges::count(seen, true) >= 2,
+            "{}: every label is {}; at least two different labels are needed", name,
+            split.labels.data<int32_t>()[0]);
+}
+
 std::string size_text(const Shape& shape) {
   const std::string text = std::to_string(shape[0]) + " x " + std::to_string(shape[1]);
   return shape[2] == 1 ? text : text + " x " + std::to_string(shape[2]);
@@ -142,9 +149,7 @@ Dataset assemble(const std::string& name, const FileSplit& train, const FileSpli
   ULP_CHECK(test.split.images.dtype() == dtype, "{}: values of {}, but {} has {}",
             test.image_file.native(), test.split.images.dtype(), train.image_file.native(), dtype);
   const std::vector<bool> trained = labels_seen(train.split.labels);
-  ULP_CHECK(std::ranges::count(trained, true) >= 2,
-            "{}: every label is {}; at least two different labels are needed",
-            train.label_file.native(), train.split.labels.data<int32_t>()[0]);
+  check_variety(trained, train.split, train.label_file.native());
   check_test_labels(test, trained, train.label_file);
   return {name,
           train.split,
@@ -183,6 +188,7 @@ Dataset load_cifar_directory(const std::string& name, const fs::path& directory,
           : std::vector<std::string>{"train.bin"};
   const int64_t classes = ten ? 10 : labels == CifarLabels::Fine ? 100 : 20;
   const Split train = read_cifar_files(directory, train_files, labels);
+  check_variety(labels_seen(train.labels), train, directory.native());
   const Split test = read_cifar_files(directory, {ten ? "test_batch.bin" : "test.bin"}, labels);
   return {name, train, test, {32, 32, 3}, classes, 1.0f / 255};
 }

@@ -66,8 +66,13 @@ NpySplit read_npy_split(const fs::path& image_file, const fs::path& label_file) 
   const Shape& shape = images.shape;
   ULP_CHECK(shape.rank() == 3 || shape.rank() == 4,
             "{}: an array of shape {}; images are (N, H, W) or (N, H, W, C)", name, shape);
+  const auto is_channels = [](int64_t extent) { return extent == 1 || extent == 3 || extent == 4; };
+  ULP_CHECK(shape.rank() == 3 || is_channels(shape[3]) || !is_channels(shape[1]),
+            "{}: an array of shape {} looks like (N, C, H, W); images are (N, H, W, C): "
+            "x.transpose(0, 2, 3, 1) makes them so",
+            name, shape);
   ULP_CHECK(shape.numel() > 0, "{}: an array of shape {} holds nothing", name, shape);
-  const NpyArray labels = load_npy_array(label_file, kLabelTypes, "integers");
+  const NpyArray labels = load_npy_array(label_file, kLabelTypes, "little-endian integers");
   ULP_CHECK(labels.shape.rank() == 1, "{}: an array of shape {}; labels are (N)",
             label_file.native(), labels.shape);
   ULP_CHECK(labels.shape[0] == shape[0],

@@ -36,6 +36,14 @@ std::string listed(const std::vector<std::string>& names, const char* quote = "\
   return text;
 }
 
+/// The keys that somebody may have meant.
+std::vector<std::string> near(const std::string& key) {
+  if (!key.starts_with("acc")) return similar(key, rule_keys());
+  std::vector<std::string> sums;
+  for (const SumsKey& one : kSumsKeys) sums.push_back(one.name);
+  return sums;
+}
+
 /// One rule of a file.
 class RuleReader {
  public:
@@ -79,7 +87,7 @@ class RuleReader {
       if (key == role.name) return read_format(rule_.role(key), &role);
     for (const SumsKey& sums : kSumsKeys)
       if (key == sums.name) return read_sums(rule_.*sums.sums);
-    fail(member_->line, "is no key of a rule; near it are " + listed(similar(key, rule_keys())) +
+    fail(member_->line, "is no key of a rule; near it are " + listed(near(key)) +
                             " (all: " + listed(rule_keys(), "") + ")");
   }
 
@@ -192,7 +200,9 @@ Policy parse_policy(std::string_view text, const std::string& name) {
               member.key);
   const LocatedJson* rules = json.find("rules");
   ULP_CHECK(rules != nullptr, "{}: the key \"rules\" is missing", name);
-  return read_rules(*rules, "rules", name);
+  Policy policy = read_rules(*rules, "rules", name);
+  for (Rule& rule : policy.rules) rule.each_type = true;
+  return policy;
 }
 
 std::string rules_json(const Policy& policy) {

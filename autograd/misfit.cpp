@@ -1,0 +1,26 @@
+#include "autograd/misfit.h"
+
+namespace ulp::ops {
+
+std::string windows_misfit(const Quantizer& q) {
+  const bool each = q.scale.kind == Scale::Kind::F32 && q.block.kind != Block::Kind::None &&
+                    q.block.kind != Block::Kind::Tensor;
+  if (q.transform.hadamard == 0 && !each) return "";
+  return std::string(each ? "a factor for each block" : "a rotation") +
+         " is for kernels of one pixel with stride 1, no padding and one group; for others give "
+         "power-of-two scales (mx…, -gN), one scale for the tensor (+scale=current) or none";
+}
+
+std::string rotations_misfit(int a, int b) {
+  if (a == b) return "";
+  return "are rotated in groups of " + std::to_string(a) + " and " + std::to_string(b) +
+         "; give both +rht" + std::to_string(a > b ? a : b) + " or neither";
+}
+
+std::string interior_misfit(const Quantizer& q) {
+  if (q.is_elementwise()) return "";
+  return "interior takes element-wise formats, got " + to_string(q) +
+         "; blocks and scales are for inputs and results";
+}
+
+}  // namespace ulp::ops

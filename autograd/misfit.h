@@ -1,0 +1,19 @@
+#pragma once
+
+#include <string>
+
+#include "core/quantizer.h"
+
+namespace ulp::ops {
+
+/// Why an operand of a convolution whose windows are more than single pixels (Windows::is_image() is false) cannot have a
+/// format; empty if it can. Windows mix pixels: one row of them has no factor of its own, and no axis to rotate.
+std::string windows_misfit(const Quantizer& quantizer);
+
+/// Why the operands of a product cannot be rotated (+rhtN) in groups of these sizes, 0: not at all; empty if they can.
+std::string rotations_misfit(int a, int b);
+
+/// Why the intermediates of norms and softmax cannot have a format; empty if they can.
+std::string interior_misfit(const Quantizer& quantizer);
+
+}  // namespace ulp::ops
