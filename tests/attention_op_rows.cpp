@@ -18,10 +18,10 @@ ops::AttentionOptions with(int64_t heads, bool causal, Tensor lengths = {}) {
   return o;
 }
 
-/// Lengths from 0 to beyond the keys.
+/// Lengths from 0 (of the third sequence) to beyond the keys.
 Tensor some_lengths(int64_t sequences, Device device) {
   std::vector<int32_t> lengths;
-  for (int64_t n = 0; n < sequences; ++n) lengths.push_back(static_cast<int32_t>(n * 3 % 8));
+  for (int64_t n = 0; n < sequences; ++n) lengths.push_back(static_cast<int32_t>((n * 3 + 2) % 8));
   return Tensor::from(lengths, {sequences}, device);
 }
 
