@@ -125,7 +125,12 @@ class Attention {
         depth_(x.v.size(2)) {
     for (const OpFormats* formats : {&f.qk, &f.softmax, &f.pv}) check_type(x.q, *formats);
     if (o_.scale == 0) o_.scale = 1 / std::sqrt(static_cast<double>(width_));
-    whole_ = !is_local(f.qk.output) || !is_local(f.pv.input);
+    keeps_ = !is_local(f.qk.output) || !is_local(f.pv.input);
+    whole_ = keeps_;
+    if (tape.recording())
+      for (const Quantizer* q :
+           {&f.pv.input_dw, &f.pv.grad_input, &f.qk.grad_output_dx, &f.qk.grad_output_dw})
+        whole_ = whole_ || !is_local(*q);
     chunk_ = whole_ ? batch_
                     : std::clamp<int64_t>(kChunkScores / std::max<int64_t>(1, queries_ * keys_), 1,
                                           std::max<int64_t>(1, batch_));
@@ -147,8 +152,9 @@ class Attention {
       const Scores scores = scores_of(c, Count::Yes);
       const Matrices p = probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes);
       multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end));
-      if (whole_ && tape_.recording()) {
+      if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
+        kept_to_round_ = scores.to_round;
         kept_p_ = tape_.save("attention", p.values);
       }
     }
@@ -209,7 +215,7 @@ class Attention {
       if (dv) {
         const bool same = shares(f_.pv.input, f_.pv.input_dw);
         Matrices p;
-        if (same && whole_)
+        if (same && keeps_)
           p = {kept_p_.get(), false, false};
         else if (same)
           p = back.probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::No);
@@ -220,8 +226,9 @@ class Attention {
         multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end));
       }
       if (!dq && !dk) continue;
-      Tensor dp = like(gy, {end - begin, queries_, keys_});
+      const Tensor dp = like(gy, {end - begin, queries_, keys_});
       multiply(run, g_dp.chunk(begin, end), v_dp.chunk(begin, end), dp);
+      hide_masked(c, dp, f_.pv.grad_input);
       const Tensor grad =
           fuses_chunk(pv_, f_.pv.grad_input)
               ? dp
@@ -291,22 +298,34 @@ class Attention {
   }
 
   Scores scores_of(int64_t c, Count count) const {
-    if (count == Count::No && whole_) return {kept_scores_.get(), false};
+    if (count == Count::No && keeps_) return {kept_scores_.get(), kept_to_round_};
     const auto [begin, end] = range(c);
     const Tensor scores = like(q_.values, {end - begin, queries_, keys_});
     multiply(tape_.run(), q_.chunk(begin, end), k_.chunk(begin, end), scores);
+    hide_masked(c, scores, f_.qk.output);
     if (fuses_chunk(qk_, f_.qk.output)) return {scores, !f_.qk.output.is_identity()};
     return {rounded(qk_, scores, f_.qk.output, "output", 2, score_.of(c), DType::F32, count),
             false};
   }
 
-  MaskedRows rows(int64_t c, const Scores& scores) const {
+  MaskedRows mask_of(int64_t c, const Tensor& scores) const {
     MaskedRows r;
-    r.scores = scores.values;
+    r.scores = scores;
     r.lengths = o_.lengths;
     r.first = range(c).begin;
     r.heads = o_.heads;
     r.causal = o_.causal;
+    return r;
+  }
+
+  /// Numbers of masked keys become 0 if others could see them: in groups, rotations or the largest of a tensor.
+  void hide_masked(int64_t c, const Tensor& x, const Quantizer& q) const {
+    if (q.is_elementwise() && !q.has_factor()) return;
+    if (o_.causal || o_.lengths.defined()) kernels::mask_scores(tape_.stream(), {mask_of(c, x)});
+  }
+
+  MaskedRows rows(int64_t c, const Scores& scores) const {
+    MaskedRows r = mask_of(c, scores.values);
     r.scale = o_.scale;
     if (scores.to_round) {
       r.score = f_.qk.output;
@@ -368,6 +387,8 @@ class Attention {
   RoleUse qk_, softmax_, pv_;
   int64_t batch_, queries_, keys_, width_, depth_;
   bool whole_;  // a format needs all scores at once
+  bool keeps_;  // one of the forward pass does: scores and probabilities are not made again
+  bool kept_to_round_ = false;
   int64_t chunk_, chunks_ = 0;
   Matrices q_, k_, v_;  // as the forward pass reads them
   Kept kept_q_, kept_k_, k_dq_, q_dk_, v_dp_;

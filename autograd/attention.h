@@ -35,7 +35,8 @@ struct AttentionOptions {
 };
 
 /// y = softmax(scale · q kᵀ) v for each head.  q: (N, T, H·D)  k: (N, S, H·D)  v: (N, S, H·E)  →  y: (N, T, H·E).
-/// A query that sees no key gets 0. Masked keys have the probability 0, and no part in anything if they are finite.
+/// A query that sees no key gets 0. Masked keys have the probability 0, and no part in anything if they are finite: formats with
+/// groups or a scale of the tensor see 0 in their place.
 /// Never are the scores of all heads in memory at once, but where a format needs a number of the whole tensor (delayed or tensor
 /// scales): a chunk of heads at a time, as many as have 2^23 scores or less, and the backward pass makes the probabilities
 /// again from what it keeps, q, k and v as the products read them. The chunks follow from T and S alone, and each has draws of

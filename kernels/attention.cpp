@@ -56,6 +56,10 @@ BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args
   return e;
 }
 
+void check_mask_scores(Stream stream, const MaskScoresArgs& args) {
+  check_rows("mask_scores", stream, args.rows, args.rows.scores, {});
+}
+
 void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_rows("masked_softmax", stream, args.rows, args.out, args.output);
 }

@@ -51,9 +51,16 @@ struct MaskedSoftmaxBackwardArgs {
   RandomKey key{};
 };
 
+/// The scores that rows do not see become +0, in place: then they have no part in the groups of a format. Formats, keys and
+/// scale of the rows have no part.
+struct MaskScoresArgs {
+  MaskedRows rows;
+};
+
 // clang-format off
 #define ULP_ATTENTION_KERNELS(X)                        \
   X(batched_matmul, BatchedMatmulArgs)                  \
+  X(mask_scores, MaskScoresArgs)                        \
   X(masked_softmax, MaskedSoftmaxArgs)                  \
   X(masked_softmax_backward, MaskedSoftmaxBackwardArgs)
 // clang-format on
@@ -66,6 +73,7 @@ struct BatchedExtents {
 };
 BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args);
 /// Throw unless the arguments are as the rows say.
+void check_mask_scores(Stream stream, const MaskScoresArgs& args);
 void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args);
 void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args);
 

@@ -29,7 +29,8 @@ OpRow row(const char* name, std::vector<std::vector<Shape>> shapes,
           std::function<Var(Tape&, Inputs, const OpFormats&)> build) {
   OpRow r;
   r.name = name;
-  r.kernels = {"batched_matmul", "masked_softmax", "masked_softmax_backward", "copy"};
+  r.kernels = {"batched_matmul", "mask_scores", "masked_softmax", "masked_softmax_backward",
+               "copy"};
   r.shapes = std::move(shapes);
   r.build = std::move(build);
   r.roles = kRolesOfProducts;

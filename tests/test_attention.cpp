@@ -47,14 +47,49 @@ std::vector<double> written_out(const Tensor& q, const Tensor& k, const Tensor& 
   return y;
 }
 
+/// Within 1e-5 of the largest; not where a is NaN.
 bool near(const Tensor& a, const std::vector<double>& b) {
   const std::vector<double> x = a.to_doubles();
-  double most = 0, difference = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    most = std::max(most, std::abs(b[i]));
-    if (!(std::abs(x[i] - b[i]) <= difference)) difference = std::abs(x[i] - b[i]);
-  }
-  return x.size() == b.size() && difference <= 1e-5 * most;
+  if (x.size() != b.size()) return false;
+  double most = 0;
+  for (const double value : b) most = std::max(most, std::abs(value));
+  for (size_t i = 0; i < b.size(); ++i)
+    if (!(std::abs(x[i] - b[i]) <= 1e-5 * most)) return false;
+  return true;
+}
+
+/// y and the gradients of q, k and v.
+struct Results {
+  Tensor y, q, k, v;
+};
+Results results(const ops::AttentionFormats& f, const ops::AttentionOptions& o, const Tensor& q,
+                const Tensor& k, const Tensor& v, const Tensor& g) {
+  Run run;
+  Tape tape(run);
+  const Var a = tape.leaf(q), b = tape.leaf(k), c = tape.leaf(v);
+  const Var y = ops::attention(tape, a, b, c, o, f, ops::AttentionSites("a"));
+  tape.backward(y, g);
+  return {y.value, tape.grad(a), tape.grad(b), tape.grad(c)};
+}
+
+/// Elements begin … end − 1 along an axis.
+Tensor part(const Tensor& x, int axis, int64_t begin, int64_t end) {
+  return kernels::contiguous(stream_of(kCpu), x.slice(axis, begin, end));
+}
+
+/// x with what lies in row `row` of each matrix times `by`.
+Tensor with_row(const Tensor& x, int64_t row, float by) {
+  std::vector<float> all = x.to_floats();
+  const auto width = static_cast<size_t>(x.size(2)), rows = static_cast<size_t>(x.size(1));
+  for (size_t i = 0; i < all.size(); ++i)
+    if (i / width % rows == static_cast<size_t>(row)) all[i] *= by;
+  return Tensor::from(all, x.shape());
+}
+/// x with its first matrix times `by`.
+Tensor with_first(const Tensor& x, float by) {
+  std::vector<float> all = x.to_floats();
+  for (size_t i = 0; i < all.size() / static_cast<size_t>(x.size(0)); ++i) all[i] *= by;
+  return Tensor::from(all, x.shape());
 }
 
 nn::AttentionSettings causal_rotary() {
@@ -176,6 +211,104 @@ TEST_SUITE("attention") {
     narrower.quantizer = "e3m2";
     CHECK(same_bits(y.value, quantised(run.stream(), y.value, narrower)));
     CHECK_FALSE(same_bits(y.value, p.value));
+  }
+
+  TEST_CASE("groups of scores and of their gradients have no masked number in them") {
+    const int64_t t = 48;  // groups of 32 reach over the diagonal
+    const Tensor q = random_tensor({2, t, 8}, -2, 2, 1), k = random_tensor({2, t, 8}, -2, 2, 2),
+                 v = random_tensor({2, t, 8}, -2, 2, 3), g = random_tensor({2, t, 8}, -1, 1, 4),
+                 far_k = with_row(k, t - 1, 1000), far_v = with_row(v, t - 1, 1000);
+    for (const char* format : {"mxfp8", "mxfp4", "bfp8-g32", "nvfp4", "bfp8", "e4m3+scale=current"})
+      for (const bool causal : {false, true}) {
+        CAPTURE(std::string(format));
+        CAPTURE(causal);
+        ops::AttentionFormats f;
+        f.qk.output = f.pv.grad_input = Quantizer::parse(format);
+        ops::AttentionOptions o;
+        o.causal = causal;
+        const int32_t length = static_cast<int32_t>(t) - 1;
+        if (!causal) o.lengths = Tensor::from(std::vector<int32_t>{length, length}, {2});
+        // Causal: the last query, which sees the last key, goes.
+        const int64_t seen = causal ? t - 1 : t;
+        const bool shared = !ops::attention_obstacle(f).empty();
+        if (causal && shared) continue;  // the last query's scores have part in the tensor's scale
+        const Tensor quiet = with_row(g, t - 1, causal ? 0.0f : 1.0f);
+        const Results one = results(f, o, q, k, v, quiet),
+                      two = results(f, o, q, far_k, far_v, quiet);
+        CHECK(same_bits(part(one.y, 1, 0, seen), part(two.y, 1, 0, seen)));
+        CHECK(same_bits(part(one.q, 1, 0, t - 1), part(two.q, 1, 0, t - 1)));
+        CHECK(same_bits(part(one.v, 1, 0, t - 1), part(two.v, 1, 0, t - 1)));
+      }
+  }
+
+  TEST_CASE("without an obstacle a query alone has the bits that it has among all") {
+    const int64_t t = 48;
+    const Tensor q = random_tensor({2, t, 8}, -2, 2, 1),
+                 k = with_row(random_tensor({2, t, 8}, -2, 2, 2), t - 1, 1000),
+                 v = random_tensor({2, t, 8}, -2, 2, 3);
+    for (const char* format : {"fp32", "bf16", "e4m3", "mxfp8", "mxfp4", "bfp8-g32"}) {
+      CAPTURE(std::string(format));
+      ops::AttentionFormats f;
+      f.qk.input = f.qk.weight = f.qk.output = f.pv.input = Quantizer::parse(format);
+      f.softmax.interior = "bf16";
+      REQUIRE(ops::attention_obstacle(f).empty());
+      ops::AttentionOptions o;
+      o.heads = 2;
+      o.causal = true;
+      Run run;
+      Tape tape(run);
+      const Tensor all = ops::attention(tape, tape.leaf(q), tape.leaf(k), tape.leaf(v), o, f).value;
+      for (const int64_t i : {int64_t{0}, int64_t{20}, int64_t{31}, int64_t{32}, t - 1}) {
+        CAPTURE(i);
+        const Var alone =
+            ops::attention(tape, tape.leaf(part(q, 1, i, i + 1)), tape.leaf(part(k, 1, 0, i + 1)),
+                           tape.leaf(part(v, 1, 0, i + 1)), o, f);
+        CHECK(same_bits(alone.value, part(all, 1, i, i + 1)));
+      }
+    }
+  }
+
+  TEST_CASE("dq and dk are the same whatever becomes of the probabilities before v") {
+    const Tensor q = random_tensor({2, 16, 8}, -2, 2, 1), k = random_tensor({2, 16, 8}, -2, 2, 2),
+                 v = random_tensor({2, 16, 8}, -2, 2, 3), g = random_tensor({2, 16, 8}, -1, 1, 4);
+    for (const char* scores : {"fp32", "e3m2", "bf16", "mxfp8", "e4m3+scale=current"})
+      for (const char* format : {"e4m3", "mxfp8", "nvfp4", "e4m3+scale=current"}) {
+        CAPTURE(std::string(scores));
+        CAPTURE(std::string(format));
+        ops::AttentionFormats plain;
+        plain.qk.output = Quantizer::parse(scores);
+        ops::AttentionFormats f = plain;
+        f.pv.input = f.pv.input_dw = Quantizer::parse(format);
+        const Results one = results(plain, {}, q, k, v, g), two = results(f, {}, q, k, v, g);
+        CHECK(same_bits(one.q, two.q));
+        CHECK(same_bits(one.k, two.k));
+        CHECK_FALSE(same_bits(one.y, two.y));
+      }
+  }
+
+  TEST_CASE("a scale of the whole tensor is that of all chunks, in the backward pass too") {
+    // Nine heads of 1024 · 1024 would be two chunks; those of 64 · 64 are one.
+    for (const int64_t t : {64, 1024}) {
+      const Tensor q = random_tensor({9, t, 2}, -2, 2, 6), k = random_tensor({9, t, 2}, -2, 2, 7),
+                   v = random_tensor({9, t, 2}, -2, 2, 8), g = random_tensor({9, t, 2}, -1, 1, 9);
+      const auto moved = [&](Quantizer OpFormats::*role, bool of_qk, const Tensor& other_q,
+                             const Tensor& other_g, Tensor Results::*result) {
+        ops::AttentionFormats f;
+        OpFormats& formats = of_qk ? f.qk : f.pv;
+        formats.*role = Quantizer::parse("e4m3+scale=current");
+        const Results one = results(f, {}, q, k, v, g),
+                      two = results(f, {}, other_q, k, v, other_g);
+        return !same_bits(part(one.*result, 0, 8, 9), part(two.*result, 0, 8, 9));
+      };
+      CAPTURE(t);
+      const Tensor loud = with_first(g, 37.3f), sharp = with_first(q, 37.3f);
+      CHECK(moved(&OpFormats::grad_output_dx, true, q, loud, &Results::q));
+      CHECK(moved(&OpFormats::grad_output_dw, true, q, loud, &Results::k));
+      CHECK(moved(&OpFormats::grad_input, false, q, loud, &Results::q));
+      CHECK(moved(&OpFormats::output, true, sharp, g, &Results::y));
+      // Probabilities of one head reach 1 at most, those of the others less.
+      CHECK(moved(&OpFormats::input_dw, false, sharp, g, &Results::v));
+    }
   }
 
   TEST_CASE("no probability matrix is kept for the backward pass") {

@@ -81,6 +81,20 @@ class RowOf {
   Interior interior_;
 };
 
+template <class T>
+void mask_scores_of(const MaskedRows& r) {
+  const Visible visible(r);
+  Tensor scores = r.scores;
+  T* const x = scores.mutable_data<T>();
+  parallel_for(scores.size(0) * scores.size(1),
+               std::max<int64_t>(1, kGrain / std::max<int64_t>(1, visible.keys)),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t row = first; row < last; ++row)
+                   std::fill(x + row * visible.keys + visible(row), x + (row + 1) * visible.keys,
+                             T(0));
+               });
+}
+
 /// Writes a row whose first n values are given; the others are 0.
 template <class T>
 void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values) {
@@ -176,6 +190,13 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
                    multiply(p, finish);
                  }
                });
+}
+
+void mask_scores(Stream stream, const MaskScoresArgs& args) {
+  check_mask_scores(stream, args);
+  if (args.rows.scores.numel() == 0) return;
+  args.rows.scores.dtype() == DType::F64 ? mask_scores_of<double>(args.rows)
+                                         : mask_scores_of<float>(args.rows);
 }
 
 void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {

@@ -217,6 +217,15 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
   });
 }
 
+__global__ void __launch_bounds__(kThreads)
+    mask_kernel(float* __restrict__ scores, const __grid_constant__ Visible visible, int64_t rows) {
+  const int64_t keys = visible.keys;
+  for_rows({rows, keys}, [&](int64_t row) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    for (int64_t j = visible(row) + lane; j < keys; j += kWarp) scores[row * keys + j] = 0.0f;
+  });
+}
+
 Masked masked_of(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
                  const Quantizer& output, const RandomKey& key) {
   check_type(kernel, r.scores, DType::F32);
@@ -256,6 +265,17 @@ void launch_masked(const char* kernel, Stream stream, const Masked& w) {
 }
 
 }  // namespace
+
+void mask_scores(Stream stream, const MaskScoresArgs& args) {
+  constexpr const char* kName = "mask_scores";
+  check_mask_scores(stream, args);
+  check_type(kName, args.rows.scores, DType::F32);
+  if (args.rows.scores.numel() == 0) return;
+  const Visible visible(args.rows);
+  const Rows shape{args.rows.scores.size(0) * args.rows.scores.size(1), visible.keys};
+  launch(kName, stream, row_blocks(shape), kThreads, mask_kernel,
+         static_cast<float*>(written(args.rows.scores)), visible, shape.rows);
+}
 
 void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_masked_softmax(stream, args);

@@ -103,6 +103,21 @@ void for_masked(Comparison& compare, const Pair& state, const Body& body) {
       }
 }
 
+void check_mask_scores_case(Comparison& compare) {
+  const Pair state = step_state(compare, some_step());
+  for_masked(compare, state, [&](const RowSize& s, const RowKind& k, Domain domain, auto rows) {
+    const Pair scores = compare.both(values({s.count, s.rows, s.keys}, DType::F32, domain, 7));
+    compare.run(kernels::mask_scores, [&](Side d) {
+      MaskScoresArgs args;
+      args.rows = rows(d);
+      args.rows.scores = scores.on(d);
+      return args;
+    });
+    compare.same(scores, "(", s.count, ", ", s.rows, ", ", s.keys, ") ", k.causal ? "causal" : "",
+                 k.lengths ? " lengths" : "");
+  });
+}
+
 void check_masked_softmax_case(Comparison& compare) {
   const Pair state = step_state(compare, some_step());
   for_masked(compare, state, [&](const RowSize& s, const RowKind& k, Domain domain, auto rows) {
@@ -146,6 +161,7 @@ void check_masked_softmax_backward_case(Comparison& compare) {
 std::span<const KernelCase> attention_kernel_cases() {
   static constexpr KernelCase kAll[] = {
       {"batched_matmul", check_batched_matmul_case},
+      {"mask_scores", check_mask_scores_case},
       {"masked_softmax", check_masked_softmax_case},
       {"masked_softmax_backward", check_masked_softmax_backward_case},
   };
