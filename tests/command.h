@@ -75,6 +75,22 @@ inline void check_refused(const std::string& arguments, int status,
   for (const char* word : words) CHECK(r.err.find(word) != std::string::npos);
 }
 
+/// The command's result; the test ends if it fails.
+inline Result succeed(const std::string& arguments) {
+  Result r = ulp_command(arguments);
+  CAPTURE(arguments);
+  CAPTURE(r.err);
+  REQUIRE(r.status == 0);
+  return r;
+}
+
+/// Whether the words are in the text; shown if they are not.
+inline bool has(const std::string& text, const std::string& words) {
+  const bool there = text.find(words) != std::string::npos;
+  if (!there) MESSAGE(text << "  lacks  " << words);
+  return there;
+}
+
 }  // namespace ulp::command
 
 #endif

@@ -10,6 +10,7 @@
 #include "nn/attention.h"
 #include "nn/pieces.h"
 #include "nn/policy.h"
+#include "tests/near.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -45,17 +46,6 @@ std::vector<double> written_out(const Tensor& q, const Tensor& k, const Tensor& 
                 vs[static_cast<size_t>(((b * s + j) * heads + h) * e + c)];
       }
   return y;
-}
-
-/// Within 1e-5 of the largest; not where a is NaN.
-bool near(const Tensor& a, const std::vector<double>& b) {
-  const std::vector<double> x = a.to_doubles();
-  if (x.size() != b.size()) return false;
-  double most = 0;
-  for (const double value : b) most = std::max(most, std::abs(value));
-  for (size_t i = 0; i < b.size(); ++i)
-    if (!(std::abs(x[i] - b[i]) <= 1e-5 * most)) return false;
-  return true;
 }
 
 /// y and the gradients of q, k and v.

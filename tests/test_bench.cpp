@@ -80,6 +80,7 @@ TEST_SUITE("bench") {
   TEST_CASE("bench step names the models there are") {
     check_refused("bench step --model preresnet20,alexnet", 2, {"alexnet", "mlp", "vgg16bn"});
     check_refused("bench step --model ''", 2, {"--model", "mlp"});
+    check_refused("bench step --model mlp,gpt", 2, {"gpt", "texts", "vgg16bn"});
   }
 }
 

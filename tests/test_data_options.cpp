@@ -29,20 +29,6 @@ std::string results(const std::string& out) {
          std::regex_replace(slurp(out + "/metrics.jsonl"), std::regex(",\"seconds\":[^}]*"), "");
 }
 
-Result succeed(const std::string& arguments) {
-  Result r = ulp_command(arguments);
-  CAPTURE(arguments);
-  CAPTURE(r.err);
-  REQUIRE(r.status == 0);
-  return r;
-}
-
-bool has(const std::string& text, const std::string& words) {
-  const bool found = text.find(words) != std::string::npos;
-  if (!found) MESSAGE(text);
-  return found;
-}
-
 /// Files of CIFAR-10 whose classes differ in colour.
 void write_cifar10(const std::string& folder) {
   for (int file = 1; file <= 6; ++file) {

@@ -13,6 +13,7 @@
 #include "nn/models/by_name.h"
 #include "nn/pieces.h"
 #include "nn/policy.h"
+#include "tests/near.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -26,34 +27,12 @@ const json& fixture() {
   return all;
 }
 
-Tensor tensor_of(const json& j) {
-  const auto extents = j.at("shape").get<std::vector<int64_t>>();
-  const auto values = j.at("values").get<std::vector<double>>();
-  return Tensor::from(std::vector<float>(values.begin(), values.end()),
-                      Shape(std::span<const int64_t>(extents)));
-}
-
 Tensor tokens_of(const json& rows) {
   std::vector<int32_t> tokens;
   for (const json& row : rows)
     for (const json& token : row) tokens.push_back(token.get<int32_t>());
   return Tensor::from(tokens,
                       {static_cast<int64_t>(rows.size()), static_cast<int64_t>(rows.at(0).size())});
-}
-
-/// max |a − b| ≤ 1e-5 · max |b|
-bool near(const Tensor& a, const json& reference) {
-  const std::vector<double> x = a.to_doubles(),
-                            y = reference.at("values").get<std::vector<double>>();
-  const auto shape = reference.at("shape").get<std::vector<int64_t>>();
-  if (!(a.shape() == Shape(std::span<const int64_t>(shape)))) return false;
-  double most = 0, difference = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    most = std::max(most, std::abs(y[i]));
-    const double d = std::abs(x[i] - y[i]);
-    if (!(d <= difference)) difference = d;
-  }
-  return difference <= 1e-5 * most;
 }
 
 Var build(Tape& tape, const json& c, const std::map<std::string, Var>& in) {

@@ -15,6 +15,7 @@
 #include "nn/data/checkpoint.h"
 #include "nn/layers.h"
 #include "optim/optimizer.h"
+#include "tests/near.h"
 #include "tests/op_table.h"
 #include "tools/model_file.h"
 
@@ -23,28 +24,6 @@ using namespace ulp::tests;
 using nlohmann::json;
 
 namespace {
-
-Tensor tensor_of(const json& j) {
-  std::vector<int64_t> extents = j.at("shape").get<std::vector<int64_t>>();
-  const std::vector<double> values = j.at("values").get<std::vector<double>>();
-  return Tensor::from(std::vector<float>(values.begin(), values.end()),
-                      Shape(std::span<const int64_t>(extents)));
-}
-
-/// max |a − b| ≤ 1e-5 · max |b|
-bool near(const Tensor& a, const json& reference) {
-  const std::vector<double> x = a.to_doubles(),
-                            y = reference.at("values").get<std::vector<double>>();
-  const auto shape = reference.at("shape").get<std::vector<int64_t>>();
-  if (!(a.shape() == Shape(std::span<const int64_t>(shape)))) return false;
-  double most = 0, difference = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    most = std::max(most, std::abs(y[i]));
-    const double d = std::abs(x[i] - y[i]);
-    if (!(d <= difference)) difference = d;
-  }
-  return difference <= 1e-5 * most;
-}
 
 std::pair<int64_t, int64_t> pair_of(const json& j) {
   return {j.at(0).get<int64_t>(), j.at(1).get<int64_t>()};

@@ -32,20 +32,6 @@ std::string results(const std::string& out) {
          std::regex_replace(slurp(out + "/metrics.jsonl"), std::regex(",\"seconds\":[^}]*"), "");
 }
 
-Result succeed(const std::string& arguments) {
-  Result r = ulp_command(arguments);
-  CAPTURE(arguments);
-  CAPTURE(r.err);
-  REQUIRE(r.status == 0);
-  return r;
-}
-
-bool has(const std::string& text, const std::string& words) {
-  const bool there = text.find(words) != std::string::npos;
-  if (!there) MESSAGE(text << "  lacks  " << words);
-  return there;
-}
-
 std::string write(const Folder& folder, const char* name, const std::string& text) {
   std::ofstream(folder / name) << text;
   return folder / name;

@@ -17,12 +17,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool has(const std::string& text, const std::string& words) {
-  const bool there = text.find(words) != std::string::npos;
-  if (!there) MESSAGE(text << "  lacks  " << words);
-  return there;
-}
-
 std::string write(const Folder& folder, const char* name, const std::string& rules) {
   std::ofstream(folder / name) << "{\"rules\": [" << rules << "]}";
   return folder / name;

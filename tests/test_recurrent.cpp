@@ -12,6 +12,7 @@
 #include "nn/policy.h"
 #include "nn/recurrent.h"
 #include "optim/optimizer.h"
+#include "tests/near.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -19,27 +20,6 @@ using namespace ulp::tests;
 using nlohmann::json;
 
 namespace {
-
-Tensor tensor_of(const json& j) {
-  const auto extents = j.at("shape").get<std::vector<int64_t>>();
-  const auto values = j.at("values").get<std::vector<double>>();
-  return Tensor::from(std::vector<float>(values.begin(), values.end()),
-                      Shape(std::span<const int64_t>(extents)));
-}
-
-/// max |a − b| ≤ 1e-5 · max |b|
-bool near(const Tensor& a, const json& reference) {
-  if (!a.defined()) return false;
-  const auto x = a.to_doubles(), y = reference.at("values").get<std::vector<double>>();
-  if (x.size() != y.size()) return false;
-  double most = 0, difference = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    most = std::max(most, std::abs(y[i]));
-    const double d = std::abs(x[i] - y[i]);
-    if (!(d <= difference)) difference = d;
-  }
-  return difference <= 1e-5 * most;
-}
 
 std::unique_ptr<nn::Recurrent> make(const std::string& kind, int64_t in, int64_t hidden,
                                     const nn::RecurrentOptions& o = {},

@@ -61,20 +61,6 @@ void stop_at(const std::string& out, int64_t step) {
   fs::remove(out + "/model.safetensors");
 }
 
-bool has(const std::string& text, const std::string& words) {
-  const bool found = text.find(words) != std::string::npos;
-  if (!found) MESSAGE(text);
-  return found;
-}
-
-Result succeed(const std::string& arguments) {
-  Result r = ulp_command(arguments);
-  CAPTURE(arguments);
-  CAPTURE(r.err);
-  REQUIRE(r.status == 0);
-  return r;
-}
-
 /// ulp in a shell, for limits and file systems of its own.
 Result shell(const std::string& before, const std::string& arguments, const Folder& folder) {
   const std::string err = folder / "shell-err";

@@ -19,20 +19,6 @@ namespace {
 
 const std::string kSweep = "sweep --hidden 12 --epochs 2 --batch-size 128 ";
 
-Result succeed(const std::string& arguments) {
-  Result r = ulp_command(arguments);
-  CAPTURE(arguments);
-  CAPTURE(r.err);
-  REQUIRE(r.status == 0);
-  return r;
-}
-
-bool has(const std::string& text, const std::string& words) {
-  const bool there = text.find(words) != std::string::npos;
-  if (!there) MESSAGE(text << "  lacks  " << words);
-  return there;
-}
-
 int64_t count(const std::string& text, const std::string& words) {
   int64_t n = 0;
   for (size_t at = text.find(words); at != std::string::npos; at = text.find(words, at + 1)) ++n;

@@ -23,25 +23,11 @@ std::string without_seconds(const std::string& metrics) {
   return std::regex_replace(metrics, std::regex(",\"seconds\":[^}]*"), "");
 }
 
-Result succeed(const std::string& arguments) {
-  Result r = ulp_command(arguments);
-  CAPTURE(arguments);
-  CAPTURE(r.err);
-  REQUIRE(r.status == 0);
-  return r;
-}
-
 std::string found(const std::string& text, const char* regex) {
   std::smatch match;
   CAPTURE(text);
   REQUIRE(std::regex_search(text, match, std::regex(regex)));
   return match[1];
-}
-
-bool has(const std::string& text, const std::string& words) {
-  const bool there = text.find(words) != std::string::npos;
-  if (!there) MESSAGE(text);
-  return there;
 }
 
 std::vector<Json> metrics_of(const std::string& out) {
