@@ -68,6 +68,11 @@ DType type_of(const Quantizer& q, Math math) {
   return math == Math::Fp8 ? gemm_type(q) : operand_type(q, math);
 }
 
+/// True if tf32 holds what `rounded` makes, with factors and rotations in the values.
+bool values_fit_tf32(const Quantizer& q) {
+  return !q.is_identity() && fits_tf32(q) && !q.has_factor() && q.transform.hadamard == 0;
+}
+
 void check_type(const Tensor& x, const OpFormats& f) {
   ULP_CHECK(x.dtype() != DType::F64 || f.is_identity(),
             "attention: F64 tensors are for gradient checks and take no format");
@@ -77,7 +82,7 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
                  const RandomKey& key, Count count = Count::Yes) {
   if (q.is_identity()) return x;
   return {rounded(use, x.values, q, role, x.axis(), key, type_of(q, use.tape.run().math()), count),
-          x.turned, fits_tf32(q) && !q.has_factor() && q.transform.hadamard == 0};
+          x.turned, values_fit_tf32(q)};
 }
 Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, const char* role) {
   if (q.is_identity()) return x;
@@ -350,8 +355,7 @@ class Attention {
       args.key = key;
     }
     kernels::masked_softmax(tape_.stream(), args);
-    const bool fits =
-        !q.is_identity() && fits_tf32(q) && !q.has_factor() && q.transform.hadamard == 0;
+    const bool fits = values_fit_tf32(q);
     if (fused || q.is_identity()) return {args.out, false, fits};
     return {rounded(pv_, args.out, q, role, turned ? 1 : 2, key, narrow, count), false, fits};
   }
@@ -375,8 +379,7 @@ class Attention {
       args.key = key;
     }
     kernels::masked_softmax_backward(tape_.stream(), args);
-    const bool fits =
-        !q.is_identity() && fits_tf32(q) && !q.has_factor() && q.transform.hadamard == 0;
+    const bool fits = values_fit_tf32(q);
     if (fused || q.is_identity()) return {args.out, turned, fits};
     return {rounded(qk_, args.out, q, role, turned ? 1 : 2, key, narrow), turned, fits};
   }

@@ -22,7 +22,8 @@ struct BatchedMatmulArgs {
 /// Quantizers are element-wise; interior draws numbers 0 … 2 in turn of its key.
 struct MaskedRows {
   Tensor scores;
-  Tensor lengths{};   // I32, ⌈B / heads⌉ or more of them, from `first` on; undefined: S each
+  Tensor
+      lengths{};  // I32, one for each sequence: matrix b is of number (first + b) / heads; undefined: S each
   int64_t first = 0;  // the number of the first matrix among all
   int64_t heads = 1;
   bool causal = false;

@@ -1,5 +1,7 @@
 #include "kernels/embedding.h"
 
+#include "kernels/rounded_result.h"
+
 namespace ulp {
 namespace {
 
@@ -7,15 +9,7 @@ void check_floats(const char* kernel, Stream stream, const Tensor& in, const Ten
                   const Quantizer& output) {
   check_kernel_tensor(kernel, stream, in, in.shape());
   check_kernel_tensor(kernel, stream, out, out.shape());
-  const bool wide = in.dtype() == DType::F64;
-  ULP_CHECK(wide ? out.dtype() == DType::F64
-                 : is_float_up_to_32(in.dtype()) && is_float_up_to_32(out.dtype()),
-            "{}: floats are wanted, F64 going with F64, got {} and {}", kernel, in, out);
-  ULP_CHECK(!wide || output.is_identity(), "{}: F64 values are not quantised", kernel);
-  ULP_CHECK(output.is_elementwise(), "{}: {}: block formats cannot be applied inside this kernel",
-            kernel, output);
-  ULP_CHECK(wide || fits(output, out.dtype()), "{}: {} values do not fit the output's {}", kernel,
-            output, out.dtype());
+  check_rounded_result(kernel, in, out, output);
 }
 
 void check_numbers(const char* kernel, Stream stream, const char* what, const Tensor& tensor,

@@ -59,6 +59,18 @@ void check_result(const char* kernel, Stream stream, const Tensor& out, const Te
             "{}: {} values do not fit the output's {}", kernel, output, out.dtype());
 }
 
+/// What norm_apply and group_norm share: x, its statistics, weight, bias and result.
+template <class Args>
+void check_applied(const char* kernel, Stream stream, const Args& args) {
+  check_kernel_tensor(kernel, stream, args.x, args.x.shape());
+  check_layout(kernel, args.x, args.layout);
+  check_value_type(kernel, args.x, args.interior, args.output);
+  check_statistics(kernel, stream, args.mean, args.inverse_deviation, args.x, args.layout);
+  check_optional(kernel, stream, args.weight, args.x);
+  check_optional(kernel, stream, args.bias, args.x);
+  check_result(kernel, stream, args.out, args.x, args.output);
+}
+
 }  // namespace
 
 void check_batch_statistics(Stream stream, const BatchStatisticsArgs& args) {
@@ -83,25 +95,11 @@ void check_batch_statistics(Stream stream, const BatchStatisticsArgs& args) {
 }
 
 void check_norm_apply(Stream stream, const NormApplyArgs& args) {
-  constexpr const char* kName = "norm_apply";
-  check_kernel_tensor(kName, stream, args.x, args.x.shape());
-  check_layout(kName, args.x, args.layout);
-  check_value_type(kName, args.x, args.interior, args.output);
-  check_statistics(kName, stream, args.mean, args.inverse_deviation, args.x, args.layout);
-  check_optional(kName, stream, args.weight, args.x);
-  check_optional(kName, stream, args.bias, args.x);
-  check_result(kName, stream, args.out, args.x, args.output);
+  check_applied("norm_apply", stream, args);
 }
 
 void check_group_norm(Stream stream, const GroupNormArgs& args) {
-  constexpr const char* kName = "group_norm";
-  check_kernel_tensor(kName, stream, args.x, args.x.shape());
-  check_layout(kName, args.x, args.layout);
-  check_value_type(kName, args.x, args.interior, args.output);
-  check_statistics(kName, stream, args.mean, args.inverse_deviation, args.x, args.layout);
-  check_optional(kName, stream, args.weight, args.x);
-  check_optional(kName, stream, args.bias, args.x);
-  check_result(kName, stream, args.out, args.x, args.output);
+  check_applied("group_norm", stream, args);
 }
 
 void check_norm_sums(Stream stream, const NormSumsArgs& args) {

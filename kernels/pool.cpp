@@ -1,22 +1,10 @@
 #include "kernels/pool.h"
 
 #include "kernels/dropout.h"
+#include "kernels/rounded_result.h"
 
 namespace ulp {
 namespace {
-
-void check_rounding(const char* kernel, const Tensor& in, const Tensor& out,
-                    const Quantizer& output) {
-  const bool wide = in.dtype() == DType::F64;
-  ULP_CHECK(wide ? out.dtype() == DType::F64
-                 : is_float_up_to_32(in.dtype()) && is_float_up_to_32(out.dtype()),
-            "{}: floats are wanted, F64 going with F64, got {} and {}", kernel, in, out);
-  ULP_CHECK(!wide || output.is_identity(), "{}: F64 values are not quantised", kernel);
-  ULP_CHECK(output.is_elementwise(), "{}: {}: block formats cannot be applied inside this kernel",
-            kernel, output);
-  ULP_CHECK(wide || fits(output, out.dtype()), "{}: {} values do not fit the output's {}", kernel,
-            output, out.dtype());
-}
 
 /// One axis: the last window begins before the end of the input, and every window sees an input.
 void check_axis(const char* kernel, int64_t in, int64_t out, int64_t size, int64_t stride,
@@ -56,25 +44,25 @@ void check_index(const char* kernel, Stream stream, const Tensor& index, const S
 
 void check_max_pool(Stream stream, const MaxPoolArgs& args) {
   check_images("max_pool", stream, args.in, args.out, args.window);
-  check_rounding("max_pool", args.in, args.out, args.output);
+  check_rounded_result("max_pool", args.in, args.out, args.output);
   if (args.index.defined())
     check_index("max_pool", stream, args.index, args.out.shape(), args.window);
 }
 
 void check_max_pool_backward(Stream stream, const MaxPoolBackwardArgs& args) {
   check_images("max_pool_backward", stream, args.out, args.grad, args.window);
-  check_rounding("max_pool_backward", args.grad, args.out, args.output);
+  check_rounded_result("max_pool_backward", args.grad, args.out, args.output);
   check_index("max_pool_backward", stream, args.index, args.grad.shape(), args.window);
 }
 
 void check_average_pool(Stream stream, const AveragePoolArgs& args) {
   check_images("average_pool", stream, args.in, args.out, args.window);
-  check_rounding("average_pool", args.in, args.out, args.output);
+  check_rounded_result("average_pool", args.in, args.out, args.output);
 }
 
 void check_average_pool_backward(Stream stream, const AveragePoolBackwardArgs& args) {
   check_images("average_pool_backward", stream, args.out, args.grad, args.window);
-  check_rounding("average_pool_backward", args.grad, args.out, args.output);
+  check_rounded_result("average_pool_backward", args.grad, args.out, args.output);
 }
 
 void check_spread(Stream stream, const SpreadArgs& args) {
@@ -83,13 +71,13 @@ void check_spread(Stream stream, const SpreadArgs& args) {
   ULP_CHECK(args.grad.rank() == 2 && args.out.rank() == 3 &&
                 args.grad.size(0) == args.out.size(0) && args.grad.size(1) == args.out.size(2),
             "spread: wanted (N, C) to (N, S, C), got {} and {}", args.grad, args.out);
-  check_rounding("spread", args.grad, args.out, args.output);
+  check_rounded_result("spread", args.grad, args.out, args.output);
 }
 
 void check_dropout(Stream stream, const DropoutArgs& args) {
   check_kernel_tensor("dropout", stream, args.in, args.in.shape());
   check_kernel_tensor("dropout", stream, args.out, args.in.shape());
-  check_rounding("dropout", args.in, args.out, args.output);
+  check_rounded_result("dropout", args.in, args.out, args.output);
 }
 
 }  // namespace ulp

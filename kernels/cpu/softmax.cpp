@@ -141,6 +141,14 @@ void check_matrix(const char* kernel, Stream stream, const Tensor& t) {
             "{}: wanted (N, C) with C >= 1, got {}", kernel, t.shape());
 }
 
+/// out of y and its gradient.
+template <class Args>
+void check_backward(const char* kernel, Stream stream, const Args& args) {
+  check_matrix(kernel, stream, args.y);
+  check_kernel_tensor(kernel, stream, args.grad, args.y.shape());
+  check_kernel_tensor(kernel, stream, args.out, args.y.shape());
+}
+
 void check_labels(const char* kernel, Stream stream, const Tensor& labels, const Tensor& rows) {
   check_kernel_tensor(kernel, stream, labels, Shape{rows.size(0)});
   ULP_CHECK(labels.dtype() == DType::I32, "{}: labels must be I32, got {}", kernel, labels.dtype());
@@ -157,9 +165,7 @@ void softmax(Stream stream, const SoftmaxArgs& args) {
 }
 
 void softmax_backward(Stream stream, const SoftmaxBackwardArgs& args) {
-  check_matrix("softmax_backward", stream, args.y);
-  check_kernel_tensor("softmax_backward", stream, args.grad, args.y.shape());
-  check_kernel_tensor("softmax_backward", stream, args.out, args.y.shape());
+  check_backward("softmax_backward", stream, args);
   if (args.y.dtype() == DType::F64)
     softmax_backward_of<double>(args);
   else
@@ -179,9 +185,7 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
 }
 
 void log_softmax_backward(Stream stream, const LogSoftmaxBackwardArgs& args) {
-  check_matrix("log_softmax_backward", stream, args.y);
-  check_kernel_tensor("log_softmax_backward", stream, args.grad, args.y.shape());
-  check_kernel_tensor("log_softmax_backward", stream, args.out, args.y.shape());
+  check_backward("log_softmax_backward", stream, args);
   if (args.y.dtype() == DType::F64)
     log_softmax_backward_of<double>(args);
   else

@@ -25,12 +25,6 @@ struct Masked {
   Rounder gradient;
 };
 
-/// Values of a row: this lane's quads, kQuads of them at most.
-template <int kQuads>
-struct Held {
-  float x[kQuads][kQuad];
-};
-
 /// body(q, at): quad q of this lane begins with element `at` of the row.
 template <int kQuads, class Body>
 __device__ __forceinline__ void for_row_quads(int keys, const Body& body) {
@@ -58,12 +52,6 @@ __device__ __forceinline__ float row_sum(int n, const float (&x)[kQuads][kQuad])
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) sum[k] += __shfl_down_sync(kFullWarp, sum[k], step);
   return __shfl_sync(kFullWarp, (sum[0] + sum[2]) + (sum[1] + sum[3]), 0);
-}
-
-__device__ __forceinline__ float larger(float a, float b) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
 }
 
 /// p of the first n of `keys` elements, 0 for the others. keys is a multiple of four.

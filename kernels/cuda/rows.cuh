@@ -24,6 +24,13 @@ inline int64_t row_blocks(const Rows& shape) {
   return shape.columns == 0 ? 0 : blocks_for(shape.rows, kThreads / kWarp);
 }
 
+/// The larger one; NaN if one of them is.
+__device__ __forceinline__ float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
 struct Largest {
   float value;
   uint32_t index;

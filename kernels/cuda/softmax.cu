@@ -108,13 +108,6 @@ __device__ __forceinline__ void for_held(int columns, const Body& body) {
   for (int j = 0; j < kHeld; ++j) body(j, j * kWarp + lane, j * kWarp + lane < columns);
 }
 
-/// The larger one; NaN if one of them is.
-__device__ __forceinline__ float larger(float a, float b) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
 /// Of +0 and −0 either may come. Without an interior format that does not matter: where a row holds both, its sum of exps is
 /// at least 2 and no result a zero.
 __device__ __forceinline__ float largest_of_warp(float own) {
