@@ -37,6 +37,14 @@ struct Setting {
   Math math;
 };
 
+/// "mlp, lenet5, …".
+std::string image_models() {
+  std::string all;
+  for (const char* name : nn::model_names())
+    if (!nn::is_text_model(name)) all += (all.empty() ? "" : ", ") + std::string(name);
+  return all;
+}
+
 /// MNIST's images for the MLP and LeNet-5, CIFAR's for the others.
 Shape image_of(const std::string& model) {
   return model == "mlp" || model == "lenet5" ? Shape{28, 28, 1} : Shape{32, 32, 3};
@@ -196,9 +204,10 @@ void run_step(const StepOptions& options) {
   std::vector<std::string> models;
   for (const std::string_view name : text::split(options.model, ',')) models.emplace_back(name);
   for (const std::string& model : models)
-    if (!nn::is_model(model))
-      throw UsageError(
-          fmt::format("bench step: --model {}: unknown; there are {}", model, model_list()));
+    if (!nn::is_model(model) || nn::is_text_model(model))
+      throw UsageError(fmt::format("bench step: --model {}: {}; there are {}", model,
+                                   nn::is_model(model) ? "it is for texts" : "unknown",
+                                   image_models()));
   check_gpu("bench step");
   stream_of(device);  // throws if there is none
   const Setting settings[] = {{"fp32, strict math", false, Math::Strict},
@@ -252,7 +261,7 @@ void add_bench_step(CLI::App& bench) {
   CLI::App* step = bench.add_subcommand(
       "step", "one training step of a model on a GPU, op by op and as a CUDA graph");
   step->add_option("--model", options->model,
-                   "one or more of " + model_list() + ", with commas; mlp is 784-1024-1024-10")
+                   "one or more of " + image_models() + ", with commas; mlp is 784-1024-1024-10")
       ->capture_default_str();
   step->add_option("--device", options->device, "cuda or cuda:N")->capture_default_str();
   step->add_option("--repeats", options->repeats, "steps; the median over groups of ten counts")

@@ -36,9 +36,9 @@ void TextFlags::add_to(CLI::App& app) {
   const auto add = [&](const char* flag, std::optional<std::string>& text, const char* meaning) {
     add_text(app, flag, text, meaning)->group(group);
   };
-  add("--layers", layers_, "layers of gpt (default: 6)");
-  add("--width", width_, "its width (default: 384)");
-  add("--heads", heads_, "heads of its attention (default: 6)");
+  add("--layers", layers_, "layers of gpt, lstm and gru (default: 6)");
+  add("--width", width_, "their width (default: 384)");
+  add("--heads", heads_, "heads of gpt's attention (default: 6)");
   add("--context", context_, "tokens of a sequence (default: 256)");
   add("--positions", positions_, "learned or rotary (default: learned)");
   add("--mlp", mlp_, "gelu or swiglu (default: gelu)");
