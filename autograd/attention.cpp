@@ -46,7 +46,10 @@ enum class Count : bool { No, Yes };
 /// x as the role makes it; x itself if it changes nothing.
 Tensor rounded(const RoleUse& use, const Tensor& x, const Quantizer& q, const char* role, int axis,
                const RandomKey& key, DType dtype, Count count = Count::Yes) {
-  if (q.is_identity()) return x;
+  if (q.is_identity()) {
+    if (count == Count::Yes) use.count(x, role);
+    return x;
+  }
   Run& run = use.tape.run();
   QuantiseUse how;
   how.quantizer = q;
@@ -78,15 +81,15 @@ void check_type(const Tensor& x, const OpFormats& f) {
             "attention: F64 tensors are for gradient checks and take no format");
 }
 
-Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, const char* role,
-                 const RandomKey& key, Count count = Count::Yes) {
-  if (q.is_identity()) return x;
-  return {rounded(use, x.values, q, role, x.axis(), key, type_of(q, use.tape.run().math()), count),
-          x.turned, values_fit_tf32(q)};
-}
 Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, const char* role) {
-  if (q.is_identity()) return x;
-  return operand(use, x, q, role, use.tape.run().key(use.site.stream(role)));
+  Run& run = use.tape.run();
+  if (q.is_identity()) {
+    use.count(x.values, role);
+    return x;
+  }
+  return {rounded(use, x.values, q, role, x.axis(), run.key(use.site.stream(role)),
+                  type_of(q, run.math())),
+          x.turned, values_fit_tf32(q)};
 }
 
 /// out = a · bᵀ, a: (B, M, K), b: (B, N, K).
@@ -356,7 +359,7 @@ class Attention {
     }
     kernels::masked_softmax(tape_.stream(), args);
     const bool fits = values_fit_tf32(q);
-    if (fused || q.is_identity()) return {args.out, false, fits};
+    if (fused) return {args.out, false, fits};
     return {rounded(pv_, args.out, q, role, turned ? 1 : 2, key, narrow, count), false, fits};
   }
 
@@ -380,7 +383,7 @@ class Attention {
     }
     kernels::masked_softmax_backward(tape_.stream(), args);
     const bool fits = values_fit_tf32(q);
-    if (fused || q.is_identity()) return {args.out, turned, fits};
+    if (fused) return {args.out, turned, fits};
     return {rounded(qk_, args.out, q, role, turned ? 1 : 2, key, narrow), turned, fits};
   }
 

@@ -79,17 +79,19 @@ Tensor contiguous_or_none(Stream stream, const Var& v) {
   return v.value.defined() ? kernels::contiguous(stream, v.value) : Tensor();
 }
 
-/// A role whose results a step's kernel makes: it rounds them itself if the format is element-wise.
+/// A role whose results a step's kernel makes: it rounds them itself if the format is element-wise and nobody counts.
 struct StepRole {
   const RoleUse& use;
   const Quantizer& format;
   const char* name;
 
   RecurrentRounding fused() const { return {use.fused(format), use.fused_key(format, name)}; }
-  bool is_later() const { return !format.is_identity() && !use.fuses(format); }
-  /// Rounds what the kernel left, in its place.
+  bool is_later() const { return !use.fuses(format); }
+  /// Rounds what the kernel left, in its place, and counts it.
   void finish(Stream stream, const Tensor& made) const {
-    if (is_later()) kernels::copy(stream, {use.result(made, format, name, 1), made});
+    if (!is_later()) return;
+    const Tensor rounded = use.result(made, format, name, 1);
+    if (!format.is_identity()) kernels::copy(stream, {rounded, made});
   }
 };
 

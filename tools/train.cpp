@@ -190,7 +190,7 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   cmd->add_option("--data", e.data, nn::kDatasetNames)->capture_default_str();
   cmd->add_option(
          "--model", e.model,
-         "one of " + model_list() + "; convolutions and linear layers have the formats below")
+         "one of " + model_list() + "; layers with a product have the formats below")
       ->capture_default_str();
   o->hidden_given = cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
                         ->capture_default_str();
