@@ -1,9 +1,12 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <map>
 #include <set>
+#include <tuple>
 
 #include "autograd/attention.h"
+#include "autograd/role_stats.h"
 #include "core/error.h"
 #include "kernels/attention.h"
 #include "kernels/quantised.h"
@@ -53,8 +56,9 @@ struct Results {
   Tensor y, q, k, v;
 };
 Results results(const ops::AttentionFormats& f, const ops::AttentionOptions& o, const Tensor& q,
-                const Tensor& k, const Tensor& v, const Tensor& g) {
+                const Tensor& k, const Tensor& v, const Tensor& g, RoleStats* stats = nullptr) {
   Run run;
+  run.set_role_stats(stats);
   Tape tape(run);
   const Var a = tape.leaf(q), b = tape.leaf(k), c = tape.leaf(v);
   const Var y = ops::attention(tape, a, b, c, o, f, ops::AttentionSites("a"));
@@ -229,6 +233,49 @@ TEST_SUITE("attention") {
         CHECK(same_bits(part(one.q, 1, 0, t - 1), part(two.q, 1, 0, t - 1)));
         CHECK(same_bits(part(one.v, 1, 0, t - 1), part(two.v, 1, 0, t - 1)));
       }
+  }
+
+  TEST_CASE(
+      "roles that are counted have the same bits; each is counted once, with a format or without") {
+    const int64_t n = 2, t = 5, s = 7, heads = 2;
+    const Tensor q = random_tensor({n, t, 8}, -2, 2, 1), k = random_tensor({n, s, 8}, -2, 2, 2),
+                 v = random_tensor({n, s, 6}, -2, 2, 3), g = random_tensor({n, t, 6}, -2, 2, 4);
+    ops::AttentionOptions o;
+    o.heads = heads;
+    for (const char* format : {"fp32", "e4m3", "e5m2:sr", "bfp8:sr"}) {
+      CAPTURE(std::string(format));
+      ops::AttentionFormats f;
+      for (OpFormats* part : {&f.qk, &f.pv}) {
+        *part = OpFormats::make(format, format);
+        part->output = part->grad_input = part->grad_weight = format;
+      }
+      const Results plain = results(f, o, q, k, v, g);
+      RoleStats stats(kCpu);
+      const Results counted = results(f, o, q, k, v, g, &stats);
+      CHECK(same_bits(plain.y, counted.y));
+      CHECK(same_bits(plain.q, counted.q));
+      CHECK(same_bits(plain.k, counted.k));
+      CHECK(same_bits(plain.v, counted.v));
+      std::map<uint32_t, RoleStats::Total> totals = stats.totals();
+      const int64_t scores = n * heads * t * s;
+      const std::tuple<const char*, const char*, int64_t> roles[] = {
+          {"a.qk", "input", q.numel()},      {"a.qk", "weight", k.numel()},
+          {"a.qk", "output", scores},        {"a.qk", "grad_output_dx", scores},
+          {"a.qk", "grad_input", q.numel()}, {"a.qk", "grad_weight", k.numel()},
+          {"a.pv", "input", scores},         {"a.pv", "weight", v.numel()},
+          {"a.pv", "output", g.numel()},     {"a.pv", "grad_output_dx", g.numel()},
+          {"a.pv", "grad_input", scores},    {"a.pv", "grad_weight", v.numel()}};
+      for (const auto& [layer, role, count] : roles) {
+        CAPTURE(std::string(layer) + "/" + role);
+        const auto at = totals.find(RandomSite(layer).stream(role));
+        REQUIRE(at != totals.end());
+        CHECK(at->second.stats.count == count);
+        CHECK(at->second.quantizer == Quantizer::parse(format));
+        CHECK(at->second.stats.amax() > 0);
+        totals.erase(at);
+      }
+      CHECK(totals.empty());
+    }
   }
 
   TEST_CASE("without an obstacle a query alone has the bits that it has among all") {

@@ -296,8 +296,13 @@ TEST_SUITE("recurrent") {
         }
         const auto totals = stats.totals();
         CHECK(totals.contains(RandomSite(std::string(kSite) + ".hidden_product").stream("input")));
-        if (std::string(states) != "fp32")
-          CHECK(totals.contains(RandomSite(std::string(kSite) + ".hidden_state").stream("output")));
+        for (const char* role : {"output", "grad_input"}) {  // with a format or without
+          CAPTURE(std::string(role));
+          CHECK(totals.contains(RandomSite(std::string(kSite) + ".hidden_state").stream(role)));
+          CHECK(totals.contains(RandomSite(std::string(kSite) + ".cell_state").stream(role)) ==
+                (gates == 4));
+        }
+        CHECK(totals.contains(RandomSite(std::string(kSite) + ".gates").stream("grad_input")));
       }
   }
 
