@@ -43,11 +43,6 @@ std::vector<int32_t> starts(const nn::Batch& batch) {
   return first;
 }
 
-std::string slurped(const std::string& file) {
-  std::ifstream in(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 }  // namespace
 
 namespace ulp::tests {
@@ -362,6 +357,12 @@ TEST_SUITE("text") {
     CHECK(r.out.find("1 layers of width 16, context 16\n") != std::string::npos);
     CHECK(r.out.find("heads") == std::string::npos);
     CHECK(r.out.find("6 steps") != std::string::npos);
+    // An epoch of 55 windows from end to end makes one batch.
+    const Result whole =
+        succeed(data + "--model gru --layers 1 --width 8 --context 16 --epochs 1 --out '" +
+                (folder / "whole") + "' --batch-size 1000");
+    CHECK(has(whole.out, "--batch-size 1000: there are 55 training samples"));
+    CHECK(has(whole.out, "1 epochs, batches of 55"));
     // A perplexity that no number holds is none in JSON either.
     const std::string metrics = slurp(out + "/metrics.jsonl");
     CHECK(metrics.find("\"perplexity\":null") != std::string::npos);
@@ -406,7 +407,7 @@ TEST_SUITE("text") {
     REQUIRE(
         std::system(("ULP_FORTUNES='" + source + "' '" + script + "' '" + text + "' > /dev/null")
                         .c_str()) == 0);
-    CHECK(slurped(text) == "first\nsecond\n");
+    CHECK(slurp(text) == "first\nsecond\n");
   }
 #endif
 }

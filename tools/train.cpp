@@ -101,8 +101,9 @@ nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   nn::Dataset data = load_data(e);
   e.data = nn::lasting_dataset_name(e.data);
   o.samples.fit(e, data);
-  if (data.is_text()) return data;
-  const int64_t samples = data.train.labels.numel();
+  if (data.is_text() && e.epoch_steps > 0) return data;  // steps draw as many windows as they want
+  const int64_t samples = data.is_text() ? (data.train.images.numel() - 1) / e.sequence.context
+                                         : data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
                     e.batch_size, samples));
@@ -188,9 +189,8 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   CLI::App* cmd = &app;
   Experiment& e = o->experiment;
   cmd->add_option("--data", e.data, nn::kDatasetNames)->capture_default_str();
-  cmd->add_option(
-         "--model", e.model,
-         "one of " + model_list() + "; layers with a product have the formats below")
+  cmd->add_option("--model", e.model,
+                  "one of " + model_list() + "; layers with a product have the formats below")
       ->capture_default_str();
   o->hidden_given = cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
                         ->capture_default_str();
