@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.h"
@@ -207,6 +209,19 @@ double bits_of(const Experiment& e, const nn::Dataset& data) {
   return count == 0 ? 32 : sum / count;
 }
 
+/// The losses on held-out samples that a training wrote, by epoch.
+std::vector<double> losses_in(const fs::path& metrics) {
+  std::vector<double> losses;
+  std::ifstream lines(metrics);
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (!json.is_object() || !json.contains("loss") || !json["loss"].is_number()) continue;
+    const std::string split = json.value("split", "");
+    if (split == "test" || split == "validation") losses.push_back(json["loss"]);
+  }
+  return losses;
+}
+
 /// Trains one.
 SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                  Checkpointing checkpointing) {
@@ -222,6 +237,7 @@ SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, con
   } catch (const Diverged& error) {
     run.problem = error.what();
   }
+  run.curve = losses_in(dir / "metrics.jsonl");
   run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return run;
 }
@@ -283,17 +299,20 @@ void run_sweep(const SweepOptions& o) {
     std::fflush(log);
   }
   const std::vector<SweepRow> rows = rows_of(runs, names);
-  const fs::path picture = dir / "sweep.svg";
-  nn::write_file_atomically(
-      picture, draw_sweep(rows, fmt::format("{} on {}, {} epoch{}", common.model, data.name,
-                                            common.epochs, common.epochs == 1 ? "" : "s")));
+  const fs::path picture = dir / "sweep.svg", curves = dir / "curves.svg";
+  const std::string title =
+      fmt::format("{} on {}, {} epoch{}{}", common.model, data.name, common.epochs,
+                  common.epochs == 1 ? "" : "s",
+                  common.epoch_steps == 0 ? "" : fmt::format(" of {} steps", common.epoch_steps));
+  nn::write_file_atomically(picture, draw_sweep(rows, title));
+  nn::write_file_atomically(curves, draw_curves(runs, names, title));
   if (o.json)
     fmt::print("{}", table_json(rows));
   else if (o.markdown)
     fmt::print("{}", table_markdown(rows));
   else
-    fmt::print("\n{}\nresults {}\npicture {}\n", table_text(rows), (dir / "sweep.json").string(),
-               picture.string());
+    fmt::print("\n{}\nresults {}\npictures {}, {}\n", table_text(rows),
+               (dir / "sweep.json").string(), picture.string(), curves.string());
 }
 
 }  // namespace
@@ -301,7 +320,7 @@ void run_sweep(const SweepOptions& o) {
 void add_sweep(CLI::App& app) {
   auto o = std::make_shared<SweepOptions>();
   CLI::App* cmd = app.add_subcommand(
-      "sweep", "Train under a list of formats and seeds: one table, one picture");
+      "sweep", "Train under a list of formats and seeds: one table, two pictures");
   cmd->add_option(
          "--formats", o->list,
          "entries FORWARD/BACKWARD, FORMAT for both passes, or POLICY.json, with commas between: "
@@ -309,7 +328,8 @@ void add_sweep(CLI::App& app) {
       ->required();
   cmd->add_option("--seeds", o->seeds, "every entry is trained with each")->capture_default_str();
   cmd->add_option("--out", o->out,
-                  "folder for sweep.json, sweep.svg and a folder a run; what is done there is not "
+                  "folder for sweep.json, sweep.svg, curves.svg and a folder a run; what is done "
+                  "there is not "
                   "repeated")
       ->capture_default_str();
   cmd->add_flag("--json", o->json, "print the table as a JSON array of rows");

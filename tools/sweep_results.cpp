@@ -26,6 +26,7 @@ Json to_json(const SweepRun& run) {
     json["diverged"] = run.problem;
   }
   json["seconds"] = run.seconds;
+  json["curve"] = run.curve;
   json["data"] = run.data;
   json["config"] = Json::parse(run.config);
   return json;
@@ -43,6 +44,7 @@ SweepRun run_of(const Json& json) {
     run.loss = json.at("loss").get<double>();
   }
   run.seconds = json.at("seconds").get<double>();
+  run.curve = json.value("curve", std::vector<double>{});  // older files have none
   run.data = json.at("data").get<std::string>();
   run.config = json.at("config").dump(2) + "\n";
   return run;

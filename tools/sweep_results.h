@@ -17,6 +17,7 @@ struct SweepRun {
       data;  // texts that tell what was run: config.json, and the fingerprint of the samples
   std::string problem{};  // not empty: it diverged, and how
   double accuracy = 0, loss = 0, seconds = 0;
+  std::vector<double> curve{};  // the loss on held-out samples after each epoch
 };
 
 /// The runs of a sweep that are done, in a file that is written whole after each.
@@ -62,5 +63,9 @@ std::string table_json(const std::vector<SweepRow>& rows);
 
 /// Accuracy against bits, an SVG document.
 std::string draw_sweep(const std::vector<SweepRow>& rows, const std::string& title);
+/// Loss on held-out samples against epochs, an SVG document: for each of `formats` the mean over the seeds that came so far,
+/// and thinly every seed. Losses much above those after the first quarter of the epochs are outside of the picture.
+std::string draw_curves(const std::vector<SweepRun>& runs, const std::vector<std::string>& formats,
+                        const std::string& title);
 
 }  // namespace ulp::tools
