@@ -136,7 +136,7 @@ void check_flags(const Item& item, const nn::Policy& flags) {
                      "' of --formats sets that itself; leave one of them out");
   };
   for (const nn::Rule& rule : flags.rules) {
-    if (rule.each_type) continue;  // of the file of --policy
+    if (rule.each_type || rule.optional) continue;  // of the file of --policy
     if (rule.forward && any_of({"input", "weight", "weight_dx", "input_dw"})) refuse("--forward");
     if (rule.backward && any_of({"grad_output_dx", "grad_output_dw"})) refuse("--backward");
     for (size_t i = 0; i < kRoles.size(); ++i)
@@ -147,6 +147,7 @@ void check_flags(const Item& item, const nn::Policy& flags) {
 /// The list, with the reference in front. Policies of the same file name are told apart by their paths.
 std::vector<Item> read_items(const SweepOptions& o) {
   const nn::Policy all = o.formats.policy();
+  const nn::Policy first = o.formats.has_file() ? nn::Policy{} : recipe_policy(*o.training);
   std::vector<Item> items{{kReference, kReference, {}, true}};
   std::set<std::string> names, folders, files;
   std::map<std::string, int> same_name;
@@ -164,6 +165,7 @@ std::vector<Item> read_items(const SweepOptions& o) {
     if (!folders.insert(item.folder).second)
       throw UsageError("--formats: two entries would have the folder " + item.folder);
     check_flags(item, all);
+    item.policy.rules.insert(item.policy.rules.begin(), first.rules.begin(), first.rules.end());
     item.policy.rules.insert(item.policy.rules.end(), all.rules.begin(), all.rules.end());
     items.push_back(item);
   }
@@ -247,7 +249,7 @@ std::string line_of(const SweepRun& run) {
   return fmt::format("test loss {:.4f} accuracy {:.4f}", run.loss, run.accuracy);
 }
 
-void run_sweep(const SweepOptions& o) {
+void run_sweep(SweepOptions& o) {
   Experiment common = resolve(*o.training);
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
   if (o.json && o.markdown) throw UsageError("--json and --markdown: give one of them");

@@ -21,6 +21,7 @@
 #include "tools/policy_text.h"
 #include "tools/preflight.h"
 #include "tools/progress.h"
+#include "tools/recipe_option.h"
 #include "tools/scaling_options.h"
 #include "tools/text_options.h"
 #include "tools/train_options.h"
@@ -35,6 +36,7 @@ struct TrainOptions {
   OptimizerFlags optimizer;
   DataOptions samples;
   TextFlags text;
+  RecipeOption recipe;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
@@ -71,7 +73,8 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
 
 }  // namespace
 
-Experiment resolve(const TrainOptions& o) {
+Experiment resolve(TrainOptions& o) {
+  o.experiment.recipe = o.recipe.apply(o.optimizer);
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
   e.epochs = integer_value<int64_t>("--epochs", o.epochs, 1, 1000000);
@@ -92,6 +95,8 @@ Experiment resolve(const TrainOptions& o) {
   return e;
 }
 
+nn::Policy recipe_policy(const TrainOptions& o) { return o.recipe.policy(); }
+
 Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.resolve(); }
 
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
@@ -110,10 +115,10 @@ nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
 
 namespace {
 
-void run_train(const TrainCommand& o) {
+void run_train(TrainCommand& o) {
   Experiment e = resolve(*o.options);
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
-  e.policy = o.formats.policy();
+  e.policy = o.formats.policy(recipe_policy(*o.options));
   const Checkpointing checkpointing = checkpointing_of(*o.options);
   const nn::Dataset data = prepare(*o.options, e);
   if (o.explain) return say(explain_training(e, data));
@@ -190,6 +195,7 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
          "--model", e.model,
          "one of " + model_list() + "; convolutions and linear layers have the formats below")
       ->capture_default_str();
+  o->recipe.add_to(*cmd);
   cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
       ->capture_default_str();
   o->epochs_given =
