@@ -102,15 +102,19 @@ Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.res
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   nn::Dataset data = load_data(e);
+  fit(o, e, data);
+  return data;
+}
+
+void fit(const TrainOptions& o, Experiment& e, const nn::Dataset& data) {
   e.data = nn::lasting_dataset_name(e.data);
   o.samples.fit(e, data);
-  if (data.is_text()) return data;
+  if (data.is_text()) return;
   const int64_t samples = data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
                     e.batch_size, samples));
   e.batch_size = std::min(e.batch_size, samples);
-  return data;
 }
 
 namespace {

@@ -19,6 +19,8 @@ Experiment resolve(TrainOptions& options);
 nn::Policy recipe_policy(const TrainOptions& options);
 /// Sets the threads and reads the data, for which it finishes the experiment: a name that lasts, no batch above the data.
 nn::Dataset prepare(const TrainOptions& options, Experiment& experiment);
+/// The latter alone, for data that was read before.
+void fit(const TrainOptions& options, Experiment& experiment, const nn::Dataset& data);
 Checkpointing checkpointing_of(const TrainOptions& options);
 
 }  // namespace ulp::tools
