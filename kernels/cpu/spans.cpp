@@ -135,7 +135,8 @@ void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& s
   });
 }
 
-/// Long tables; words: null for roundings that draw nothing. codes: null, or where the numbers' indices go, 0 for NaN.
+/// Long tables; words: null for roundings that draw nothing. codes: null, or where the numbers' indices go, 0 for NaN. out:
+/// may be null then.
 void long_table_span(const float* in, float* out, int64_t n, const TableSteps& steps,
                      const uint32_t* words, uint8_t* mask, uint32_t* codes = nullptr) {
   std::array<int32_t, kBlock> buffer;
@@ -146,10 +147,10 @@ void long_table_span(const float* in, float* out, int64_t n, const TableSteps& s
   const float* values = steps.values.data();
   const auto last = static_cast<int32_t>(steps.values.size()) - 1;
   with_isa([=]() ULP_INLINE {
-    if (words == nullptr) {
+    if (words == nullptr && out != nullptr) {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) y[i] = values[found[i]];
-    } else {
+    } else if (words != nullptr) {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         const int32_t at = found[i] < last ? found[i] : last - 1;
@@ -168,6 +169,7 @@ void long_table_span(const float* in, float* out, int64_t n, const TableSteps& s
         codes[i] = finite ? static_cast<uint32_t>(at) : 0u;
       }
     }
+    if (out == nullptr) return;
     finish_table(in, y, out, mask, n, values[0], values[last]);
   });
 }

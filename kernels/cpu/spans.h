@@ -32,7 +32,8 @@ struct Clamped {
 void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
                    const RandomSource& random, int64_t index, Clamped clamped = {});
 
-/// The same for long tables, with the numbers' indices; false, and nothing done, for every other grid. NaN: 0.
+/// The same for long tables, with the numbers' indices; false, and nothing done, for every other grid. NaN: 0. out: null
+/// where only the indices are wanted.
 bool quantise_span_to_codes(const float* in, float* out, int64_t n, const SpanGrid& grid,
                             const RandomSource& random, int64_t index, uint32_t* codes);
 

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "core/codes.h"
+#include "kernels/cpu/code_spans.h"
 #include "kernels/cpu/spans.h"
 #include "kernels/kernels.h"
 
@@ -22,15 +23,17 @@ class StateBlocks {
   void write(float* values, int64_t begin, int64_t n, After after = After::Kept) const;
 
  private:
-  void write_groups(float* values, int64_t begin, int64_t n, After after) const;
+  void write_groups(float* values, int64_t begin, int64_t n) const;
+  uint8_t* bytes_from(int64_t begin) const;
 
   void* data_ = nullptr;
   DType dtype_ = DType::F32;
   RandomSource random_{};
   bool rounds_ = false;
   SpanGrid grid_{};
-  // codes
+  // codes, those of native types too
   CodeRule code_{};
+  FastCodes fast_{};
   bool looks_up_ = false;
   std::array<float, 256> numbers_{};  // of all codes, where they are looked up
   // groups
