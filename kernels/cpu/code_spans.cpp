@@ -60,18 +60,57 @@ void write_spaced(const float* values, int64_t n, RunFactors factors, const Fast
     write_as<Way{false, false}>(values, n, factors, codes, words, out);
 }
 
+template <fast::Specials kSpecials, class Code>
+ULP_HD void read_runs(const Code* in, int64_t n, RunFactors factors, const FastCodes& c,
+                      float* out) {
+  if (factors.run == 0) {
+    for (int64_t i = 0; i < n; ++i) out[i] = fast::number_of_code<kSpecials>(in[i], c);
+    return;
+  }
+  for_runs(n, factors, [=](int64_t begin, int64_t end, float factor) ULP_INLINE {
+    for (int64_t i = begin; i < end; ++i)
+      out[i] = canonical(fast::number_of_code<kSpecials>(in[i], c) * factor);
+  });
+}
+
 template <class Code>
 void read_as(const Code* in, int64_t n, RunFactors factors, const FastCodes& codes, float* out) {
   with_isa([=]() ULP_INLINE {
     const FastCodes c = codes;
-    if (factors.run == 0) {
-      for (int64_t i = 0; i < n; ++i) out[i] = fast::number_of_code(in[i], c);
-      return;
+    const auto magnitude = static_cast<Code>(c.sign - 1u);
+    Code most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto code = static_cast<Code>(in[i] & magnitude);
+      most = code > most ? code : most;
     }
-    for_runs(n, factors, [=](int64_t begin, int64_t end, float factor) ULP_INLINE {
-      for (int64_t i = begin; i < end; ++i)
-        out[i] = canonical(fast::number_of_code(in[i], c) * factor);
-    });
+    if (most < c.first_infinity && most < c.first_nan)
+      read_runs<fast::Specials::Absent>(in, n, factors, c, out);
+    else
+      read_runs<fast::Specials::Possible>(in, n, factors, c, out);
+  });
+}
+
+void write_nibbles(const uint8_t* codes, int64_t n, uint8_t* out) {
+  with_isa([=]() ULP_INLINE {
+    const uint8_t* const from = codes;
+    uint8_t* const to = out;
+    const int64_t count = (n + 1) / 2;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = static_cast<uint8_t>(from[2 * i] | from[2 * i + 1] << 4);
+  });
+}
+
+void read_nibbles(const uint8_t* in, int64_t n, uint8_t* codes) {
+  with_isa([=]() ULP_INLINE {
+    const uint8_t* const from = in;
+    uint8_t* const to = codes;
+    const int64_t count = (n + 1) / 2;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) {
+      to[2 * i] = from[i] & 15u;
+      to[2 * i + 1] = from[i] >> 4;
+    }
   });
 }
 
@@ -93,12 +132,7 @@ void write_rounded(const float* values, int64_t n, RunFactors factors, const Fas
   ByteBuffer bytes;
   write_spaced(values, n, factors, codes, words, bytes.data());
   if (n < kBlock) bytes[static_cast<size_t>(n)] = 0;
-  with_isa([=, from = bytes.data()]() ULP_INLINE {
-    uint8_t* const to = out;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < (n + 1) / 2; ++i)
-      to[i] = static_cast<uint8_t>(from[2 * i] | from[2 * i + 1] << 4);
-  });
+  write_nibbles(bytes.data(), n, out);
 }
 
 void read_numbers(const uint8_t* in, int64_t n, RunFactors factors, const FastCodes& codes,
@@ -107,14 +141,7 @@ void read_numbers(const uint8_t* in, int64_t n, RunFactors factors, const FastCo
     return read_as(reinterpret_cast<const uint16_t*>(in), n, factors, codes, out);
   if (codes.bits == 8) return read_as(in, n, factors, codes, out);
   ByteBuffer bytes;
-  with_isa([=, to = bytes.data()]() ULP_INLINE {
-    const uint8_t* const from = in;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < (n + 1) / 2; ++i) {
-      to[2 * i] = from[i] & 15u;
-      to[2 * i + 1] = from[i] >> 4;
-    }
-  });
+  read_nibbles(in, n, bytes.data());
   read_as(bytes.data(), n, factors, codes, out);
 }
 

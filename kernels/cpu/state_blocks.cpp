@@ -63,7 +63,7 @@ uint8_t* StateBlocks::bytes_from(int64_t begin) const {
 
 const float* StateBlocks::read(int64_t begin, int64_t n, float* buffer) const {
   const RunFactors factors{group_, group_ == 0 ? nullptr : factors_ + begin / group_};
-  if (fast_.possible) {
+  if (fast_.possible && dtype_ != DType::BF16) {  // whose bytes are a number's upper half
     read_numbers(bytes_from(begin), n, factors, fast_, buffer);
     return buffer;
   }
@@ -89,7 +89,12 @@ const float* StateBlocks::read(int64_t begin, int64_t n, float* buffer) const {
   return buffer;
 }
 
+float* StateBlocks::place(int64_t begin, float* buffer) const {
+  return dtype_ == DType::F32 && !rounds_ && exists() ? static_cast<float*>(data_) + begin : buffer;
+}
+
 void StateBlocks::write(float* values, int64_t begin, int64_t n, After after) const {
+  if (place(begin, nullptr) == values) return;
   if (group_ != 0) {
     write_groups(values, begin, n);
     if (after == After::Kept) read(begin, n, values);

@@ -18,7 +18,9 @@ class StateBlocks {
   bool exists() const { return data_ != nullptr; }
   /// Elements begin … begin + n − 1 as fp32: in `buffer`, or where they lie.
   const float* read(int64_t begin, int64_t n, float* buffer) const;
-  /// Rounds the values and stores them. They become what is stored if they are kept, else anything.
+  /// Where new values (canonical) may be put: where they lie if nothing is to be rounded, else `buffer`.
+  float* place(int64_t begin, float* buffer) const;
+  /// Rounds the values and stores them, unless they lie there. They become what is stored if they are kept, else anything.
   enum class After : bool { Dropped, Kept };
   void write(float* values, int64_t begin, int64_t n, After after = After::Kept) const;
 
