@@ -9,17 +9,18 @@ namespace ulp {
 /// numbers upwards from zero without a gap, so a rounded magnitude is a code as it stands, bounds are one minimum, and no
 /// number is made on the way. Equal to the definitions for every input, word and code; the tests compare them.
 struct FastCodes {
-  bool possible = false;      // else use number_code(quantise_value) and decode
-  FastGrid grid;              // without blocks
+  bool possible = false;  // else use number_code(quantise_value) and decode
+  FastGrid grid;          // without blocks
   bool stochastic = false;
-  int bits = 0;  // of a code, at most 16
-  uint32_t sign = 0;          // bit of a code
-  uint32_t sign_place = 0;    // how far that bit lies below a pattern's sign
+  int bits = 0;             // of a code, at most 16
+  uint32_t sign = 0;        // bit of a code
+  uint32_t sign_place = 0;  // how far that bit lies below a pattern's sign
   // What lies beyond the largest number has that one's code, or the next one, Inf: as if it had been this pattern.
   uint32_t limit = 0;
-  uint32_t nan_from = 0;      // patterns of magnitudes from here on are NaN: where Inf has no code, that of Inf
-  uint32_t nan = 0;           // 0 where NaN has no code (state_code.h)
-  uint32_t first_normal = 0;  // codes of magnitudes
+  uint32_t nan_from =
+      0;  // patterns of magnitudes from here on are NaN: where Inf has no code, that of Inf
+  uint32_t nan = 0;                            // 0 where NaN has no code (state_code.h)
+  uint32_t first_normal = 0;                   // codes of magnitudes
   uint32_t first_infinity = 0, first_nan = 0;  // beyond all codes where there are none
 };
 

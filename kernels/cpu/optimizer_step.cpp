@@ -82,16 +82,8 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
         grad = g;
         grad_factor = s.grad_scaling_after;
       }
-      Block b{grad,
-              grad_factor,
-              nullptr,
-              nullptr,
-              nullptr,
-              nullptr,
-              p_block.data(),
-              m_block.data(),
-              v_block.data(),
-              y_block.data()};
+      Block b{grad,    grad_factor,    nullptr,        nullptr,        nullptr,
+              nullptr, p_block.data(), m_block.data(), v_block.data(), y_block.data()};
       b.old_p = kept.read(begin, n, old_block.data());
       if (moment1.exists()) b.old_m = moment1.read(begin, n, b.m);
       if (moment2.exists()) b.old_v = moment2.read(begin, n, b.v);
