@@ -106,14 +106,36 @@ void StateBlocks::write(float* values, int64_t begin, int64_t n, After after) co
     if (after == After::Kept) read(begin, n, values);
     return;
   }
-  CodeBuffer codes;
-  uint32_t* const code = codes.data();
-  const bool coded =
-      dtype_ == DType::U8 && quantise_span_to_codes(values, values, n, grid_, random_, begin, code);
-  if (!coded && rounds_) quantise_span(values, values, n, grid_, random_, begin);
+  if (dtype_ == DType::U8 && write_table_codes(values, begin, n)) {
+    if (after == After::Kept) quantise_span(values, values, n, grid_, random_, begin);
+    return;
+  }
+  if (rounds_) quantise_span(values, values, n, grid_, random_, begin);
   if (dtype_ != DType::U8) return write_block(data_, dtype_, begin, n, values);
-  if (!coded) encode_numbers(values, n, code_, code);
-  write_codes(code, n, code_.bits, bytes_from(begin));
+  write_numbers(values, begin, n, {});
+}
+
+void StateBlocks::write_numbers(const float* values, int64_t begin, int64_t n,
+                                RunFactors factors) const {
+  CodeBuffer codes;
+  encode_numbers(values, n, code_, codes.data());
+  for (int64_t at = 0; factors.run != 0 && at < n; at += factors.run) {
+    const float factor = factors.each[at / factors.run];
+    for (int64_t i = at; i < std::min(n, at + factors.run); ++i)
+      codes[static_cast<size_t>(i)] = grouped_code(codes[static_cast<size_t>(i)], factor);
+  }
+  write_codes(codes.data(), n, code_.bits, bytes_from(begin));
+}
+
+bool StateBlocks::write_table_codes(const float* values, int64_t begin, int64_t n) const {
+  if (code_.bits == 8)
+    return round_to_table_codes(values, n, grid_, random_, begin, bytes_from(begin));
+  std::array<uint8_t, kBlock> bytes;
+  if (!round_to_table_codes(values, n, grid_, random_, begin, bytes.data())) return false;
+  CodeBuffer codes;
+  std::copy_n(bytes.begin(), n, codes.begin());
+  write_codes(codes.data(), n, code_.bits, bytes_from(begin));
+  return true;
 }
 
 void StateBlocks::write_groups(float* values, int64_t begin, int64_t n) const {
@@ -127,35 +149,26 @@ void StateBlocks::write_groups(float* values, int64_t begin, int64_t n) const {
   float* const factors = factors_ + begin / group_;
   make_steps(rule_, 1.0f, /*apart=*/false, groups, amax.data(), shift.data(), before.data(),
              factors);
-  uint8_t* const bytes = bytes_from(begin);
+  const RunFactors scale{group_, before.data()}, back{group_, factors};
   if (fast_.possible) {
-    write_rounded(values, n, {group_, before.data()}, fast_, random_, begin, bytes);
-    for (int64_t b = 0; b < groups; ++b) {
-      const int64_t first = b * group_, count = std::min(group_, n - first);
-      if (factors[b] != factors[b])
-        std::fill_n(bytes_from(begin + first), packed_bytes(count, code_.bits), uint8_t{0});
-    }
-    return;
-  }
-  CodeBuffer codes;
-  uint32_t* const code = codes.data();
-  bool coded = false;
-  if (grid_.steps != nullptr) {  // a table's own grid, times a factor
-    multiply_runs(values, n, {group_, before.data()});
-    coded = quantise_span_to_codes(values, nullptr, n, grid_, random_, begin, code);
-    if (!coded) quantise_span(values, values, n, grid_, random_, begin);
+    write_rounded(values, n, scale, fast_, random_, begin, bytes_from(begin));
+    for (int64_t at = 0; at < n; at += group_)
+      if (factors[at / group_] != factors[at / group_])
+        std::fill_n(bytes_from(begin + at), packed_bytes(std::min(group_, n - at), code_.bits),
+                    uint8_t{0});
+  } else if (grid_.steps != nullptr) {  // a table's own grid, times a factor; NaN has the code 0
+    multiply_runs(values, n, scale);
+    if (write_table_codes(values, begin, n)) return;
+    quantise_span(values, values, n, grid_, random_, begin);
+    write_numbers(values, begin, n, back);
   } else {
     one.fill(1.0f);
     const BlockSpan span{
         grid_,      element_, rule_, 1.0f, {amax.data(), shift.data(), before.data(), one.data()},
         {group_, 0}};
     quantise_block_span(values, values, n, span, random_, begin);
+    write_numbers(values, begin, n, back);
   }
-  if (!coded) encode_numbers(values, n, code_, code);
-  for (int64_t b = 0; b < groups; ++b)
-    if (factors[b] != factors[b])
-      std::fill(code + b * group_, code + std::min(n, (b + 1) * group_), 0u);
-  write_codes(code, n, code_.bits, bytes);
 }
 
 }  // namespace ulp::cpu

@@ -26,6 +26,10 @@ class StateBlocks {
 
  private:
   void write_groups(float* values, int64_t begin, int64_t n) const;
+  /// Rounded numbers, of runs with these factors: a run with NaN has the codes 0.
+  void write_numbers(const float* values, int64_t begin, int64_t n, RunFactors factors) const;
+  /// True, and done, for long tables.
+  bool write_table_codes(const float* values, int64_t begin, int64_t n) const;
   uint8_t* bytes_from(int64_t begin) const;
 
   void* data_ = nullptr;
