@@ -1,3 +1,4 @@
+#include "core/fast_codes.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
@@ -41,14 +42,14 @@ void update_block(const UpdateScalars& scalars, const Block& block, int64_t n) {
       const float p = b.old_p[i];
       const float d = functors::decayed_gradient(s, p, b.grad[i] * b.grad_factor);
       const float u = functors::direction_of<kRule>(s, d, m, v);
-      if (kRule != UpdateRule::Sgd) b.m[i] = canonical(m);
-      if (kRule == UpdateRule::Adam) b.v[i] = canonical(v);
+      if (kRule != UpdateRule::Sgd) b.m[i] = fast::canonical(m);
+      if (kRule == UpdateRule::Adam) b.v[i] = fast::canonical(v);
       if (kKahan) {
         const float y = functors::owed(s, p, u, b.compensation[i]);
         b.owed[i] = y;
-        b.p[i] = canonical(p + y);
+        b.p[i] = fast::canonical(p + y);
       } else {
-        b.p[i] = canonical(functors::moved(s, p, u));
+        b.p[i] = fast::canonical(functors::moved(s, p, u));
       }
     }
   });
@@ -105,7 +106,7 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
         const float *old = old_block.data(), *owed = b.owed, *stored = b.p;
         with_isa([=]() ULP_INLINE {
           for (int64_t i = 0; i < n; ++i)
-            c[i] = canonical(functors::lost(old[i], owed[i], stored[i]));
+            c[i] = fast::canonical(functors::lost(old[i], owed[i], stored[i]));
         });
         compensation.write(c, begin, n, StateBlocks::After::Dropped);
       } else {
