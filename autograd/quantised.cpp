@@ -76,7 +76,9 @@ Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char*
 
 Tensor RoleUse::stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const {
   RoleStats* stats = tape.run().role_stats();
-  return stats == nullptr || in.numel() == 0 ? Tensor() : stats->slot(site.stream(role), quantizer);
+  return stats == nullptr || in.numel() == 0 || *role == 0
+             ? Tensor()
+             : stats->slot(site.stream(role), quantizer);
 }
 
 void RoleUse::count(const Tensor& in, const char* role) const {

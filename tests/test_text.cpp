@@ -253,6 +253,25 @@ TEST_SUITE("text") {
       const size_t at = r.out.rfind("validation loss ");
       CHECK(e.out.find(r.out.substr(at, 21)) != std::string::npos);  // "validation loss 1.234"
     }
+    SUBCASE("eval of another text: with the numbers that the model has for its characters") {
+      const std::string other = folder / "other.txt";
+      std::ofstream(other) << std::string(200, 't') << std::string(200, 'e');
+      const Result e = ulp_command("eval '" + out + "' --data 'text:" + other + "'");
+      CAPTURE(e.err);
+      REQUIRE(e.status == 0);
+      // The validation part is of e alone: numbered by its own characters it would be that of another one.
+      const std::string all = folder / "all.txt", letters = "\n .acdefhmnort";
+      std::ofstream(all) << letters << std::string(200 - letters.size(), 't')
+                         << std::string(200, 'e');
+      const Result f = ulp_command("eval '" + out + "' --data 'text:" + all + "'");
+      CHECK(f.status == 0);
+      const size_t from = e.out.find("validation loss");
+      REQUIRE(from != std::string::npos);
+      CHECK(f.out.find(e.out.substr(from)) != std::string::npos);
+      std::ofstream(other) << std::string(200, 't') << std::string(200, 'Z');
+      check_refused("eval '" + out + "' --data 'text:" + other + "'", 1,
+                    {"other.txt", "character 201", "'Z'", "the model knows"});
+    }
     SUBCASE("sample: the same with and without a cache, for any number of threads") {
       const std::string sample = "sample '" + out + "' --prompt 'the' --length 13 ";
       for (const char* how : {"--temperature 0", "--temperature 0.7 --seed 3"}) {
@@ -268,11 +287,16 @@ TEST_SUITE("text") {
       CHECK(ulp_command(sample + "--seed 3 --temperature 2").out !=
             ulp_command(sample + "--seed 4 --temperature 2").out);
       CHECK(ulp_command("sample '" + out + "' --prompt the --length 0").out == "the\n");
+      // Without --length: what the context leaves.
+      const Result rest = ulp_command("sample '" + out + "' --prompt the");
+      CHECK(rest.status == 0);
+      CHECK(rest.out.size() == 16 + 1);
     }
     SUBCASE("what cannot be sampled is one line") {
       const std::string sample = "sample '" + out + "' ";
       check_refused(sample + "--prompt 'THE'", 1, {"--prompt", "character 1", "'T'", "U+0054"});
       check_refused(sample + "--prompt the --length 14", 1, {"--length 14", "17", "context", "16"});
+      check_refused(sample + "--prompt 'the cat the cat t'", 1, {"17 characters", "context", "16"});
       check_refused(sample + "--prompt ''", 2, {"--prompt"});
       check_refused(sample + "--prompt a --temperature -1", 2, {"--temperature"});
       check_refused(sample + "--prompt a --cache maybe", 2, {"--cache"});
@@ -291,6 +315,9 @@ TEST_SUITE("text") {
                                    "--steps 2 --stats " + options + " --out '" + out + "'");
       CAPTURE(r.err);
       REQUIRE(r.status == 0);
+      const std::string metrics = slurp(out + "/metrics.jsonl");
+      CHECK(metrics.find("\"split\":\"stats\"") != std::string::npos);
+      CHECK(metrics.find("\"layer\":\"?\"") == std::string::npos);  // every role has a name
       const Result on = ulp_command("sample '" + out + "' --prompt a --length 15 --temperature 1");
       const Result off =
           ulp_command("sample '" + out + "' --prompt a --length 15 --temperature 1 --cache off");
@@ -313,6 +340,33 @@ TEST_SUITE("text") {
     CHECK(lines(sampled.err) == 1);
     CHECK(sampled.err.find("without a cache") != std::string::npos);
     CHECK(sampled.err.find("input e4m3") != std::string::npos);
+  }
+
+  TEST_CASE("recurrent models: flags of gpt are refused, and what is printed is theirs") {
+    const Folder folder;
+    const std::string file = folder / "rhyme.txt", out = folder / "run";
+    std::ofstream(file) << rhyme(40);
+    const std::string data = "train --data 'text:" + file + "' ",
+                      common = data +
+                               "--layers 1 --width 16 --context 16 --batch-size 4 --steps 6 "
+                               "--validate-every 3 --out '" +
+                               out + "' ";
+    for (const char* flag :
+         {"--heads 2", "--positions rotary", "--mlp swiglu", "--norm rms", "--tie"}) {
+      const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
+      check_refused(common + "--model lstm " + flag, 2, {name.c_str(), "lstm", "gpt"});
+      check_refused(common + "--model gru " + flag, 2, {name.c_str(), "gru", "gpt"});
+    }
+    check_refused(common + "--model gpt --heads 2 --hidden 3", 2, {"--hidden", "mlp", "gpt"});
+    const Result r = succeed(common + "--model lstm --stats --lr 1e30");
+    CHECK(r.out.find("1 layers of width 16, context 16\n") != std::string::npos);
+    CHECK(r.out.find("heads") == std::string::npos);
+    CHECK(r.out.find("6 steps") != std::string::npos);
+    // A perplexity that no number holds is none in JSON either.
+    const std::string metrics = slurp(out + "/metrics.jsonl");
+    CHECK(metrics.find("\"perplexity\":null") != std::string::npos);
+    CHECK(metrics.find(":inf") == std::string::npos);
+    CHECK(metrics.find("\"layer\":\"?\"") == std::string::npos);
   }
 
   TEST_CASE("texts and flags that do not fit are refused in one line") {

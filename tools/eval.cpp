@@ -1,5 +1,4 @@
 #include <fmt/core.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,23 +10,20 @@
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
-#include "tools/model_file.h"
 #include "tools/policy_text.h"
+#include "tools/trained_model.h"
 
 namespace ulp::tools {
 namespace {
 
 struct EvalOptions {
-  std::string dir, device = "cpu";
-  std::optional<std::string> data, threads, math;
+  TrainedModelFlags trained;
+  std::optional<std::string> data;
   FormatOptions formats{FormatOptions::Passes::Forward};
-  bool last = false;
 };
 
 /// Throws unless the data's samples and labels are those that the model was made for.
 void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std::string& file) {
-  ULP_CHECK(saved.vocabulary == data.vocabulary,
-            "{}: the model knows other characters (\"characters\") than {} has", file, data.name);
   const int64_t inputs = data.sample_shape.numel();
   ULP_CHECK(saved.inputs == inputs,
             "{}: the model takes {} values a sample (\"inputs\") and {} has {}", file, saved.inputs,
@@ -68,39 +64,27 @@ std::string epoch_text(const nn::Policy& policy, int64_t epochs) {
 }
 
 void run_eval(const EvalOptions& o) {
-  if (o.dir.empty()) throw UsageError("DIR is empty; give the folder that ulp train wrote");
+  o.trained.check();  // what is wrong with the command line comes first
   if (o.data && o.data->empty())
     throw UsageError(std::string("--data takes ") + nn::kDatasetNames + ", got nothing");
-  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  const nn::Policy changes = o.formats.policy();  // what is wrong with the command line comes first
+  const nn::Policy changes = o.formats.policy();
   check_forward(changes);
-  const std::filesystem::path dir = o.dir, file = dir / "config.json";
-  SavedExperiment saved = read_config(file);
+  SavedExperiment saved = o.trained.read();
   Experiment& e = saved.experiment;
   if (o.data) e.data = *o.data;
-  e.device = parse_device(o.device);
-  e.math = math_value(o.math, e.device);
   e.policy.rules.insert(e.policy.rules.end(), changes.rules.begin(), changes.rules.end());
-  const nn::Dataset data = load_data(e);
-  check_data(saved, data, file.string());
-  Run run(e.device, e.seed, e.math);
-  const auto model = make_model(e, data);
-  model->initialise(run);
-  OpFormats loss;
-  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
-  nn::check_epochs(e.policy, e.epochs);
-  nn::apply(e.policy, layers, e.epochs);
-  const std::string which = load_weights(run, *model, dir / "model.safetensors",
-                                         o.last ? Weights::Last : Weights::Average);
+  const nn::Dataset data = load_data(e, saved.vocabulary);
+  check_data(saved, data, o.trained.config().string());
+  TrainedModel trained(e, data, o.trained);
   fmt::print("weights    {} as stored in {}\n",
-             which.empty() ? to_string(e.optimizer.weight) : which,
-             (dir / "model.safetensors").string());
+             trained.which.empty() ? to_string(e.optimizer.weight) : trained.which,
+             o.trained.weights().string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
-  fmt::print("{}{}", epoch_text(e.policy, e.epochs), forward_formats_text(layers));
-  const auto test = test_batches(run, data, e);
-  const nn::Score score = test_score(run, *model, *test, loss);
-  ULP_CHECK(std::isfinite(score.loss), "{}: the test loss on {} is {}; try wider formats", o.dir,
-            data.name, score.loss);
+  fmt::print("{}{}", epoch_text(e.policy, e.epochs), forward_formats_text(trained.layers));
+  const auto test = test_batches(trained.run, data, e);
+  const nn::Score score = test_score(trained.run, *trained.model, *test, trained.loss);
+  ULP_CHECK(std::isfinite(score.loss), "{}: the {} loss on {} is {}; try wider formats",
+            o.trained.dir(), test_name(data), data.name, score.loss);
   fmt::print("data       {}, {} {} samples\n", data.name, test->samples(), test_name(data));
   fmt::print("{0} loss {1:.9g}{2}\n{0} accuracy {3:.4f}\n", test_name(data), score.loss,
              perplexity_text(data, score.loss), score.accuracy);
@@ -111,14 +95,8 @@ void run_eval(const EvalOptions& o) {
 void add_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   CLI::App* cmd = app.add_subcommand("eval", "Evaluate a saved model, also under other formats");
-  cmd->add_option("DIR", o->dir, "folder that ulp train wrote")->required();
+  o->trained.add_to(*cmd, "folder that ulp train wrote");
   add_text(*cmd, "--data", o->data, "another data set than the model was trained on");
-  add_text(*cmd, "--threads", o->threads, "CPU threads (default: all cores)");
-  cmd->add_option("--device", o->device, "cpu, cuda or cuda:N")->capture_default_str();
-  add_math(*cmd, o->math);
-  cmd->add_flag("--last", o->last,
-                "the last weights, of a model that was trained with --average: its average is "
-                "evaluated otherwise");
   o->formats.add_to(*cmd);
   cmd->callback([o] { run_eval(*o); });
 }

@@ -388,10 +388,24 @@ std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Datase
 namespace {
 
 /// "6 layers of width 384, …".
-std::string sequence_text(const nn::SequenceOptions& o) {
+std::string sequence_text(const Experiment& e) {
+  const nn::SequenceOptions& o = e.sequence;
+  if (e.model != "gpt")
+    return fmt::format("{} layers of width {}, context {}", o.layers, o.width, o.context);
   return fmt::format("{} layers of width {} with {} heads, context {}, {} positions, {}, {} norm{}",
                      o.layers, o.width, o.heads, o.context, to_string(o.positions),
                      to_string(o.mlp), to_string(o.norm), o.tie ? ", tied output" : "");
+}
+
+/// "4 epochs, batches of 128 (…)"; where a text's steps are given, "2000 steps, 500 an epoch, batches of 64".
+std::string length_text(const Experiment& e, bool text) {
+  const std::string batches =
+      fmt::format("batches of {}{}", e.batch_size,
+                  e.accumulate_steps == 1 ? "" : fmt::format(", {} a step", e.accumulate_steps));
+  if (text && e.epoch_steps > 0)
+    return fmt::format("{} steps, {} an epoch, {}", e.epochs * e.epoch_steps, e.epoch_steps,
+                       batches);
+  return fmt::format("{} epochs, {} (a last partial one is dropped)", e.epochs, batches);
 }
 
 }  // namespace
@@ -411,12 +425,9 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
                              fmt::join(extents(data.sample_shape), "×"), data.classes));
   line("samples", samples_text(e, data));
   line("model", fmt::format("{}, {} parameters", e.model, parameter_count(model)));
-  if (data.is_text()) line("", sequence_text(e.sequence));
+  if (data.is_text()) line("", sequence_text(e));
   line("training",
-       fmt::format("{} epochs, batches of {}{} (a last partial one is dropped), seed {}, {}",
-                   e.epochs, e.batch_size,
-                   e.accumulate_steps == 1 ? "" : fmt::format(", {} a step", e.accumulate_steps),
-                   e.seed, to_string(e.device)));
+       fmt::format("{}, seed {}, {}", length_text(e, data.is_text()), e.seed, to_string(e.device)));
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
   if (e.recipe) {
     line("recipe", fmt::format("{}: {}", e.recipe->name, e.recipe->source));
@@ -441,10 +452,10 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   return text;
 }
 
-nn::Dataset load_data(const Experiment& e) {
+nn::Dataset load_data(const Experiment& e, const nn::Vocabulary& known) {
   check_model(e);
   if (nn::is_text_name(e.data))
-    return nn::load_text_dataset(e.data, {e.tokens, e.validation, e.sequence.context});
+    return nn::load_text_dataset(e.data, {e.tokens, e.validation, e.sequence.context, known});
   return nn::load_dataset(e.data);
 }
 

@@ -84,8 +84,9 @@ std::string describe(const Experiment& experiment, const nn::Dataset& data, nn::
 std::string model_list();
 std::unique_ptr<nn::Sequential> make_model(const Experiment& experiment, const nn::Dataset& data);
 
-/// Reads the data of an experiment: images, or a text where its name says so. Throws where the model is not for it.
-nn::Dataset load_data(const Experiment& experiment);
+/// Reads the data of an experiment: images, or a text where its name says so. Throws where the model is not for it. `known`: the
+/// characters of a trained model, which a text must keep to; empty: the text's own.
+nn::Dataset load_data(const Experiment& experiment, const nn::Vocabulary& known = {});
 /// Batches of the training split.
 std::unique_ptr<nn::BatchSource> training_batches(Run& run, const nn::Dataset& data,
                                                   const Experiment& experiment);

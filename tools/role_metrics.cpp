@@ -85,6 +85,8 @@ std::string role_lines(nn::Module& model, const RoleStats& stats, int64_t epoch,
     line(own, found->second);
     others.erase(stream);
   }
+  // Ops that stand in no layer, such as the rotation of positions within an attention, have no format that could be given.
+  for (const Role& role : kRoles) others.erase(RandomSite().stream(role.name));
   for (const auto& [stream, total] : others) line({"?", fmt::format("{:08x}", stream)}, total);
   return text;
 }

@@ -1,6 +1,6 @@
 #include <fmt/core.h>
-#include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -8,25 +8,21 @@
 
 #include "core/error.h"
 #include "core/random.h"
-#include "kernels/matmul_unit.h"
-#include "nn/models/by_name.h"
 #include "nn/pieces.h"
 #include "tools/commands.h"
-#include "tools/experiment.h"
 #include "tools/format_options.h"
-#include "tools/model_file.h"
-#include "tools/progress.h"
+#include "tools/trained_model.h"
 
 namespace ulp::tools {
 namespace {
 
 constexpr int64_t kMostTokens = 1000000;
+constexpr int64_t kTokens = 200;  // where --length is not given, if the context has room for them
 
 struct SampleOptions {
-  std::string dir, prompt, device = "cpu", length = "200", temperature = "1", seed = "1",
-                           cache = "on";
-  std::optional<std::string> threads, math;
-  bool last = false;
+  TrainedModelFlags trained;
+  std::string prompt, temperature = "1", seed = "1", cache = "on";
+  std::optional<std::string> length;
 };
 
 /// What the next token is: the first of the largest logits, or one drawn from their softmax at a temperature.
@@ -95,48 +91,50 @@ void write_on(Run& run, nn::Module& model, const nn::Vocabulary& vocabulary,
   show("\n");
 }
 
+/// How many tokens are written after a prompt. Throws where the context has no room for them.
+int64_t length_after(int64_t prompt, const char* tokens, std::optional<int64_t> length,
+                     int64_t context) {
+  ULP_CHECK(prompt <= context,
+            "--prompt has {} {}, and the model was trained with a context of {} (\"context\")",
+            prompt, tokens, context);
+  if (!length) return std::min(kTokens, context - prompt);
+  ULP_CHECK(*length <= context - prompt,
+            "--prompt of {} {} and --length {} make {}, and the model was trained with a context "
+            "of {} (\"context\")",
+            prompt, tokens, *length, prompt + *length, context);
+  return *length;
+}
+
 void run_sample(const SampleOptions& o) {
-  if (o.dir.empty()) throw UsageError("DIR is empty; give the folder that ulp train wrote");
+  o.trained.check();
   if (o.prompt.empty()) throw UsageError("--prompt takes at least one character, got nothing");
   if (o.cache != "on" && o.cache != "off")
     throw UsageError("--cache takes on or off, got '" + o.cache + "'");
-  const auto length = integer_value<int64_t>("--length", o.length, 0, kMostTokens);
+  std::optional<int64_t> wanted;
+  if (o.length) wanted = integer_value<int64_t>("--length", *o.length, 0, kMostTokens);
   const double temperature = number_value("--temperature", o.temperature, Zero::Allowed);
   const auto seed = integer_value<uint64_t>("--seed", o.seed, 0, UINT64_MAX);
-  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
-  const std::filesystem::path dir = o.dir, file = dir / "config.json";
-  SavedExperiment saved = read_config(file);
-  Experiment& e = saved.experiment;
+  const SavedExperiment saved = o.trained.read();
+  const Experiment& e = saved.experiment;
   ULP_CHECK(!saved.vocabulary.empty(), "{}: the model is for images; ulp sample is for texts",
-            file.string());
-  e.device = parse_device(o.device);
-  e.math = math_value(o.math, e.device);
+            o.trained.config().string());
   const std::vector<int32_t> tokens = saved.vocabulary.encode(o.prompt, "--prompt");
-  const auto count = static_cast<int64_t>(tokens.size());
-  ULP_CHECK(
-      count + length <= e.sequence.context,
-      "--prompt of {} {} and --length {} make {}, and the model was trained with a context of "
-      "{} (\"context\")",
-      count, nn::to_string(saved.vocabulary.kind()), length, count + length, e.sequence.context);
+  const int64_t length =
+      length_after(static_cast<int64_t>(tokens.size()), nn::to_string(saved.vocabulary.kind()),
+                   wanted, e.sequence.context);
 
   nn::Dataset data;  // as much of it as the model needs
   data.classes = saved.classes;
   data.vocabulary = saved.vocabulary;
   data.sample_shape = {e.sequence.context};
-  Run run(e.device, e.seed, e.math);
-  const auto model = make_model(e, data);
-  model->initialise(run);
-  OpFormats loss;
-  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
-  nn::check_epochs(e.policy, e.epochs);
-  nn::apply(e.policy, layers, e.epochs);
-  load_weights(run, *model, dir / "model.safetensors", o.last ? Weights::Last : Weights::Average);
-  const std::string obstacle = nn::obstacle_of(*model);
+  TrainedModel trained(e, data, o.trained);
+  const std::string obstacle = nn::obstacle_of(*trained.model);
   const bool cache = o.cache == "on" && obstacle.empty();
   if (o.cache == "on" && !cache)
     fmt::print(stderr, "ulp: without a cache, whole sequences for every token: {}\n", obstacle);
   show(o.prompt);
-  write_on(run, *model, saved.vocabulary, tokens, length, Choice(temperature, seed), cache);
+  write_on(trained.run, *trained.model, saved.vocabulary, tokens, length, Choice(temperature, seed),
+           cache);
 }
 
 }  // namespace
@@ -144,11 +142,11 @@ void run_sample(const SampleOptions& o) {
 void add_sample(CLI::App& app) {
   auto o = std::make_shared<SampleOptions>();
   CLI::App* cmd = app.add_subcommand("sample", "Write on from a prompt with a trained model");
-  cmd->add_option("DIR", o->dir, "folder that ulp train wrote for a text")->required();
+  o->trained.add_to(*cmd, "folder that ulp train wrote for a text");
   cmd->add_option("--prompt", o->prompt, "the beginning; it is printed too")->required();
-  cmd->add_option("--length", o->length,
-                  "tokens to write; with the prompt at most the context of the training")
-      ->capture_default_str();
+  add_text(*cmd, "--length", o->length,
+           "tokens to write; with the prompt at most the context of the training (default: 200, or "
+           "what the context leaves)");
   cmd->add_option("--temperature", o->temperature,
                   "0: always the likeliest token; 1: as likely as the model says; above: more even")
       ->capture_default_str();
@@ -158,12 +156,6 @@ void add_sample(CLI::App& app) {
          "on: the model keeps what it has seen; off: whole sequences for every token, with "
          "the same bits in strict math")
       ->capture_default_str();
-  add_text(*cmd, "--threads", o->threads, "CPU threads (default: all cores)");
-  cmd->add_option("--device", o->device, "cpu, cuda or cuda:N")->capture_default_str();
-  add_math(*cmd, o->math);
-  cmd->add_flag("--last", o->last,
-                "the last weights, of a model that was trained with --average: its average is used "
-                "otherwise");
   cmd->callback([o] { run_sample(*o); });
 }
 

@@ -53,6 +53,19 @@ void TextFlags::add_to(CLI::App& app) {
       "all of them)");
 }
 
+void TextFlags::check_gpt_alone(const std::string& model) const {
+  if (model == "gpt" || !nn::is_text_model(model))
+    return;  // those of images are refused with their data
+  for (const auto& [flag, given] : {std::pair{"--heads", heads_.has_value()},
+                                    {"--positions", positions_.has_value()},
+                                    {"--mlp", mlp_.has_value()},
+                                    {"--norm", norm_.has_value()},
+                                    {"--tie", tie_}})
+    if (given)
+      throw UsageError(fmt::format("{} is for --model gpt; {} has --layers, --width and --context",
+                                   flag, model));
+}
+
 void TextFlags::resolve(Experiment& e, bool epochs_given) const {
   using S = nn::SequenceOptions;
   const bool any = layers_ || width_ || heads_ || context_ || positions_ || mlp_ || norm_ ||
@@ -65,6 +78,7 @@ void TextFlags::resolve(Experiment& e, bool epochs_given) const {
                        "--validate-every are for --data text:FILE");
     return;
   }
+  check_gpt_alone(e.model);
   read_size("--layers", layers_, e.sequence.layers);
   read_size("--width", width_, e.sequence.width);
   read_size("--heads", heads_, e.sequence.heads);

@@ -17,6 +17,9 @@ class TextFlags {
   void resolve(Experiment& experiment, bool epochs_given) const;
 
  private:
+  /// Throws for a flag of gpt with another model of texts.
+  void check_gpt_alone(const std::string& model) const;
+
   std::optional<std::string> layers_, width_, heads_, context_, positions_, mlp_, norm_, tokens_,
       validation_, steps_, validate_every_;
   bool tie_ = false;

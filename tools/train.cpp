@@ -40,7 +40,7 @@ struct TrainOptions {
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
-  const CLI::Option* epochs_given = nullptr;
+  const CLI::Option *epochs_given = nullptr, *hidden_given = nullptr;
   bool no_graph = false;
 };
 
@@ -91,6 +91,8 @@ Experiment resolve(TrainOptions& o) {
   o.scaling.resolve(e);
   o.optimizer.check_momentum(e.lr_schedule);
   o.samples.resolve(e);
+  if (o.hidden_given != nullptr && o.hidden_given->count() > 0 && e.model != "mlp")
+    throw UsageError("--hidden is for --model mlp; " + e.model + " has layers of its own");
   o.text.resolve(e, o.epochs_given != nullptr && o.epochs_given->count() > 0);
   return e;
 }
@@ -200,8 +202,8 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
          "one of " + model_list() + "; convolutions and linear layers have the formats below")
       ->capture_default_str();
   o->recipe.add_to(*cmd);
-  cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
-      ->capture_default_str();
+  o->hidden_given = cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
+                        ->capture_default_str();
   o->epochs_given =
       cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
           ->capture_default_str();

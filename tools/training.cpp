@@ -452,9 +452,12 @@ class Training {
                        perplexity_ ? fmt::format(" perplexity {:.4f}", std::exp(s.loss)) : "",
                        s.accuracy);
   }
-  /// The same as a key of metrics.jsonl.
+  /// The same as a key of metrics.jsonl; null where no number holds it, since JSON has no Inf.
   std::string perplexity_key(double loss) const {
-    return perplexity_ ? fmt::format(",\"perplexity\":{:.9g}", std::exp(loss)) : "";
+    if (!perplexity_) return "";
+    const double perplexity = std::exp(loss);
+    return std::isfinite(perplexity) ? fmt::format(",\"perplexity\":{:.9g}", perplexity)
+                                     : ",\"perplexity\":null";
   }
 
   Tested test(const char* what) {

@@ -149,8 +149,11 @@ Text split_text(std::string_view text, const std::string& name, const TextOption
   ULP_CHECK(text.size() <= INT32_MAX, "{}: a text has at most {} bytes, got {}", name, INT32_MAX,
             text.size());
   Text result;
-  result.vocabulary = options.tokens == TokenKind::Bytes ? Vocabulary::bytes()
-                                                         : Vocabulary::characters_of(text, name);
+  if (!options.vocabulary.empty())
+    result.vocabulary = options.vocabulary;
+  else
+    result.vocabulary = options.tokens == TokenKind::Bytes ? Vocabulary::bytes()
+                                                           : Vocabulary::characters_of(text, name);
   ULP_CHECK(result.vocabulary.size() >= 2, "{}: all of its characters are the same", name);
   const std::vector<int32_t> tokens = result.vocabulary.encode(text, name);
   const auto count = static_cast<int64_t>(tokens.size());

@@ -54,6 +54,8 @@ struct TextOptions {
   double validation = 0.1;
   /// Tokens of a window. Both parts must be longer.
   int64_t context = 256;
+  /// Whose numbers the tokens get, that of a trained model for instance; empty: the text's own.
+  Vocabulary vocabulary{};
 };
 
 /// A text cut by position. train and validation: (L), U8 for vocabularies of at most 256 tokens, else I32.
@@ -62,7 +64,8 @@ struct Text {
   Tensor train, validation;
 };
 
-/// Reads a file. Throws ulp::Error, one line, for a file that cannot be read, is not UTF-8, or has too few tokens.
+/// Reads a file. Throws ulp::Error, one line, for a file that cannot be read, is not UTF-8, has too few tokens, or one that the
+/// given vocabulary has not.
 Text load_text(const std::filesystem::path& file, const TextOptions& options);
 /// The same of a text in memory. `name` begins messages.
 Text split_text(std::string_view text, const std::string& name, const TextOptions& options);
