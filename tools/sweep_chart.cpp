@@ -236,6 +236,7 @@ std::string draw_curves(const std::vector<SweepRun>& runs, const std::vector<std
       for (const auto& curve : own)
         out.path(path_of(curve, x, y), "stroke-width=\"0.7\" stroke-opacity=\"0.5\"");
     out.path(path_of(mean, x, y), "stroke-width=\"1.8\"");
+    out.path(circle(x.at(static_cast<double>(mean.size())), y.at(mean.back()), 2), "");
     out.close_group();
     const double height = std::clamp(y.at(mean.back()), kTop, kBottom);
     labels.push_back({i, x.at(static_cast<double>(mean.size())), height, height});
