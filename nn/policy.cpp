@@ -84,6 +84,7 @@ class Matching {
     std::vector<const Layer*> matched;
     for (const Layer& layer : layers_)
       if (of_path(layer) && of_type(layer) && of_position(layer)) matched.push_back(&layer);
+    if (matched.empty() && rule_.optional) return {};
     if (matched.empty()) explain_nothing();
     if (rule_.each_type) check_types();
     check_use(matched);
@@ -354,7 +355,7 @@ bool Rule::operator==(const Rule& o) const {
   return types == o.types && path == o.path && position == o.position &&
          from_epoch == o.from_epoch && to_epoch == o.to_epoch && forward == o.forward &&
          backward == o.backward && roles == o.roles && forward_acc == o.forward_acc &&
-         dx_acc == o.dx_acc && dw_acc == o.dw_acc;
+         dx_acc == o.dx_acc && dw_acc == o.dw_acc && optional == o.optional;
 }
 
 void apply(const Policy& policy, const std::vector<Layer>& layers, int64_t epoch) {

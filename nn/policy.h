@@ -45,7 +45,7 @@ std::vector<Layer> layers_of(Module& model, OpFormats& loss);
 enum class Position : uint8_t { Any, First, Last };
 
 /// Formats for some layers. All conditions must hold; without any the rule is for every layer. A format goes to those
-/// matched layers that use its role, and one of them at least must.
+/// matched layers that use its role, and one of them at least must. An optional rule may match nothing.
 struct Rule {
   static constexpr int64_t kNoEnd = std::numeric_limits<int64_t>::max();
 
@@ -60,6 +60,7 @@ struct Rule {
   std::optional<Accumulator> forward_acc{}, dx_acc{}, dw_acc{};  // of layers with a product
 
   std::string origin{};    // begins messages: "policy.json, line 3"; "" is "rule N"
+  bool optional = false;   // for models that may lack such layers: then it does nothing
   bool each_type = false;  // every one of `types` must match a layer, as in files of people
 
   std::optional<Quantizer>& role(std::string_view name);
@@ -75,8 +76,8 @@ struct Policy {
 
 /// Sets the formats of every layer to what the policy says for an epoch (from 1). Roles that no rule sets get fp32: the
 /// result depends on nothing else. After a change a recorded step (StepGraph) must be reset.
-/// Throws ulp::Error, with the rule's origin and near names, before it changes anything, if a rule or one of its types matches
-/// no layer in whatever epoch, sets what no matched layer uses, or holds what its role cannot take, or if a layer would get in
+/// Throws ulp::Error, with the rule's origin and near names, before it changes anything, if a rule that is not optional, or one
+/// of its types, matches no layer in whatever epoch, sets what no matched layer uses, or holds what its role cannot take, or if a layer would get in
 /// this epoch what its op refuses.
 void apply(const Policy& policy, const std::vector<Layer>& layers, int64_t epoch);
 void apply(const Policy& policy, Module& model, int64_t epoch = 1);

@@ -129,6 +129,8 @@ bool is_fused(const Optimizer::State& s) {
 Optimizer::State state_of(const OptimizerOptions& options, Parameter* p) {
   Optimizer::State state{p, options, 1, {}};
   state.options.groups.clear();
+  if (p->value.numel() < options.moments_from)
+    state.options.moment1 = state.options.moment2 = Quantizer{};
   for (const ParameterGroup& group : options.groups)
     if (matches(group.pattern, p->path)) apply(group, state.options, state.lr_factor);
   return state;

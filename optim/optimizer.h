@@ -49,8 +49,10 @@ struct OptimizerOptions {
   std::optional<Quantizer>
       accumulator{};  // the master copy; none: the stored weight is the only copy
   Quantizer grad{};
-  Quantizer moment1{};                   // momentum; adam's mean, lion's
-  Quantizer moment2{};                   // adam's mean square
+  Quantizer moment1{};  // momentum; adam's mean, lion's
+  Quantizer moment2{};  // adam's mean square
+  int64_t moments_from =
+      0;  // parameters of fewer elements keep moments in fp32, unless a group says otherwise
   Quantizer compensation{};              // kahan
   std::vector<ParameterGroup> groups{};  // later ones win
 

@@ -93,6 +93,16 @@ TEST_SUITE("sweep") {
     CHECK(svg.starts_with("<"));
     for (const char* words : {"</svg>", "e4m3/e5m2:sr", "bfp8", "mixed.json", "test accuracy"})
       CHECK(has(svg, words));
+    for (const Json& run : file.at("runs")) {
+      REQUIRE(run.at("curve").size() == 2);
+      CHECK(std::abs(run.at("curve")[1].get<double>() - run.at("loss").get<double>()) < 1e-6);
+      CHECK(run.at("curve")[0] > run.at("curve")[1]);  // it learns
+    }
+    const std::string curves = slurp(out + "/curves.svg");
+    for (const char* words : {"</svg>", "e4m3/e5m2:sr", "mixed.json", "epochs", "loss on held-out"})
+      CHECK(has(curves, words));
+    CHECK(count(curves, "stroke-width=\"1.8\"") == 4);  // the means
+    CHECK(count(curves, "stroke-width=\"0.7\"") == 8);  // two seeds each
   }
 
   TEST_CASE("a sweep that was stopped goes on, and what is done is not repeated") {

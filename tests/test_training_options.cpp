@@ -227,7 +227,7 @@ TEST_SUITE("training_options") {
           {"--lr-schedule step:0.1@2.5", {"--lr-schedule", "'2.5'"}},
           {"--lr-schedule onecycle@0.9", {"--lr-schedule", "the momenta are two"}},
           {"--lr-schedule onecycle@0.9,0.8 --momentum-coef 0", {"--momentum-coef above 0"}},
-          {"--average mean", {"--average takes swa or ema, got 'mean'"}},
+          {"--average mean", {"--average takes none, swa or ema, got 'mean'"}},
           {"--average-format bf16", {"--average-format needs --average"}},
           {"--average swa --ema-decay 0.5", {"--ema-decay needs --average ema"}},
           {"--average ema --ema-decay 1", {"--ema-decay"}},

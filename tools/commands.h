@@ -15,6 +15,8 @@ void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_sample(CLI::App& app);
 void add_sweep(CLI::App& app);
+void add_recipes(CLI::App& app);
+void add_experiment(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_bench_quantize(CLI::App& bench);    // below add_bench
 void add_bench_step(CLI::App& bench);        // the same

@@ -293,6 +293,7 @@ Json parse_config(const fs::path& file) {
 
 Experiment Experiment::baseline() const {
   Experiment plain = *this;
+  plain.recipe.reset();
   plain.policy = {};
   plain.scaling = {};
   plain.scaling.clip_norm = scaling.clip_norm;
@@ -428,6 +429,11 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   line("training",
        fmt::format("{}, seed {}, {}", length_text(e, data.is_text()), e.seed, to_string(e.device)));
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
+  if (e.recipe) {
+    line("recipe", fmt::format("{}: {}", e.recipe->name, e.recipe->source));
+    if (!e.recipe->flags.empty()) line("", "its options: " + e.recipe->flags);
+    for (const std::string& one : e.recipe->replaced) line("", "not taken from it: " + one);
+  }
   line("optimizer", describe_rule(e.optimizer, e.lr_schedule));
   line("scaling", scaling_text(e));
   if (e.average)

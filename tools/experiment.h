@@ -28,6 +28,12 @@ struct Averaging {
   optim::Moment start, every;
 };
 
+/// A published method as it was asked for: its settings are in the experiment already.
+struct RecipeUse {
+  std::string name, source, flags;    // flags: those of it that hold
+  std::vector<std::string> replaced;  // "--lr-schedule swalp": given otherwise, or of no use
+};
+
 /// Everything that decides a training run. What it prints and what config.json holds is this, resolved.
 struct Experiment {
   std::string data = "digits";
@@ -43,6 +49,7 @@ struct Experiment {
   Device device{};
   Math math = Math::Strict;
   StepGraph::Use graph = StepGraph::Use::Auto;
+  std::optional<RecipeUse> recipe;       // for people; what it stands for is in the rest
   nn::Policy policy;                     // which formats go where
   optim::OptimizerOptions optimizer;     // its lr is the schedule's base
   std::string lr_schedule = "constant";  // as ScheduleSpec::text writes it

@@ -34,7 +34,7 @@ void FormatOptions::add_to(CLI::App& app) {
   const std::string unlisted;
   add_text(app, "--policy", policy_,
            "FILE.json with rules: which layers get which formats, in which epochs; the flags below "
-           "win over it")
+           "win over it; in place of the --recipe's rules where both are given")
       ->group(group);
   add_text(app, "--forward", forward_,
            both ? "sets input, weight, weight_dx and input_dw of every layer with a product"
@@ -63,7 +63,7 @@ std::optional<Quantizer> FormatOptions::read(
   return q;
 }
 
-nn::Policy FormatOptions::policy() const {
+nn::Policy FormatOptions::policy(nn::Policy policy) const {
   nn::Rule products, interior;
   products.types = {nn::LayerType::Conv, nn::LayerType::Linear, nn::LayerType::Attention,
                     nn::LayerType::Recurrent};
@@ -81,7 +81,6 @@ nn::Policy FormatOptions::policy() const {
     of_products = of_products || (q && !is_interior);
   }
   if (policy_ && policy_->empty()) throw UsageError("--policy takes a file, got nothing");
-  nn::Policy policy;
   if (policy_) policy = nn::load_policy(*policy_);
   if (of_products) policy.rules.push_back(products);
   if (interior.role("interior")) policy.rules.push_back(interior);

@@ -22,9 +22,11 @@ class FormatOptions {
   explicit FormatOptions(Passes passes) : passes_(passes) {}
 
   void add_to(CLI::App& app);
-  /// The rules of the file, then those of the flags: one for the layers with a product, one for the interior of all layers.
+  /// The rules of the file, without one those of `preset`, then those of the flags: one for the layers with a product, one for
+  /// the interior of all layers.
   /// Throws UsageError naming the flag, also for a role of a backward pass that there is not; then ulp::Error for the file.
-  nn::Policy policy() const;
+  nn::Policy policy(nn::Policy preset = {}) const;
+  bool has_file() const { return policy_.has_value(); }
 
  private:
   std::optional<Quantizer> read(const std::string& flag, const std::optional<std::string>& text,

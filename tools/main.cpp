@@ -150,6 +150,8 @@ int main(int argc, char** argv) {
   ulp::tools::add_eval(app);
   ulp::tools::add_sample(app);
   ulp::tools::add_sweep(app);
+  ulp::tools::add_recipes(app);
+  ulp::tools::add_experiment(app);
   ulp::tools::add_bench(app);
   ulp::tools::add_formats(app);
   ulp::tools::add_explain(app);

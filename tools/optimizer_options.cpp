@@ -191,14 +191,17 @@ void OptimizerFlags::add_to(CLI::App& app) {
   group = "Formats of what the optimizer keeps (-gN: groups along all elements)";
   add_with_default("--weights", weights_, "the stored weight");
   add("--accumulator", accumulator_,
-      "the master copy; fp32 is a full master (default: none, the stored weight is the "
-      "only copy)");
+      "the master copy; fp32 is a full master, none that there is none: the stored weight is the "
+      "only copy (default: none)");
   add_with_default("--grads", grads_, "the gradient the optimizer reads");
   add("--moment1", moment1_,
       "the stored momentum, or first moment (default: fp32; 8-bit: dynamic8-g256-scalef32)");
   add("--momentum-format", momentum_format_, "the same, for sgd");
   add("--moment2", moment2_,
       "adam, adamw: the stored second moment (default: fp32; 8-bit: dynamic8u-g256-scalef32)");
+  add("--moments-from", moments_from_,
+      "parameters of fewer elements keep their moments in fp32, unless a --param-group says "
+      "otherwise (default: 0)");
   add("--compensation", compensation_, "kahan: what is still to be added (default: fp32)");
 }
 
@@ -240,7 +243,8 @@ void OptimizerFlags::set_rates(OptimizerOptions& o) const {
 void OptimizerFlags::set_formats(OptimizerOptions& o) const {
   const std::string name = to_string(o.algorithm);
   o.weight = state_format("--weights", weights_, "--weight-decay");
-  if (accumulator_) o.accumulator = state_format("--accumulator", *accumulator_);
+  if (accumulator_ && *accumulator_ != "none")
+    o.accumulator = state_format("--accumulator", *accumulator_);
   o.grad = state_format("--grads", grads_, "--grad-scaling");
   if (momentum_format_ && moment1_)
     throw UsageError("--momentum-format is another name of --moment1; give one of them");
@@ -253,6 +257,8 @@ void OptimizerFlags::set_formats(OptimizerOptions& o) const {
     throw UsageError(std::string(flag) + " needs a --momentum-coef above 0");
   if (!is_adam(o)) refuse(moment2_, "--moment2", "is for adam and adamw, not for " + name);
   if (moment2_) o.moment2 = state_format("--moment2", *moment2_);
+  if (moments_from_)
+    o.moments_from = integer_value<int64_t>("--moments-from", *moments_from_, 0, INT64_MAX);
   if (o.update == Update::Plain) refuse(compensation_, "--compensation", "needs --update kahan");
   if (compensation_) o.compensation = signed_format("--compensation", *compensation_);
   const Quantizer& kept = o.accumulator ? *o.accumulator : o.weight;
@@ -260,6 +266,16 @@ void OptimizerFlags::set_formats(OptimizerOptions& o) const {
     throw UsageError("--update kahan needs " +
                      std::string(o.accumulator ? "an --accumulator" : "--weights") +
                      " without blocks, got " + to_string(kept));
+}
+
+bool OptimizerFlags::takes(const std::string& flag) const {
+  const bool sgd = optimizer_ == "sgd", adam = optimizer_.starts_with("adam");
+  if (flag == "--moment1")
+    return !momentum_format_ &&
+           (!sgd || text::number_from_to<double>(momentum_coef_.value_or("0.9"), 0, 1) != 0.0);
+  if (flag == "--moment2" || flag == "--eps") return adam;
+  if (flag == "--compensation") return update_ == "kahan";
+  return true;
 }
 
 OptimizerOptions OptimizerFlags::resolve() const {
@@ -314,6 +330,7 @@ nlohmann::ordered_json to_json(const OptimizerOptions& o) {
           {"grads", to_string(o.grad)},
           {"moment1", to_string(o.moment1)},
           {"moment2", to_string(o.moment2)},
+          {"moments_from", o.moments_from},
           {"compensation", to_string(o.compensation)},
           {"groups", groups}};
 }
@@ -342,6 +359,9 @@ std::vector<std::string> describe_states(const OptimizerOptions& o) {
     lines.push_back(
         storage_text(o.algorithm == Algorithm::Sgd ? "momentum" : "moment1", o.moment1, true));
   if (is_adam(o)) lines.push_back(storage_text("moment2", o.moment2, true));
+  if (o.moments_from > 0)
+    lines.push_back(
+        fmt::format("moments of parameters with fewer than {} elements fp32", o.moments_from));
   if (o.update == Update::Kahan)
     lines.push_back(storage_text("compensation", o.compensation, true));
   for (const ParameterGroup& group : o.groups) lines.push_back(group_text(group));

@@ -14,6 +14,8 @@ namespace ulp::tools {
 class OptimizerFlags {
  public:
   void add_to(CLI::App& app);
+  /// False for a flag that the algorithm chosen has no use for. Another name of a flag that was given counts as that flag.
+  bool takes(const std::string& flag) const;
   /// grad_scaling apart. Throws UsageError naming the flag.
   optim::OptimizerOptions resolve() const;
   /// Throws UsageError if another momentum was given than the one that the schedule begins with.
@@ -26,7 +28,7 @@ class OptimizerFlags {
   std::string optimizer_ = "sgd", weight_decay_ = "0", weights_ = "fp32", grads_ = "fp32",
               update_ = "plain";
   std::optional<std::string> lr_, momentum_coef_, beta1_, beta2_, eps_, weight_decay_mode_,
-      accumulator_, momentum_format_, moment1_, moment2_, compensation_;
+      accumulator_, momentum_format_, moment1_, moment2_, compensation_, moments_from_;
   std::vector<std::string> groups_;
   bool nesterov_ = false;
 };

@@ -78,7 +78,7 @@ void ScalingOptions::add_to(CLI::App& app) {
   add_text(
       app, "--average", average_,
       "swa: the mean of the weights after every epoch of the last quarter; ema: an exponential "
-      "mean after every step (default: none)")
+      "mean after every step; none (the default)")
       ->group(averages);
   add_text(
       app, "--average-format", average_format_,
@@ -164,6 +164,7 @@ void ScalingOptions::check_dynamic(const optim::GradScalerOptions& s) const {
 }
 
 std::optional<Averaging> ScalingOptions::resolve_average() const {
+  if (average_ == "none") return {};
   for (const auto& [flag, given] : {std::pair("--average-format", &average_format_),
                                     {"--average-start", &average_start_},
                                     {"--average-every", &average_every_}})
@@ -172,7 +173,7 @@ std::optional<Averaging> ScalingOptions::resolve_average() const {
   check_needs("--ema-decay", decay_, ema, "--average ema");
   if (!average_) return {};
   if (!ema && average_ != "swa")
-    throw UsageError("--average takes swa or ema, got '" + *average_ + "'");
+    throw UsageError("--average takes none, swa or ema, got '" + *average_ + "'");
   Averaging a;
   a.options.kind = ema ? optim::AverageOptions::Kind::Ema : optim::AverageOptions::Kind::Swa;
   if (average_format_) {

@@ -1,7 +1,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -12,12 +11,11 @@
 #include "nn/data/atomic_file.h"
 #include "nn/data/policy_file.h"
 #include "tools/commands.h"
-#include "tools/folder_lock.h"
-#include "tools/format_bits.h"
 #include "tools/format_options.h"
 #include "tools/preflight.h"
 #include "tools/progress.h"
 #include "tools/sweep_results.h"
+#include "tools/sweep_runs.h"
 #include "tools/train_options.h"
 #include "tools/training.h"
 
@@ -134,7 +132,7 @@ void check_flags(const Item& item, const nn::Policy& flags) {
                      "' of --formats sets that itself; leave one of them out");
   };
   for (const nn::Rule& rule : flags.rules) {
-    if (rule.each_type) continue;  // of the file of --policy
+    if (rule.each_type || rule.optional) continue;  // of the file of --policy
     if (rule.forward && any_of({"input", "weight", "weight_dx", "input_dw"})) refuse("--forward");
     if (rule.backward && any_of({"grad_output_dx", "grad_output_dw"})) refuse("--backward");
     for (size_t i = 0; i < kRoles.size(); ++i)
@@ -145,6 +143,7 @@ void check_flags(const Item& item, const nn::Policy& flags) {
 /// The list, with the reference in front. Policies of the same file name are told apart by their paths.
 std::vector<Item> read_items(const SweepOptions& o) {
   const nn::Policy all = o.formats.policy();
+  const nn::Policy first = o.formats.has_file() ? nn::Policy{} : recipe_policy(*o.training);
   std::vector<Item> items{{kReference, kReference, {}, true}};
   std::set<std::string> names, folders, files;
   std::map<std::string, int> same_name;
@@ -162,6 +161,7 @@ std::vector<Item> read_items(const SweepOptions& o) {
     if (!folders.insert(item.folder).second)
       throw UsageError("--formats: two entries would have the folder " + item.folder);
     check_flags(item, all);
+    item.policy.rules.insert(item.policy.rules.begin(), first.rules.begin(), first.rules.end());
     item.policy.rules.insert(item.policy.rules.end(), all.rules.begin(), all.rules.end());
     items.push_back(item);
   }
@@ -186,52 +186,7 @@ Experiment experiment_of(const Experiment& common, const Item& item, uint64_t se
   return e;
 }
 
-/// The mean over the operands of all products in the last epoch.
-double bits_of(const Experiment& e, const nn::Dataset& data) {
-  const auto model = make_model(e, data);
-  OpFormats loss;
-  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
-  nn::apply(e.policy, layers, e.epochs);
-  double sum = 0;
-  int count = 0;
-  for (const nn::Layer& layer : layers) {
-    if (!nn::has_product(layer.type)) continue;
-    for (const auto role :
-         {&OpFormats::input, &OpFormats::weight, &OpFormats::grad_output_dx, &OpFormats::weight_dx,
-          &OpFormats::grad_output_dw, &OpFormats::input_dw}) {
-      const Quantizer& q = layer.formats->*role;
-      sum += bits_per_element(q).value_or(element_bits(q.format));
-      ++count;
-    }
-  }
-  return count == 0 ? 32 : sum / count;
-}
-
-/// Trains one.
-SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, const fs::path& dir,
-                 Checkpointing checkpointing) {
-  const auto start = std::chrono::steady_clock::now();
-  checkpointing.resume = checkpointing.resume || checkpointing.every > 0;
-  make_folder(dir);
-  const FolderLock lock(dir);
-  try {
-    const Quiet quiet;
-    const nn::Score score = train(e, data, dir, "sweep", checkpointing);
-    run.accuracy = score.accuracy;
-    run.loss = score.loss;
-  } catch (const Diverged& error) {
-    run.problem = error.what();
-  }
-  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return run;
-}
-
-std::string line_of(const SweepRun& run) {
-  if (!run.problem.empty()) return "diverged: " + run.problem;
-  return fmt::format("test loss {:.4f} accuracy {:.4f}", run.loss, run.accuracy);
-}
-
-void run_sweep(const SweepOptions& o) {
+void run_sweep(SweepOptions& o) {
   Experiment common = resolve(*o.training);
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
   if (o.json && o.markdown) throw UsageError("--json and --markdown: give one of them");
@@ -246,54 +201,30 @@ void run_sweep(const SweepOptions& o) {
   stream_of(common.device);  // throws if there is no such device
 
   std::vector<std::string> names;
-  std::vector<std::pair<SweepRun, Experiment>> wanted;
+  std::vector<PlannedRun> planned;
   for (const Item& item : items) {
     names.push_back(item.name);
     preflight(experiment_of(common, item, seeds[0]), data);
-    for (const uint64_t seed : seeds) {
-      const Experiment e = experiment_of(common, item, seed);
-      SweepRun run;
-      run.formats = item.name;
-      run.seed = seed;
-      run.bits = bits_of(e, data);
-      run.config = config_text(e, data);
-      run.data = fingerprint(data);
-      wanted.emplace_back(run, e);
-    }
+    for (const uint64_t seed : seeds)
+      planned.push_back(plan(item.name, item.folder, experiment_of(common, item, seed), data));
   }
   const fs::path dir = o.out;
-  make_folder(dir);
-  const FolderLock lock(dir);
-  SweepResults results(dir / "sweep.json");
-  for (const auto& [run, e] : wanted) results.find(run);  // what was run otherwise is told first
-
-  std::vector<SweepRun> runs;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const auto& [run, e] = wanted[i];
-    const SweepRun* before = results.find(run);
-    if (before != nullptr) {
-      runs.push_back(*before);
-    } else {
-      const std::string folder = fmt::format("{}-seed{}", items[i / seeds.size()].folder, run.seed);
-      runs.push_back(trained(run, e, data, dir / folder, checkpointing));
-      results.add(runs.back());
-    }
-    fmt::print(log, "{}/{}  {} seed {}: {}{}\n", i + 1, wanted.size(), run.formats, run.seed,
-               line_of(runs.back()), before == nullptr ? "" : " (done before)");
-    std::fflush(log);
-  }
+  const std::vector<SweepRun> runs = train_all(planned, data, dir, checkpointing, log);
   const std::vector<SweepRow> rows = rows_of(runs, names);
-  const fs::path picture = dir / "sweep.svg";
-  nn::write_file_atomically(
-      picture, draw_sweep(rows, fmt::format("{} on {}, {} epoch{}", common.model, data.name,
-                                            common.epochs, common.epochs == 1 ? "" : "s")));
+  const fs::path picture = dir / "sweep.svg", curves = dir / "curves.svg";
+  const std::string title =
+      fmt::format("{} on {}, {} epoch{}{}", common.model, data.name, common.epochs,
+                  common.epochs == 1 ? "" : "s",
+                  common.epoch_steps == 0 ? "" : fmt::format(" of {} steps", common.epoch_steps));
+  nn::write_file_atomically(picture, draw_sweep(rows, title, kAccuracyOverBits));
+  nn::write_file_atomically(curves, draw_curves(runs, names, title));
   if (o.json)
     fmt::print("{}", table_json(rows));
   else if (o.markdown)
-    fmt::print("{}", table_markdown(rows));
+    fmt::print("{}", table_markdown(rows, {}));
   else
-    fmt::print("\n{}\nresults {}\npicture {}\n", table_text(rows), (dir / "sweep.json").string(),
-               picture.string());
+    fmt::print("\n{}\nresults {}\npictures {}, {}\n", table_text(rows, {}),
+               (dir / "sweep.json").string(), picture.string(), curves.string());
 }
 
 }  // namespace
@@ -301,7 +232,7 @@ void run_sweep(const SweepOptions& o) {
 void add_sweep(CLI::App& app) {
   auto o = std::make_shared<SweepOptions>();
   CLI::App* cmd = app.add_subcommand(
-      "sweep", "Train under a list of formats and seeds: one table, one picture");
+      "sweep", "Train under a list of formats and seeds: one table, two pictures");
   cmd->add_option(
          "--formats", o->list,
          "entries FORWARD/BACKWARD, FORMAT for both passes, or POLICY.json, with commas between: "
@@ -309,7 +240,8 @@ void add_sweep(CLI::App& app) {
       ->required();
   cmd->add_option("--seeds", o->seeds, "every entry is trained with each")->capture_default_str();
   cmd->add_option("--out", o->out,
-                  "folder for sweep.json, sweep.svg and a folder a run; what is done there is not "
+                  "folder for sweep.json, sweep.svg, curves.svg and a folder a run; what is done "
+                  "there is not "
                   "repeated")
       ->capture_default_str();
   cmd->add_flag("--json", o->json, "print the table as a JSON array of rows");

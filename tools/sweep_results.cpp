@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "core/error.h"
 #include "nn/data/atomic_file.h"
@@ -26,6 +27,7 @@ Json to_json(const SweepRun& run) {
     json["diverged"] = run.problem;
   }
   json["seconds"] = run.seconds;
+  json["curve"] = run.curve;
   json["data"] = run.data;
   json["config"] = Json::parse(run.config);
   return json;
@@ -43,6 +45,7 @@ SweepRun run_of(const Json& json) {
     run.loss = json.at("loss").get<double>();
   }
   run.seconds = json.at("seconds").get<double>();
+  run.curve = json.value("curve", std::vector<double>{});  // older files have none
   run.data = json.at("data").get<std::string>();
   run.config = json.at("config").dump(2) + "\n";
   return run;
@@ -91,18 +94,27 @@ std::string spread_text(const std::optional<Spread>& spread, int decimals, bool 
   return text;
 }
 
-constexpr std::array<const char*, 6> kHeads = {"formats", "bits", "accuracy %",
-                                               "to fp32", "loss", "runs"};
-using Cells = std::array<std::string, kHeads.size()>;
+using Cells = std::array<std::string, 6>;
 
-Cells cells_of(const SweepRow& row) {
+Cells heads_of(const TableStyle& style) {
+  const std::string to = "to " + style.reference;
+  if (style.by_loss) return {style.rows, "bits", "loss", to, "accuracy %", "runs"};
+  return {style.rows, "bits", "accuracy %", to, "loss", "runs"};
+}
+
+Cells cells_of(const SweepRow& row, const TableStyle& style) {
+  const std::string accuracy = spread_text(row.accuracy, 2, false),
+                    loss = spread_text(row.loss, 4, false);
   const int64_t good = row.runs - row.diverged;
+  const bool all_diverged = good == 0 && row.diverged > 0;
   return {row.formats,
           fmt::format("{:.4g}", row.bits),
-          row.accuracy ? spread_text(row.accuracy, 2, false)
-                       : std::string(row.diverged > 0 ? "diverged" : "–"),
-          spread_text(row.difference, 2, true),
-          spread_text(row.loss, 4, false),
+          all_diverged    ? "diverged"
+          : style.by_loss ? loss
+                          : accuracy,
+          style.by_loss ? spread_text(row.loss_difference, 4, true)
+                        : spread_text(row.difference, 2, true),
+          style.by_loss ? accuracy : loss,
           row.diverged == 0 ? std::to_string(row.runs)
                             : fmt::format("{}, {} diverged", good, row.diverged)};
 }
@@ -169,47 +181,47 @@ std::optional<Spread> spread_of(const std::vector<double>& values) {
 
 std::vector<SweepRow> rows_of(const std::vector<SweepRun>& runs,
                               const std::vector<std::string>& formats) {
-  std::map<uint64_t, double> reference;
+  std::map<uint64_t, const SweepRun*> reference;
   for (const SweepRun& run : runs)
-    if (run.formats == formats[0] && run.problem.empty()) reference[run.seed] = run.accuracy;
+    if (run.formats == formats[0] && run.problem.empty()) reference[run.seed] = &run;
   std::vector<SweepRow> rows;
   for (const std::string& name : formats) {
     SweepRow row;
     row.formats = name;
-    std::vector<double> losses, differences;
+    std::vector<double> differences, loss_differences;
     for (const SweepRun& run : runs) {
       if (run.formats != name) continue;
-      row.bits = run.bits;
+      row.x = row.bits = run.bits;
       ++row.runs;
       if (!run.problem.empty()) {
         ++row.diverged;
         continue;
       }
       row.accuracies.push_back(100 * run.accuracy);
-      losses.push_back(run.loss);
-      if (name != formats[0] && reference.contains(run.seed))
-        differences.push_back(100 * (run.accuracy - reference.at(run.seed)));
+      row.losses.push_back(run.loss);
+      if (name == formats[0] || !reference.contains(run.seed)) continue;
+      differences.push_back(100 * (run.accuracy - reference.at(run.seed)->accuracy));
+      loss_differences.push_back(run.loss - reference.at(run.seed)->loss);
     }
     row.accuracy = spread_of(row.accuracies);
-    row.loss = spread_of(losses);
+    row.loss = spread_of(row.losses);
     row.difference = spread_of(differences);
+    row.loss_difference = spread_of(loss_differences);
     rows.push_back(row);
   }
   return rows;
 }
 
-std::string table_text(const std::vector<SweepRow>& rows) {
-  std::array<size_t, kHeads.size()> widths{};
-  std::vector<Cells> lines;
-  lines.emplace_back();
-  for (size_t i = 0; i < kHeads.size(); ++i) lines[0][i] = kHeads[i];
-  for (const SweepRow& row : rows) lines.push_back(cells_of(row));
+std::string table_text(const std::vector<SweepRow>& rows, const TableStyle& style) {
+  std::vector<Cells> lines{heads_of(style)};
+  for (const SweepRow& row : rows) lines.push_back(cells_of(row, style));
+  std::array<size_t, std::tuple_size_v<Cells>> widths{};
   for (const Cells& cells : lines)
-    for (size_t i = 0; i < kHeads.size(); ++i) widths[i] = std::max(widths[i], width_of(cells[i]));
+    for (size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], width_of(cells[i]));
   std::string text;
   for (const Cells& cells : lines) {
     std::string line;
-    for (size_t i = 0; i < kHeads.size(); ++i)
+    for (size_t i = 0; i < cells.size(); ++i)
       line += cells[i] + std::string(widths[i] - width_of(cells[i]) + 2, ' ');
     line.erase(line.find_last_not_of(' ') + 1);
     text += line + "\n";
@@ -217,18 +229,16 @@ std::string table_text(const std::vector<SweepRow>& rows) {
   return text;
 }
 
-std::string table_markdown(const std::vector<SweepRow>& rows) {
-  std::string text = "|", rule = "|";
-  for (const char* head : kHeads) {
-    text += fmt::format(" {} |", head);
-    rule += "---|";
-  }
-  text += "\n" + rule + "\n";
-  for (const SweepRow& row : rows) {
-    text += "|";
-    for (const std::string& cell : cells_of(row)) text += fmt::format(" {} |", cell);
-    text += "\n";
-  }
+std::string table_markdown(const std::vector<SweepRow>& rows, const TableStyle& style) {
+  const auto line_of = [](const Cells& cells) {
+    std::string line = "|";
+    for (const std::string& cell : cells) line += fmt::format(" {} |", cell);
+    return line + "\n";
+  };
+  std::string text = line_of(heads_of(style)) + "|";
+  for (size_t i = 0; i < std::tuple_size_v<Cells>; ++i) text += "---|";
+  text += "\n";
+  for (const SweepRow& row : rows) text += line_of(cells_of(row, style));
   return text;
 }
 
@@ -242,6 +252,7 @@ std::string table_json(const std::vector<SweepRow>& rows) {
     add_number(json, "accuracy", row.accuracy);
     add_number(json, "difference", row.difference);
     add_number(json, "loss", row.loss);
+    add_number(json, "loss_difference", row.loss_difference);
     all.push_back(json);
   }
   return all.dump(2) + "\n";

@@ -17,6 +17,7 @@ struct SweepRun {
       data;  // texts that tell what was run: config.json, and the fingerprint of the samples
   std::string problem{};  // not empty: it diverged, and how
   double accuracy = 0, loss = 0, seconds = 0;
+  std::vector<double> curve{};  // the loss on held-out samples after each epoch
 };
 
 /// The runs of a sweep that are done, in a file that is written whole after each.
@@ -48,19 +49,39 @@ struct SweepRow {
   std::string formats;
   double bits = 0;
   int64_t runs = 0, diverged = 0;
-  std::vector<double> accuracies{};
+  std::vector<double> accuracies{}, losses{};
   std::optional<Spread> accuracy{}, loss{};
-  std::optional<Spread> difference{};  // of accuracy to fp32 with the same seed, in points
+  std::optional<Spread> difference{};  // of accuracy to the first row with the same seed, in points
+  std::optional<Spread> loss_difference{};  // the same of the loss
+  double x = 0;                             // where a picture has it; rows_of takes the bits
+  std::string series{};                     // rows of one are joined in a picture; empty: none
 };
+
+/// What a table calls its rows and their reference, and which of the two results it compares.
+struct TableStyle {
+  std::string rows = "formats", reference = "fp32";
+  bool by_loss = false;
+};
+/// What a picture shows.
+struct ChartStyle {
+  const char* x_title;
+  bool by_loss = false;
+};
+inline constexpr ChartStyle kAccuracyOverBits{"bits of an operand, mean over all products"};
 /// A row for each of `formats`, whose first one is the reference.
 std::vector<SweepRow> rows_of(const std::vector<SweepRun>& runs,
                               const std::vector<std::string>& formats);
 
-std::string table_text(const std::vector<SweepRow>& rows);
-std::string table_markdown(const std::vector<SweepRow>& rows);
+std::string table_text(const std::vector<SweepRow>& rows, const TableStyle& style);
+std::string table_markdown(const std::vector<SweepRow>& rows, const TableStyle& style);
 std::string table_json(const std::vector<SweepRow>& rows);
 
-/// Accuracy against bits, an SVG document.
-std::string draw_sweep(const std::vector<SweepRow>& rows, const std::string& title);
+/// Accuracy or loss against x on a logarithmic scale, an SVG document.
+std::string draw_sweep(const std::vector<SweepRow>& rows, const std::string& title,
+                       const ChartStyle& style);
+/// Loss on held-out samples against epochs, an SVG document: for each of `formats` the mean over the seeds that came so far,
+/// and thinly every seed. Losses much above those after the first quarter of the epochs are outside of the picture.
+std::string draw_curves(const std::vector<SweepRun>& runs, const std::vector<std::string>& formats,
+                        const std::string& title);
 
 }  // namespace ulp::tools

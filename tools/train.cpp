@@ -21,6 +21,7 @@
 #include "tools/policy_text.h"
 #include "tools/preflight.h"
 #include "tools/progress.h"
+#include "tools/recipe_option.h"
 #include "tools/scaling_options.h"
 #include "tools/text_options.h"
 #include "tools/train_options.h"
@@ -35,6 +36,7 @@ struct TrainOptions {
   OptimizerFlags optimizer;
   DataOptions samples;
   TextFlags text;
+  RecipeOption recipe;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
@@ -71,7 +73,8 @@ std::vector<int64_t> parse_hidden(const std::string& text) {
 
 }  // namespace
 
-Experiment resolve(const TrainOptions& o) {
+Experiment resolve(TrainOptions& o) {
+  o.experiment.recipe = o.recipe.apply(o.optimizer);
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
   e.epochs = integer_value<int64_t>("--epochs", o.epochs, 1, 1000000);
@@ -94,29 +97,35 @@ Experiment resolve(const TrainOptions& o) {
   return e;
 }
 
+nn::Policy recipe_policy(const TrainOptions& o) { return o.recipe.policy(); }
+
 Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.resolve(); }
 
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
   if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
   nn::Dataset data = load_data(e);
+  fit(o, e, data);
+  return data;
+}
+
+void fit(const TrainOptions& o, Experiment& e, const nn::Dataset& data) {
   e.data = nn::lasting_dataset_name(e.data);
   o.samples.fit(e, data);
-  if (data.is_text() && e.epoch_steps > 0) return data;  // steps draw as many windows as they want
+  if (data.is_text() && e.epoch_steps > 0) return;  // steps draw as many windows as they want
   const int64_t samples = data.is_text() ? (data.train.images.numel() - 1) / e.sequence.context
                                          : data.train.labels.numel();
   if (e.batch_size > samples)
     say(fmt::format("--batch-size {}: there are {} training samples, which make one batch\n",
                     e.batch_size, samples));
   e.batch_size = std::min(e.batch_size, samples);
-  return data;
 }
 
 namespace {
 
-void run_train(const TrainCommand& o) {
+void run_train(TrainCommand& o) {
   Experiment e = resolve(*o.options);
   if (o.out.empty()) throw UsageError("--out takes a folder, got nothing");
-  e.policy = o.formats.policy();
+  e.policy = o.formats.policy(recipe_policy(*o.options));
   const Checkpointing checkpointing = checkpointing_of(*o.options);
   const nn::Dataset data = prepare(*o.options, e);
   if (o.explain) return say(explain_training(e, data));
@@ -192,6 +201,7 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   cmd->add_option("--model", e.model,
                   "one of " + model_list() + "; layers with a product have the formats below")
       ->capture_default_str();
+  o->recipe.add_to(*cmd);
   o->hidden_given = cmd->add_option("--hidden", o->hidden, "sizes of the hidden layers of mlp")
                         ->capture_default_str();
   o->epochs_given =

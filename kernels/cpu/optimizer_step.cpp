@@ -1,3 +1,4 @@
+#include "core/fast_codes.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
@@ -22,7 +23,9 @@ void for_rule(UpdateRule rule, Call call) {
 
 /// A parameter's block. Old values may lie in the tensors themselves; new ones are in buffers.
 struct Block {
-  const float *grad, *old_p, *old_m, *old_v, *compensation;
+  const float* grad;
+  float grad_factor;
+  const float *old_p, *old_m, *old_v, *compensation;
   float *p, *m, *v, *owed;
 };
 
@@ -37,16 +40,16 @@ void update_block(const UpdateScalars& scalars, const Block& block, int64_t n) {
       float m = kRule == UpdateRule::Sgd ? 0.0f : b.old_m[i];
       float v = kRule == UpdateRule::Adam ? b.old_v[i] : 0.0f;
       const float p = b.old_p[i];
-      const float d = functors::decayed_gradient(s, p, b.grad[i]);
+      const float d = functors::decayed_gradient(s, p, b.grad[i] * b.grad_factor);
       const float u = functors::direction_of<kRule>(s, d, m, v);
-      if (kRule != UpdateRule::Sgd) b.m[i] = canonical(m);
-      if (kRule == UpdateRule::Adam) b.v[i] = canonical(v);
+      if (kRule != UpdateRule::Sgd) b.m[i] = fast::canonical(m);
+      if (kRule == UpdateRule::Adam) b.v[i] = fast::canonical(v);
       if (kKahan) {
         const float y = functors::owed(s, p, u, b.compensation[i]);
         b.owed[i] = y;
-        b.p[i] = canonical(p + y);
+        b.p[i] = fast::canonical(p + y);
       } else {
-        b.p[i] = canonical(functors::moved(s, p, u));
+        b.p[i] = fast::canonical(functors::moved(s, p, u));
       }
     }
   });
@@ -69,25 +72,26 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
     BlockBuffer g_block, p_block, m_block, v_block, c_block, y_block, old_block;
     for (int64_t begin = first; begin < last; begin += kBlock) {
       const int64_t n = std::min(kBlock, last - begin);
-      float* g = g_block.data();
-      const float* grad = read_block(grad_data, grad_type, begin, n, g);
-      with_isa([=]() ULP_INLINE {
-        for (int64_t i = 0; i < n; ++i) g[i] = canonical(grad[i] * s.grad_scaling);
-      });
-      grad_q.apply(g, n, begin);
-      if (s.grad_scaling_after != 1.0f) scale_span(g, n, s.grad_scaling_after);
-      Block b{g,
-              nullptr,
-              nullptr,
-              nullptr,
-              nullptr,
-              p_block.data(),
-              m_block.data(),
-              v_block.data(),
-              y_block.data()};
+      const float* grad = read_block(grad_data, grad_type, begin, n, g_block.data());
+      float grad_factor = s.grad_scaling * s.grad_scaling_after;  // one of them is 1
+      if (grad_q.active()) {
+        float* g = g_block.data();
+        with_isa([=]() ULP_INLINE {
+          for (int64_t i = 0; i < n; ++i) g[i] = canonical(grad[i] * s.grad_scaling);
+        });
+        grad_q.apply(g, n, begin);
+        grad = g;
+        grad_factor = s.grad_scaling_after;
+      }
+      Block b{grad,    grad_factor,    nullptr,        nullptr,        nullptr,
+              nullptr, p_block.data(), m_block.data(), v_block.data(), y_block.data()};
       b.old_p = kept.read(begin, n, old_block.data());
       if (moment1.exists()) b.old_m = moment1.read(begin, n, b.m);
       if (moment2.exists()) b.old_v = moment2.read(begin, n, b.v);
+      b.m = moment1.place(begin, b.m);
+      b.v = moment2.place(begin, b.v);
+      const bool dropped = !kahan && !master.exists();  // nothing reads the new parameter later on
+      if (dropped) b.p = kept.place(begin, b.p);
       if (kahan) b.compensation = compensation.read(begin, n, c_block.data());
       for_rule(s.rule, [&]<UpdateRule kRule>() {
         kahan ? update_block<kRule, true>(s, b, n) : update_block<kRule, false>(s, b, n);
@@ -102,13 +106,13 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
         const float *old = old_block.data(), *owed = b.owed, *stored = b.p;
         with_isa([=]() ULP_INLINE {
           for (int64_t i = 0; i < n; ++i)
-            c[i] = canonical(functors::lost(old[i], owed[i], stored[i]));
+            c[i] = fast::canonical(functors::lost(old[i], owed[i], stored[i]));
         });
         compensation.write(c, begin, n, StateBlocks::After::Dropped);
       } else {
-        kept.write(b.p, begin, n);
+        kept.write(b.p, begin, n, dropped ? StateBlocks::After::Dropped : StateBlocks::After::Kept);
       }
-      if (master.exists()) weight.write(b.p, begin, n);
+      if (master.exists()) weight.write(b.p, begin, n, StateBlocks::After::Dropped);
     }
   });
 }

@@ -50,6 +50,15 @@ bool draws_plainly(const Grid& grid) {
   return grid.rounding == Rounding::Stochastic && grid.bits == RandomBits{};
 }
 
+/// What a loop that stores bytes uses, copied to where these stores cannot change it.
+struct Loop {
+  const float* in;
+  float* out;
+  const uint32_t* words;
+  uint8_t* mask;  // or codes
+  int64_t n;
+};
+
 // ---- tables ---------------------------------------------------------------------------------------------------------
 TableSteps make_table_steps(const Grid& grid) {
   TableSteps steps;
@@ -135,9 +144,21 @@ void table_draw_span(const float* in, float* out, int64_t n, const TableSteps& s
   });
 }
 
-/// Long tables; words: null for roundings that draw nothing. codes: null, or where the numbers' indices go, 0 for NaN.
+/// The number of a long table that a word picks; below: the last one that is ≤ x.
+struct Picked {
+  int32_t index;
+  float value;
+};
+ULP_HD Picked pick(float x, uint32_t word, const float* values, int32_t last, int32_t below) {
+  const int32_t at = below < last ? below : last - 1;
+  const float low = values[at], high = values[at + 1];
+  const bool up = word < fraction_between(x, low, high);
+  return {at + (up ? 1 : 0), up ? high : low};
+}
+
+/// Long tables; words: null for roundings that draw nothing.
 void long_table_span(const float* in, float* out, int64_t n, const TableSteps& steps,
-                     const uint32_t* words, uint8_t* mask, uint32_t* codes = nullptr) {
+                     const uint32_t* words, uint8_t* mask) {
   std::array<int32_t, kBlock> buffer;
   BlockBuffer rounded;
   int32_t* found = buffer.data();
@@ -151,35 +172,40 @@ void long_table_span(const float* in, float* out, int64_t n, const TableSteps& s
       for (int64_t i = 0; i < n; ++i) y[i] = values[found[i]];
     } else {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const int32_t at = found[i] < last ? found[i] : last - 1;
-        const float low = values[at], high = values[at + 1];
-        const bool up = words[i] < fraction_between(in[i], low, high);
-        y[i] = up ? high : low;
-        found[i] = at + (up ? 1 : 0);
-      }
-    }
-    if (codes != nullptr) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const float x = in[i];
-        const int32_t at = x <= values[0] ? 0 : x >= values[last] ? last : found[i];
-        const bool finite = (bits_of(x) & ~kSignBit) < kInfinityBits;
-        codes[i] = finite ? static_cast<uint32_t>(at) : 0u;
-      }
+      for (int64_t i = 0; i < n; ++i) y[i] = pick(in[i], words[i], values, last, found[i]).value;
     }
     finish_table(in, y, out, mask, n, values[0], values[last]);
   });
 }
 
-/// What a loop with a mask reads, copied to where stores of bytes cannot change it.
-struct Loop {
-  const float* in;
-  float* out;
-  const uint32_t* words;
-  uint8_t* mask;
-  int64_t n;
-};
+/// The numbers' indices; 0 for Inf and NaN.
+void long_table_codes(const float* in, int64_t n, const TableSteps& steps, const uint32_t* words,
+                      uint8_t* codes) {
+  std::array<int32_t, kBlock> buffer;
+  steps.search.find(in, n, buffer.data());
+  with_isa([=, found = buffer.data(), values = steps.values.data(),
+            end = static_cast<int32_t>(steps.values.size()) - 1]() ULP_INLINE {
+    const Loop l{in, nullptr, words, codes, n};
+    const int32_t* const below = found;
+    const float* const table = values;
+    const int32_t last = end;
+    const float lowest = table[0], highest = table[last];
+    const auto code = [=](float x, int32_t index) ULP_INLINE {
+      return static_cast<uint8_t>((bits_of(x) & ~kSignBit) < kInfinityBits ? index : 0);
+    };
+    if (l.words == nullptr) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < l.n; ++i) l.mask[i] = code(l.in[i], below[i]);
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < l.n; ++i) {
+        const float x = l.in[i];
+        const int32_t index = pick(x, l.words[i], table, last, below[i]).index;
+        l.mask[i] = code(x, x <= lowest ? 0 : x >= highest ? last : index);
+      }
+    }
+  });
+}
 
 // ---- posits ---------------------------------------------------------------------------------------------------------
 void posit_span(const float* in, float* out, int64_t n, const Grid& given, uint8_t* mask) {
@@ -522,14 +548,13 @@ void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
   count_mask(to, n);
 }
 
-bool quantise_span_to_codes(const float* in, float* out, int64_t n, const SpanGrid& grid,
-                            const RandomSource& random, int64_t index, uint32_t* codes) {
+bool round_to_table_codes(const float* in, int64_t n, const SpanGrid& grid,
+                          const RandomSource& random, int64_t index, uint8_t* codes) {
   if (grid.steps == nullptr || grid.steps->values.size() <= kShortTable) return false;
   WordBuffer buffer;
   const bool stochastic = grid.grid.rounding == Rounding::Stochastic;
   const uint32_t* words = stochastic ? random_words(random, index, n, buffer.data()) : nullptr;
-  std::array<uint8_t, kBlock> unwanted;
-  long_table_span(in, out, n, *grid.steps, words, unwanted.data(), codes);
+  long_table_codes(in, n, *grid.steps, words, codes);
   return true;
 }
 

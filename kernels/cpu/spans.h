@@ -32,9 +32,9 @@ struct Clamped {
 void quantise_span(const float* in, float* out, int64_t n, const SpanGrid& grid,
                    const RandomSource& random, int64_t index, Clamped clamped = {});
 
-/// The same for long tables, with the numbers' indices; false, and nothing done, for every other grid. NaN: 0.
-bool quantise_span_to_codes(const float* in, float* out, int64_t n, const SpanGrid& grid,
-                            const RandomSource& random, int64_t index, uint32_t* codes);
+/// For long tables the numbers' indices only, 0 for NaN; false, and nothing done, for every other grid.
+bool round_to_table_codes(const float* in, int64_t n, const SpanGrid& grid,
+                          const RandomSource& random, int64_t index, uint8_t* codes);
 
 /// What a loop needs to know of consecutive blocks (see BlockScale).
 struct BlockSteps {

@@ -23,8 +23,8 @@ constexpr std::array<SumsKey, 3> kSumsKeys = {
     {{"forward_acc", &Rule::forward_acc}, {"dx_acc", &Rule::dx_acc}, {"dw_acc", &Rule::dw_acc}}};
 
 std::vector<std::string> rule_keys() {
-  std::vector<std::string> keys = {"type",     "path",    "position", "from_epoch",
-                                   "to_epoch", "forward", "backward"};
+  std::vector<std::string> keys = {"type",     "path",     "position", "from_epoch",
+                                   "to_epoch", "optional", "forward",  "backward"};
   for (const Role& role : kRoles) keys.push_back(role.name);
   for (const SumsKey& key : kSumsKeys) keys.push_back(key.name);
   return keys;
@@ -80,6 +80,7 @@ class RuleReader {
     if (key == "position") return read_position();
     if (key == "from_epoch") return read_epoch(rule_.from_epoch);
     if (key == "to_epoch") return read_epoch(rule_.to_epoch);
+    if (key == "optional") return read_optional();
     ++formats_;
     if (key == "forward") return read_format(rule_.forward, nullptr);
     if (key == "backward") return read_format(rule_.backward, nullptr);
@@ -119,6 +120,11 @@ class RuleReader {
       rule_.position = Position::Last;
     else
       fail(member_->line, "takes first or last, got '" + member_->value.text + "'");
+  }
+  void read_optional() {
+    if (member_->value.kind != LocatedJson::Kind::Boolean)
+      fail(member_->line, std::string("takes true or false, got ") + member_->value.what());
+    rule_.optional = member_->value.text == "true";
   }
   void read_epoch(int64_t& epoch) {
     expect(LocatedJson::Kind::Integer, "an epoch, a whole number from 1 on");
@@ -173,6 +179,7 @@ Json rule_json(const Rule& rule) {
     json["position"] = kPositions[static_cast<size_t>(rule.position)];
   if (rule.from_epoch != 1) json["from_epoch"] = rule.from_epoch;
   if (rule.to_epoch != Rule::kNoEnd) json["to_epoch"] = rule.to_epoch;
+  if (rule.optional) json["optional"] = true;
   if (rule.forward) json["forward"] = to_string(*rule.forward);
   if (rule.backward) json["backward"] = to_string(*rule.backward);
   for (size_t i = 0; i < kRoles.size(); ++i)
@@ -201,7 +208,7 @@ Policy parse_policy(std::string_view text, const std::string& name) {
   const LocatedJson* rules = json.find("rules");
   ULP_CHECK(rules != nullptr, "{}: the key \"rules\" is missing", name);
   Policy policy = read_rules(*rules, "rules", name);
-  for (Rule& rule : policy.rules) rule.each_type = true;
+  for (Rule& rule : policy.rules) rule.each_type = !rule.optional;
   return policy;
 }
 

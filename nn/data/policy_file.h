@@ -15,8 +15,8 @@ namespace ulp::nn {
 ///     {"path": "features.*.conv1", "from_epoch": 10, "weight": "bfp8", "output": "bf16"},
 ///     {"type": "loss", "interior": "fp16"}
 ///   ]}
-/// Conditions: type (one or a list), path (a pattern), position (first, last), from_epoch, to_epoch.  Formats: forward,
-/// backward, every role of kRoles, forward_acc, dx_acc, dw_acc.  Meaning: nn::Rule.
+/// Conditions: type (one or a list), path (a pattern), position (first, last), from_epoch, to_epoch; with "optional": true the
+/// rule, or one of its types, may match nothing.  Formats: forward, backward, every role of kRoles, forward_acc, dx_acc, dw_acc.  Meaning: nn::Rule.
 /// Throws ulp::Error with file, line and key, for unknown keys with near ones.
 Policy load_policy(const std::filesystem::path& file);
 /// The same of a text; `name` begins messages.

@@ -1,0 +1,132 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "command.h"
+
+// ulp experiment: the comparisons of tools/experiments and files like them.
+#if defined(ULP_COMMAND)
+
+using namespace ulp;
+using namespace ulp::command;
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const char* const kFile = R"({
+  "title": "Bits", "source": "none", "differences": "none",
+  "options": "--hidden 12 --epochs 2 --lr 0.1", "quick": "--epochs 1", "x": "bits of a number",
+  "rows": [
+    {"name": "plain", "options": "", "x": 32},
+    {"name": "four, nearest", "options": "--forward e2m1 --backward e5m2:sr", "x": 4, "series": "few"},
+    {"name": "eight", "options": "--forward e4m3 --backward=e5m2:sr", "x": 8, "series": "few"}
+  ]})";
+
+std::string write(const Folder& folder, const std::string& text) {
+  const std::string path = folder / "bits.json";
+  std::ofstream(path) << text;
+  return path;
+}
+
+std::string without(std::string text, const std::string& words, const std::string& instead = "") {
+  const size_t at = text.find(words);
+  REQUIRE(at != std::string::npos);
+  return text.replace(at, words.size(), instead);
+}
+
+}  // namespace
+
+TEST_SUITE("experiments") {
+  TEST_CASE("every experiment there is can be read, with all its rows, in both lengths") {
+    const std::string listed = succeed("experiment").out;
+    for (const char* name : {"swalp", "bf16", "few-bits", "mxfp4", "equal-bits", "scale-rules"}) {
+      CHECK(has(listed, name));
+      for (const char* quick : {"", " --quick"}) {
+        // The rows of a full form may be for a GPU; whether there is one is asked when they are trained.
+        const Result r = succeed("experiment " + std::string(name) + quick + " --explain");
+        CHECK(has(r.out, "source "));
+        CHECK(lines(r.out) > 7);
+      }
+    }
+  }
+
+  TEST_CASE("an experiment is what ulp train gives for each row and seed") {
+    const Folder folder;
+    const std::string file = write(folder, kFile), out = folder / "out";
+    const std::string command = "experiment '" + file + "' --seeds 2 --out '" + out + "'";
+    const Result r = succeed(command);
+    CHECK(r.err.empty());
+    const Json runs = Json::parse(slurp(out + "/sweep.json")).at("runs");
+    REQUIRE(runs.size() == 6);
+    succeed(
+        "train --hidden 12 --epochs 2 --lr 0.1 --forward e2m1 --backward e5m2:sr --seed 2 --out '" +
+        (folder / "one") + "'");
+    CHECK(runs[3].at("formats") == "four, nearest");
+    CHECK(runs[3].at("seed") == 2);
+    CHECK(slurp(out + "/four-nearest-seed2/model.safetensors") ==
+          slurp((folder / "one") + "/model.safetensors"));
+    const std::string chart = slurp(out + "/results.svg"), curves = slurp(out + "/curves.svg");
+    for (const char* words : {"Bits (mlp on digits)", "bits of a number", ">few<"})
+      CHECK(has(chart, words));
+    CHECK(has(curves, "four, nearest"));
+
+    const Result again = succeed(command + " --json");
+    const Json rows = Json::parse(again.out);
+    CHECK(has(again.err, "(done before)"));
+    REQUIRE(rows.size() == 3);
+    double loss = 0, difference = 0;
+    for (const int seed : {0, 1}) {
+      loss += runs[4 + seed].at("loss").get<double>() / 2;
+      difference +=
+          (runs[4 + seed].at("loss").get<double>() - runs[seed].at("loss").get<double>()) / 2;
+    }
+    CHECK(std::abs(rows[2].at("loss").get<double>() - loss) < 1e-9);
+    CHECK(std::abs(rows[2].at("loss_difference").get<double>() - difference) < 1e-9);
+    CHECK(rows[0].at("loss_difference").is_null());
+    const Result markdown = succeed(command + " --markdown");
+    CHECK(markdown.out.starts_with("| setting | bits | accuracy % | to plain | loss | runs |"));
+  }
+
+  TEST_CASE("options behind the name win, but not over what the rows differ in") {
+    const Folder folder;
+    const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";
+    const std::string given = succeed(quoted + "--quick --explain --lr=0.2 --no-graph").out;
+    CHECK(has(given, "--hidden 12 --epochs 1 --lr 0.2 --no-graph"));
+    CHECK(has(succeed(quoted + "--explain").out, "--epochs 2"));
+    check_refused(quoted + "--forward e4m3", 2, {"--forward", "rows"});
+    check_refused(quoted + "--seed 3", 2, {"--seeds N"});
+    check_refused(quoted + "--seeds 0", 2, {"--seeds", "from 1"});
+    check_refused(quoted + "--epochs 0", 2, {"row 'plain'", "--epochs", "from 1"});
+    check_refused(quoted + "--epoch 3", 2, {"row 'plain'", "--epoch"});
+    check_refused(quoted + "3", 2, {"'3' belongs to no option"});
+    check_refused(quoted + "--json --markdown", 2, {"one of them"});
+    check_refused("experiment --epochs=3", 2, {"--epochs", "behind the name"});
+    check_refused("experiment swap", 2, {"there is no 'swap'", "swalp"});
+  }
+
+  TEST_CASE("a file that is no experiment is refused with the place") {
+    const Folder folder;
+    const auto refuse = [&](const std::string& text, int status,
+                            std::initializer_list<const char*> words) {
+      check_refused("experiment '" + write(folder, text) + "' --explain", status, words);
+    };
+    refuse("{", 1, {"bits.json", "no JSON"});
+    refuse("[]", 1, {"bits.json", "object", "array"});
+    refuse(without(kFile, "\"title\": \"Bits\", "), 1, {"title", "missing"});
+    refuse(without(kFile, "\"quick\"", "\"quickly\""), 1, {"quickly", "there are", "quick"});
+    refuse(without(kFile, ", \"x\": 8"), 1, {"row 3", "x", "missing"});
+    refuse(without(kFile, "\"x\": 8", "\"x\": 0"), 1, {"row 3", "above 0"});
+    refuse(without(kFile, "\"eight\"", "\"plain\""), 1, {"row 3", "'plain'"});
+    refuse(without(kFile, "--hidden", "hidden"), 2, {"options", "'hidden'"});
+    refuse(without(kFile, "--forward e2m1", "--forward e2m1x"), 2, {"four, nearest", "e2m1x"});
+    refuse(without(kFile, "\"quick\"", "\"measure\": \"time\", \"quick\""), 1, {"measure", "time"});
+    check_refused("experiment '" + (folder / "none.json") + "'", 1, {"none.json"});
+  }
+}
+
+#endif

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace ulp::tools {
+
+/// Options of `ulp train` in order: a flag and its value, none for a switch.
+using Flags = std::vector<std::pair<std::string, std::optional<std::string>>>;
+/// Reads words: --flag value, --flag=value, --switch. `where` begins messages. Throws UsageError for a value without a flag.
+Flags parse_flags(const std::vector<std::string>& words, const std::string& where);
+/// Those of `base` whose flag `top` does not have, then `top`.
+Flags over(const Flags& base, const Flags& top);
+
+/// A comparison of trainings: what a file of tools/experiments says.
+///   {"title": "…", "source": "paper and section", "differences": "to it",
+///    "options": "--data … --model …", "quick": "options instead for --quick",
+///    "measure": "accuracy" or "loss", "x": "bits", or a title for the rows' own x,
+///    "rows": [{"name": "…", "options": "…", "x": 4, "series": "…"}]}
+/// The first row is the reference. measure, x, and a row's x and series may be left out.
+struct ExperimentFile {
+  struct Row {
+    std::string name;
+    Flags options;
+    std::optional<double> x{};  // above 0
+    std::string series{};       // rows of one are joined in the picture
+  };
+  std::string name, title, source, differences;
+  Flags options, quick;
+  bool by_loss = false;
+  std::string x{};  // empty: there is only the picture of losses over epochs
+  std::vector<Row> rows;
+};
+/// Throws ulp::Error with the name and the key for what is missing, wrong or unknown.
+ExperimentFile parse_experiment(std::string_view text, const std::string& name);
+
+/// The files of tools/experiments, by name.
+std::vector<std::string> experiment_names();
+/// One of them, or of a path that ends in .json. Throws UsageError with near names.
+ExperimentFile load_experiment(const std::string& name);
+
+}  // namespace ulp::tools

@@ -1,0 +1,120 @@
+#include "tools/sweep_runs.h"
+
+#include <fmt/core.h>
+
+#include <chrono>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tools/folder_lock.h"
+#include "tools/format_bits.h"
+#include "tools/progress.h"
+#include "tools/training.h"
+
+namespace ulp::tools {
+namespace fs = std::filesystem;
+
+namespace {
+
+/// The mean over the operands of all products in the last epoch.
+double bits_of(const Experiment& e, const nn::Dataset& data) {
+  const auto model = make_model(e, data);
+  OpFormats loss;
+  const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
+  nn::apply(e.policy, layers, e.epochs);
+  double sum = 0;
+  int count = 0;
+  for (const nn::Layer& layer : layers) {
+    if (!nn::has_product(layer.type)) continue;
+    for (const auto role :
+         {&OpFormats::input, &OpFormats::weight, &OpFormats::grad_output_dx, &OpFormats::weight_dx,
+          &OpFormats::grad_output_dw, &OpFormats::input_dw}) {
+      const Quantizer& q = layer.formats->*role;
+      sum += bits_per_element(q).value_or(element_bits(q.format));
+      ++count;
+    }
+  }
+  return count == 0 ? 32 : sum / count;
+}
+
+/// The losses on held-out samples that a training wrote, by epoch.
+std::vector<double> losses_in(const fs::path& metrics) {
+  std::vector<double> losses;
+  std::ifstream lines(metrics);
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (!json.is_object() || !json.contains("loss") || !json["loss"].is_number()) continue;
+    const std::string split = json.value("split", "");
+    if (split == "test" || split == "validation")
+      losses.push_back(json["loss"]);
+    else if (split == "average" && !losses.empty())
+      losses.back() = json["loss"];  // what is tested beside the last weights counts
+  }
+  return losses;
+}
+
+/// Trains one.
+SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, const fs::path& dir,
+                 Checkpointing checkpointing) {
+  const auto start = std::chrono::steady_clock::now();
+  checkpointing.resume = checkpointing.resume || checkpointing.every > 0;
+  make_folder(dir);
+  const FolderLock lock(dir);
+  try {
+    const Quiet quiet;
+    const nn::Score score = train(e, data, dir, "sweep", checkpointing);
+    run.accuracy = score.accuracy;
+    run.loss = score.loss;
+  } catch (const Diverged& error) {
+    run.problem = error.what();
+  }
+  run.curve = losses_in(dir / "metrics.jsonl");
+  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return run;
+}
+
+std::string line_of(const SweepRun& run) {
+  if (!run.problem.empty()) return "diverged: " + run.problem;
+  return fmt::format("test loss {:.4f} accuracy {:.4f}", run.loss, run.accuracy);
+}
+
+}  // namespace
+
+PlannedRun plan(const std::string& name, const std::string& folder, const Experiment& experiment,
+                const nn::Dataset& data) {
+  PlannedRun planned;
+  planned.experiment = experiment;
+  planned.folder = fmt::format("{}-seed{}", folder, experiment.seed);
+  planned.run.formats = name;
+  planned.run.seed = experiment.seed;
+  planned.run.bits = bits_of(experiment, data);
+  planned.run.config = config_text(experiment, data);
+  planned.run.data = fingerprint(data);
+  return planned;
+}
+
+std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn::Dataset& data,
+                                const fs::path& dir, const Checkpointing& checkpointing,
+                                std::FILE* log) {
+  make_folder(dir);
+  const FolderLock lock(dir);
+  SweepResults results(dir / "sweep.json");
+  for (const PlannedRun& p : planned) results.find(p.run);  // what was run otherwise is told first
+
+  std::vector<SweepRun> runs;
+  for (const PlannedRun& p : planned) {
+    const SweepRun* before = results.find(p.run);
+    if (before != nullptr) {
+      runs.push_back(*before);
+    } else {
+      runs.push_back(trained(p.run, p.experiment, data, dir / p.folder, checkpointing));
+      results.add(runs.back());
+    }
+    fmt::print(log, "{}/{}  {} seed {}: {}{}\n", runs.size(), planned.size(), p.run.formats,
+               p.run.seed, line_of(runs.back()), before == nullptr ? "" : " (done before)");
+    std::fflush(log);
+  }
+  return runs;
+}
+
+}  // namespace ulp::tools
