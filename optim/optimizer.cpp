@@ -81,12 +81,15 @@ void check_used(const OptimizerOptions& o) {
             o.moment2, who);
   ULP_CHECK(keeps(o, Slot::Compensation) || o.compensation.is_identity(),
             "{}: a format of the compensation ({}) needs kahan updates", who, o.compensation);
-  for (const auto& [name, format] :
-       {std::pair("moment1", &o.moment1), {"compensation", &o.compensation}})
+  const Quantizer& kept = o.accumulator ? *o.accumulator : o.weight;
+  for (const auto& [name, format] : {std::pair("weight", &o.weight),
+                                     {"accumulator", &kept},
+                                     {"grad", &o.grad},
+                                     {"moment1", &o.moment1},
+                                     {"compensation", &o.compensation}})
     ULP_CHECK(has_negatives(format->format),
               "{}: {} has negative numbers, and {} has none; unsigned formats are for moment2", who,
               name, *format);
-  const Quantizer& kept = o.accumulator ? *o.accumulator : o.weight;
   ULP_CHECK(o.update == Update::Plain || kept.is_elementwise(),
             "{}: kahan updates need {} without blocks, got {}", who,
             o.accumulator ? "an accumulator" : "weights", kept);

@@ -607,6 +607,13 @@ TEST_SUITE("optimizers") {
         Algorithm::Adam, [](auto& o) { o.moment1 = "dynamic8u-g256-scalef32"; },
         "adam: moment1 has negative numbers, and dynamic8u-g256-scalef32 has none");
     refused(
+        Algorithm::Sgd, [](auto& o) { o.weight = "fixed8.4-u"; },
+        "sgd: weight has negative numbers, and fixed8.4-u has none");
+    refused(
+        Algorithm::Sgd, [](auto& o) { o.accumulator = "fixed8.4-u"; }, "sgd: accumulator has");
+    refused(
+        Algorithm::Sgd, [](auto& o) { o.grad = "fixed8.4-u"; }, "sgd: grad has negative");
+    refused(
         Algorithm::Sgd,
         [](auto& o) {
           o.update = Update::Kahan;

@@ -85,9 +85,9 @@ ParameterGroup parse_group(const std::string& text) {
     else if (key == "weight-decay")
       group.weight_decay = number_value(flag, value, Zero::Allowed);
     else if (key == "weights")
-      group.weight = state_format(flag, value);
+      group.weight = signed_format(flag, value);
     else if (key == "grads")
-      group.grad = state_format(flag, value);
+      group.grad = signed_format(flag, value);
     else if (key == "moment1")
       group.moment1 = signed_format(flag, value);
     else if (key == "moment2")
@@ -95,7 +95,7 @@ ParameterGroup parse_group(const std::string& text) {
     else if (key == "compensation")
       group.compensation = signed_format(flag, value);
     else if (key == "accumulator")
-      group.accumulator = value == "none" ? std::optional<Quantizer>() : state_format(flag, value);
+      group.accumulator = value == "none" ? std::optional<Quantizer>() : signed_format(flag, value);
     else
       fail("there is no key '" + key +
            "'; there are lr (a factor), weight-decay, weights, accumulator, grads, moment1, "
@@ -242,10 +242,10 @@ void OptimizerFlags::set_rates(OptimizerOptions& o) const {
 
 void OptimizerFlags::set_formats(OptimizerOptions& o) const {
   const std::string name = to_string(o.algorithm);
-  o.weight = state_format("--weights", weights_, "--weight-decay");
+  o.weight = signed_format("--weights", weights_, "--weight-decay");
   if (accumulator_ && *accumulator_ != "none")
-    o.accumulator = state_format("--accumulator", *accumulator_);
-  o.grad = state_format("--grads", grads_, "--grad-scaling");
+    o.accumulator = signed_format("--accumulator", *accumulator_);
+  o.grad = signed_format("--grads", grads_, "--grad-scaling");
   if (momentum_format_ && moment1_)
     throw UsageError("--momentum-format is another name of --moment1; give one of them");
   if (o.algorithm != Algorithm::Sgd)
