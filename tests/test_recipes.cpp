@@ -10,6 +10,7 @@
 #include "nn/data/safetensors.h"
 #include "nn/models.h"
 #include "nn/recipes.h"
+#include "nn/training_loss.h"
 
 using namespace ulp;
 using Json = nlohmann::json;
@@ -156,7 +157,7 @@ TEST_SUITE("recipes") {
       CAPTURE(std::string(recipe.name));
       const Paper& paper = paper_of(recipe.name);
       const auto net = nn::mlp(64, std::vector<int64_t>{48, 32}, 10);
-      OpFormats loss;
+      nn::TrainingLoss loss;
       const std::vector<nn::Layer> layers = nn::layers_of(*net, loss);
       nn::apply(nn::parse_policy(recipe.policy, "recipe"), layers, 1);
       std::vector<const nn::Layer*> products;

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
@@ -86,7 +87,7 @@ void run_eval(const EvalOptions& o) {
   Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
-  OpFormats loss;
+  nn::TrainingLoss loss{e.loss, {}};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::check_epochs(e.policy, e.epochs);
   nn::apply(e.policy, layers, e.epochs);

@@ -11,6 +11,7 @@
 #include "kernels/matmul_unit.h"
 #include "nn/models/by_name.h"
 #include "nn/pieces.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"
@@ -126,7 +127,7 @@ void run_sample(const SampleOptions& o) {
   Run run(e.device, e.seed, e.math);
   const auto model = make_model(e, data);
   model->initialise(run);
-  OpFormats loss;
+  nn::TrainingLoss loss;
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::check_epochs(e.policy, e.epochs);
   nn::apply(e.policy, layers, e.epochs);

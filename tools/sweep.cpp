@@ -11,6 +11,7 @@
 #include "core/format_text.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/policy_file.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/folder_lock.h"
 #include "tools/format_bits.h"
@@ -191,7 +192,7 @@ Experiment experiment_of(const Experiment& common, const Item& item, uint64_t se
 /// The mean over the operands of all products in the last epoch.
 double bits_of(const Experiment& e, const nn::Dataset& data) {
   const auto model = make_model(e, data);
-  OpFormats loss;
+  nn::TrainingLoss loss{e.loss, {}};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, e.epochs);
   double sum = 0;
