@@ -120,6 +120,8 @@ std::vector<Paper> papers() {
            {"moment1", "dynamic8-g2048-scalef32"},
            {"moment2", "dynamic8u-g2048-scalef32"},
            {"moments_from", 4096}}),
+      all("s2fp8", operands("e5m2+scale=squeeze", "e5m2+scale=squeeze"),
+          {{"weights", "fp32"}, {"dynamic_loss_scale", nullptr}}),
       all("posit8", operands("posit8.1", "posit8.2"), {{"weights", "fp32"}}),
   };
   for (Paper& paper : list) {
