@@ -16,7 +16,8 @@ PackedScale packed_scale(const Quantizer& q) {
   if (q.format.kind == FormatKind::BlockFloat || q.format.kind == FormatKind::Hbfp)
     return PackedScale::Step;
   switch (q.scale.kind) {
-    case Scale::Kind::None: return PackedScale::None;
+    case Scale::Kind::None:
+    case Scale::Kind::Squeeze: return PackedScale::None;
     case Scale::Kind::PowerOfTwo: return PackedScale::PowerOfTwo;
     case Scale::Kind::E4M3:
     case Scale::Kind::E4M3Tensor: return PackedScale::E4M3;
@@ -48,6 +49,9 @@ void check_packable(const Quantizer& q, const char* name) {
             "{}: {} rotates the values back after rounding, so they are no numbers of {}; pack "
             "the rotated tensor without +rht{}",
             name, q, q.format, static_cast<int>(q.transform.hadamard));
+  ULP_CHECK(q.scale.kind != Scale::Kind::Squeeze,
+            "{}: {} turns the values back after rounding, so they are no numbers of {}", name, q,
+            q.format);
 }
 
 int64_t packed_bytes(int64_t count, int bits) {

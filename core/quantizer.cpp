@@ -144,6 +144,10 @@ void parse_part(Quantizer& q, std::string_view part, std::string_view whole) {
     q.block.kind = Block::Kind::Tensor;
     q.scale.kind = Scale::Kind::F32;
     if (rest == "current") return;
+    if (rest == "squeeze") {
+      q.scale.kind = Scale::Kind::Squeeze;
+      return;
+    }
     if (text::take(rest, "delayed")) {
       const auto history = text::number(rest);
       ULP_CHECK(history.has_value() && *history >= 1 && *history <= kMostHistory,
@@ -152,8 +156,10 @@ void parse_part(Quantizer& q, std::string_view part, std::string_view whole) {
       return;
     }
   }
-  throw_error("{}: unknown part '+{}'; there are rht16, rht32, q34 and scale=current|row|delayedN",
-              whole, part);
+  throw_error(
+      "{}: unknown part '+{}'; there are rht16, rht32, q34 and "
+      "scale=current|row|delayedN|squeeze",
+      whole, part);
 }
 
 /// The OCP MX formats: groups of 32 of an element format. Source: OCP Microscaling Formats (MX) specification 1.0, §5.
@@ -215,6 +221,11 @@ void settle_scale(Quantizer& q, std::string_view whole) {
               whole);
     return;
   }
+  if (q.scale.kind == Scale::Kind::Squeeze) {
+    ULP_CHECK(f.kind == FormatKind::Float && limits_of(f).emax > 0,
+              "{}: +scale=squeeze is for floats (eXmY) with numbers from 2 on", whole);
+    return;
+  }
   if (q.scale.kind == Scale::Kind::None) q.scale = {Scale::Kind::PowerOfTwo, Scale::Rule::Floor, 0};
   const bool is_factor = q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed;
   const bool is_list = f.kind == FormatKind::Posit || f.kind == FormatKind::Codebook;
@@ -236,6 +247,8 @@ void settle_scale(Quantizer& q, std::string_view whole) {
 
 void check_transform(const Quantizer& q, std::string_view whole) {
   if (q.transform == Transform{}) return;
+  ULP_CHECK(q.scale.kind != Scale::Kind::Squeeze, "{}: +scale=squeeze goes with no transform",
+            whole);
   ULP_CHECK(!q.is_identity(), "{}: fp32 is not rounded; a transform would change nothing", whole);
   ULP_CHECK(!q.transform.three_quarters || q.scale.kind == Scale::Kind::PowerOfTwo,
             "{}: +q34 is for blocks with power-of-two scales (mxfp4+q34); others do not clip",
@@ -314,6 +327,7 @@ std::string scaled_text(const Quantizer& q) {
     case Scale::Kind::E4M3Tensor:
       return kNvfp4 + (blocks == "-g" + std::to_string(kNvfp4Group) ? "" : blocks);
     case Scale::Kind::Delayed: return name + "+scale=delayed" + std::to_string(q.scale.history);
+    case Scale::Kind::Squeeze: return name + "+scale=squeeze";
     case Scale::Kind::F32:
       if (q.block.kind == Block::Kind::Tensor) return name + "+scale=current";
       if (q.block.kind == Block::Kind::Row) return name + "+scale=row";
@@ -452,6 +466,7 @@ BlockRule make_block_rule(const Quantizer& q, DType out) {
 
 bool fits(const Quantizer& q, DType dtype) {
   if (dtype == DType::F32 || dtype == DType::F64) return true;
+  if (q.scale.kind == Scale::Kind::Squeeze) return false;
   if (q.scale.kind == Scale::Kind::PowerOfTwo)
     return dtype == DType::BF16 && limits_of(q.format).significant_bits <= 8;
   if (q.scale.kind != Scale::Kind::E4M3 && q.scale.kind != Scale::Kind::E4M3Tensor)

@@ -49,6 +49,7 @@ struct Scale {
     E4M3Tensor,  // the same under one factor for the tensor.  Source: NVFP4 of TransformerEngine
     F32,         // factor amax / M
     Delayed,  // one factor for the tensor, from the largest magnitudes of the `history` calls before
+    Squeeze,  // the tensor's logarithms are shifted and stretched (core/squeeze.h): values of no lattice
   };
   /// With e the exponent of amax and emax that of M.
   enum class Rule : uint8_t {

@@ -47,6 +47,8 @@ void check_quantise(Stream stream, const QuantiseArgs& args) {
             q, args.out.dtype());
   ULP_CHECK(q.transform.hadamard == 0,
             "quantise: {}: rotations come before this kernel (kernels/quantised.h)", q);
+  ULP_CHECK(q.scale.kind != Scale::Kind::Squeeze,
+            "quantise: {}: tensors are squeezed around this kernel (kernels/quantised.h)", q);
   if (apart) {
     ULP_CHECK(q.has_factor(), "quantise: {} has no factors", q);
     check_kernel_tensor("quantise", stream, args.factors,

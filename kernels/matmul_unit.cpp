@@ -73,6 +73,7 @@ DType operand_type(const Quantizer& quantizer, Math math) {
 }
 
 bool fits_tf32(const Quantizer& q) {
+  if (q.scale.kind == Scale::Kind::Squeeze) return false;
   if (q.scale.kind == Scale::Kind::PowerOfTwo) return false;  // reaches below tf32's range
   const FormatLimits limits = limits_of(q.format);
   const bool scaled = q.scale.kind == Scale::Kind::E4M3 || q.scale.kind == Scale::Kind::E4M3Tensor;

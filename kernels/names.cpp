@@ -12,6 +12,7 @@
 #include "kernels/place.h"
 #include "kernels/pool.h"
 #include "kernels/recurrent.h"
+#include "kernels/squeeze.h"
 
 namespace ulp::kernels {
 
@@ -32,7 +33,8 @@ std::span<const char* const> all_names() {
       ULP_AUGMENT_KERNELS(ULP_KERNEL_NAME)
       ULP_ATTENTION_KERNELS(ULP_KERNEL_NAME)
       ULP_EMBEDDING_KERNELS(ULP_KERNEL_NAME)
-      ULP_RECURRENT_KERNELS(ULP_KERNEL_NAME)};
+      ULP_RECURRENT_KERNELS(ULP_KERNEL_NAME)
+      ULP_SQUEEZE_KERNELS(ULP_KERNEL_NAME)};
   // clang-format on
   return kAll;
 }

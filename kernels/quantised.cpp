@@ -4,6 +4,7 @@
 
 #include "core/block_map.h"
 #include "kernels/matmul_unit.h"
+#include "kernels/squeeze.h"
 
 namespace ulp {
 namespace {
@@ -29,6 +30,31 @@ QuantiseArgs arguments(const Tensor& in, const Tensor& out, const QuantiseUse& u
   args.mask = use.mask;
   args.stats = use.stats;
   return args;
+}
+
+/// What +scale=squeeze makes of a contiguous tensor: squeezed, rounded, turned back.
+Tensor squeezed(Stream stream, const Tensor& in, const QuantiseUse& use) {
+  Tensor out = Tensor::empty(in.shape(), DType::F32, in.device());
+  if (in.numel() == 0) return out;
+  const Tensor between = Tensor::empty(in.shape(), DType::F32, in.device());
+  SqueezeArgs args;
+  args.in = in;
+  args.out = between;
+  args.logs = Tensor::empty({1}, DType::F32, in.device());
+  args.totals = empty_squeeze_totals(in.device());
+  args.top = static_cast<float>(limits_of(use.quantizer.format).emax);
+  kernels::squeeze_logs(stream, {in, out, args.totals});
+  kernels::sum(stream, {out, args.logs, 1, out.numel(), 1});
+  kernels::squeeze(stream, args);
+  QuantiseArgs round = arguments(between, out, use);
+  round.quantizer.block = {};
+  round.quantizer.scale = {};
+  kernels::quantise(stream, round);
+  args.in = out;
+  args.out = out;
+  args.inverse = true;
+  kernels::squeeze(stream, args);
+  return out;
 }
 
 /// Factors of a matrix (rows, columns), still to be filled.
@@ -67,6 +93,10 @@ Tensor fresh_scaling(const Quantizer& quantizer, Device device) {
 
 Tensor quantised(Stream stream, const Tensor& in, const QuantiseUse& use, DType dtype) {
   const Tensor source = kernels::contiguous(stream, in);
+  if (use.quantizer.scale.kind == Scale::Kind::Squeeze) {
+    ULP_CHECK(dtype == DType::F32, "quantise: {} values need F32, got {}", use.quantizer, dtype);
+    return squeezed(stream, source, use);
+  }
   Tensor out = Tensor::empty(in.shape(), dtype, in.device());
   const int n = use.quantizer.transform.hadamard;
   if (n == 0) {
@@ -88,6 +118,10 @@ Operand quantised_operand(Stream stream, const Tensor& in, const QuantiseUse& us
   operand.hadamard = q.transform.hadamard;
   operand.fits_tf32 = fits_tf32(q);
   Tensor source = kernels::contiguous(stream, in);
+  if (q.scale.kind == Scale::Kind::Squeeze) {
+    operand.values = squeezed(stream, source, use);
+    return operand;
+  }
   if (operand.hadamard != 0)
     source = rotated(stream, source, use, rotation_exponent(operand.hadamard, side), false);
   operand.values = Tensor::empty(in.shape(), operand_type(q, use.math), in.device());

@@ -1,6 +1,6 @@
 #pragma once
 
-// Whole quantizers: rotations, factors and what delayed scaling remembers, made of kernel rows.
+// Whole quantizers: rotations, squeezing, factors and what delayed scaling remembers, made of kernel rows.
 
 #include "core/hadamard.h"
 #include "kernels/kernels.h"
@@ -14,7 +14,8 @@ struct QuantiseUse {
   RandomKey key;
   Tensor scaling{};  // +scale=delayedN: see QuantiseArgs; fresh_scaling makes one
   bool frozen = false;
-  Tensor mask{}, stats{};    // see QuantiseArgs; of a rotated tensor they are those of the rotation
+  Tensor mask{},
+      stats{};  // see QuantiseArgs; of a rotated or squeezed tensor they are those of what is rounded
   Math math = Math::Strict;  // of the product that reads an operand
 };
 

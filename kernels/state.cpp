@@ -93,7 +93,9 @@ StoredState packed(Stream stream, const Tensor& x, const View& view, const Rando
 
 bool is_packed(const Quantizer& q) {
   const int bits = code_bits(q.format);
-  if (q.is_identity() || bits == 0 || q.transform.hadamard != 0) return false;
+  if (q.is_identity() || bits == 0 || q.transform.hadamard != 0 ||
+      q.scale.kind == Scale::Kind::Squeeze)
+    return false;
   return !q.is_elementwise() || bits < 8 * static_cast<int>(size_of(storage_type(q)));
 }
 

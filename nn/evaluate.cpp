@@ -39,15 +39,14 @@ ScoreTotals Tally::totals() const {
 
 Score Tally::score() const { return Score(totals()); }
 
-Score evaluate(Run& run, Module& model, BatchSource& batches, const OpFormats& loss_formats) {
+Score evaluate(Run& run, Module& model, BatchSource& batches, const TrainingLoss& loss) {
   Tape tape(run, Tape::Recording::Off);  // one tape: no random word repeats from batch to batch
   Tally tally(run);
   const EvaluationMode mode(model);
   for (const Batch& batch : batches.in_order()) {
     const Var logits = logit_rows(tape, model(tape, tape.constant(batch.inputs)));
-    const Var loss =
-        ops::cross_entropy(tape, logits, batch.labels, loss_formats, RandomSite("loss"));
-    tally.add(loss.value, logits.value, batch.labels);
+    const Var value = loss.of(tape, logits, batch.labels);
+    tally.add(loss.mean(run, value, batch.labels.numel()), logits.value, batch.labels);
   }
   StepState next = run.state();
   ++next.random_step;

@@ -5,10 +5,11 @@
 
 #include "nn/batches.h"
 #include "nn/module.h"
+#include "nn/training_loss.h"
 
 namespace ulp::nn {
 
-/// Mean cross-entropy, and the fraction of samples whose largest logit is that of their label.
+/// The mean loss of a sample, and the fraction of samples whose largest logit is that of their label.
 struct Score {
   double loss = 0;
   double accuracy = 0;
@@ -38,7 +39,7 @@ class Tally {
 };
 
 /// Scores a model over all samples without recording. Stochastic formats draw as of the current step; afterwards the run
-/// stands at a fresh one. The loss is rounded as ops::cross_entropy does with `loss_formats`.
-Score evaluate(Run& run, Module& model, BatchSource& batches, const OpFormats& loss_formats = {});
+/// stands at a fresh one.
+Score evaluate(Run& run, Module& model, BatchSource& batches, const TrainingLoss& loss = {});
 
 }  // namespace ulp::nn

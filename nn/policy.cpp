@@ -339,16 +339,6 @@ std::vector<Layer> layers_of(Module& model) {
   return all;
 }
 
-Layer loss_layer(OpFormats& formats) {
-  return {"loss", LayerType::Loss, {"interior", "grad_input"}, &formats, "cross-entropy"};
-}
-
-std::vector<Layer> layers_of(Module& model, OpFormats& loss) {
-  std::vector<Layer> all = layers_of(model);
-  all.push_back(loss_layer(loss));
-  return all;
-}
-
 std::optional<Quantizer>& Rule::role(std::string_view name) { return roles[index_of(name)]; }
 
 bool Rule::operator==(const Rule& o) const {

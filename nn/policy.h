@@ -36,10 +36,6 @@ struct Layer {
 };
 /// Every module below this one, and itself, that has formats, in order. The model may still be without paths.
 std::vector<Layer> layers_of(Module& model);
-/// The loss of a training, ops::cross_entropy with these formats: a layer of type and path "loss".
-Layer loss_layer(OpFormats& formats);
-/// layers_of, then the loss.
-std::vector<Layer> layers_of(Module& model, OpFormats& loss);
 
 /// Which of the layers with a product, in the order of the model.
 enum class Position : uint8_t { Any, First, Last };

@@ -207,9 +207,22 @@ constexpr Recipe kPosit8{
 ]})",
     ""};
 
+/// 8-bit floats whose range follows the tensor: its logarithms are shifted and stretched so that their mean is 0 and the largest
+/// 15, rounded as e5m2, and turned back (core/squeeze.h). No loss scale.
+///   y = S(x) S(w)ᵀ;  dx = S(g) S(w);  dw = S(g)ᵀ S(x),  S(x) = sign(x) · (2^−β · e5m2(2^β · |x|^α))^(1/α)
+constexpr Recipe kS2fp8{"s2fp8",
+                        "e5m2 with a shift and a factor of each tensor's logarithms",
+                        "Cambier et al. 2020, arXiv 2001.05674, section 3",
+                        "results of products and all other ops are in fp32; rounding is to "
+                        "nearest even",
+                        R"({"rules": [
+  {"forward": "e5m2+scale=squeeze", "backward": "e5m2+scale=squeeze"}
+]})",
+                        ""};
+
 constexpr Recipe kRecipes[] = {kSwalp,  kIbmFp8,    kFp8Hybrid, kFp8Delayed, kHbfp8,
                                kBf16Sr, kBf16Kahan, kMxfp8,     kMxfp6,      kMxfp4RhtSr,
-                               kNvfp4,  kAdam8bit,  kPosit8};
+                               kNvfp4,  kS2fp8,     kAdam8bit,  kPosit8};
 
 }  // namespace
 

@@ -4,15 +4,14 @@
 
 namespace ulp::nn {
 
-/// Forward and backward pass of one batch: the loss is its mean cross-entropy and goes into `tally`; the model's parameters get
-/// their gradients. The loss is rounded as ops::cross_entropy does with `loss_formats`.
+/// Forward and backward pass of one batch: its mean loss goes into `tally`; the model's parameters get their gradients.
 inline void train_batch(Run& run, Module& model, const Batch& batch, Tally& tally,
-                        const OpFormats& loss_formats = {}) {
+                        const TrainingLoss& loss = {}) {
   Tape tape(run);
   const Var logits = logit_rows(tape, model(tape, tape.constant(batch.inputs)));
-  const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_formats, RandomSite("loss"));
-  tally.add(loss.value, logits.value, batch.labels);
-  tape.backward(loss);
+  const Var value = loss.of(tape, logits, batch.labels);
+  tally.add(loss.mean(run, value, batch.labels.numel()), logits.value, batch.labels);
+  tape.backward(value);
 }
 
 }  // namespace ulp::nn

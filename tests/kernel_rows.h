@@ -16,5 +16,7 @@ const std::vector<KernelRow>& kernel_rows();
 void check_augment_rows();
 /// In test_text.cpp.
 void check_gather_windows();
+/// In test_squeeze.cpp.
+void check_squeeze_rows();
 
 }  // namespace ulp::tests

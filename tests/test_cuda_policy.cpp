@@ -30,7 +30,7 @@ std::vector<Tensor> trained(Device device, StepGraph::Use use) {
   Run run(device, 3);
   const auto net = nn::mlp(64, std::vector<int64_t>{48, 33}, 10);
   net->initialise(run);
-  OpFormats loss;
+  nn::TrainingLoss loss;
   const std::vector<nn::Layer> layers = nn::layers_of(*net, loss);
   optim::Optimizer sgd(run, net->parameters(), {.lr = 0.05, .momentum = 0.9, .weight = "bf16:sr"});
   nn::Batches batches(run, digits, digits.train, 37), test(run, digits, digits.test, 100);
@@ -44,7 +44,7 @@ std::vector<Tensor> trained(Device device, StepGraph::Use use) {
         const nn::Batch batch = batches.next();
         Tape tape(run);
         const Var logits = (*net)(tape, tape.constant(batch.inputs));
-        tape.backward(ops::cross_entropy(tape, logits, batch.labels, loss, RandomSite("loss")));
+        tape.backward(loss.of(tape, logits, batch.labels));
         sgd.step();
       });
     CHECK((graph.nodes() > 0) == graph.enabled());

@@ -625,6 +625,8 @@ const std::vector<KernelRow>& kernel_rows() {
       {"average", check_average},
       {"augment_rows", check_augment_rows},
       {"gather_windows", check_gather_windows},
+      {"squeeze_logs", check_squeeze_rows},
+      {"squeeze", check_squeeze_rows},
   };
   return rows;
 }

@@ -146,12 +146,12 @@ TEST_SUITE("policy") {
 
   TEST_CASE("a rule without conditions is for all layers, each as far as it has the role") {
     const auto net = network();
-    OpFormats loss;
+    nn::TrainingLoss loss;
     nn::apply(parsed(R"({"interior": "bf16"}, {"forward": "e4m3"}, {"grad_input": "e5m2"})"),
               nn::layers_of(*net, loss), 1);
-    CHECK(loss.interior == Quantizer("bf16"));
-    CHECK(loss.grad_input == Quantizer("e5m2"));
-    CHECK(loss.input.is_identity());
+    CHECK(loss.formats.interior == Quantizer("bf16"));
+    CHECK(loss.formats.grad_input == Quantizer("e5m2"));
+    CHECK(loss.formats.input.is_identity());
     const OpFormats norm = formats_at(*net, "features.0.res.body.norm1");
     CHECK(norm.interior == Quantizer("bf16"));
     CHECK(norm.input.is_identity());  // "forward" is for layers with a product
@@ -517,7 +517,7 @@ TEST_SUITE("policy") {
     Run run(kCpu, 2);
     const auto net = network();
     net->initialise(run);
-    OpFormats loss;
+    nn::TrainingLoss loss;
     nn::apply(parsed(R"({"type": "conv", "forward": "e4m3", "backward": "e5m2"},
                         {"type": "normalization", "interior": "bf16"})"),
               nn::layers_of(*net, loss), 1);

@@ -152,14 +152,14 @@ TEST_SUITE("policy_options") {
     net->initialise(run);
     optim::Optimizer sgd(run, net->parameters(), {.lr = 0.05, .momentum = 0.9});
     nn::Batches batches(run, digits, digits.train, 100), test(run, digits, digits.test, 256);
-    OpFormats loss;
+    nn::TrainingLoss loss;
     for (int64_t epoch = 1; epoch <= 3; ++epoch) {
       if (epoch == 2) *net->modules()[1]->formats() = OpFormats::make("e2m1:sr", "e5m2:sr");
-      loss.interior = Quantizer(epoch == 2 ? "bf16" : "fp32");
+      loss.formats.interior = Quantizer(epoch == 2 ? "bf16" : "fp32");
       for (const nn::Batch& batch : batches.shuffled(epoch - 1)) {
         Tape tape(run);
         const Var logits = (*net)(tape, tape.constant(batch.inputs));
-        tape.backward(ops::cross_entropy(tape, logits, batch.labels, loss, RandomSite("loss")));
+        tape.backward(loss.of(tape, logits, batch.labels));
         sgd.step();
       }
       nn::evaluate(run, *net, test, loss);

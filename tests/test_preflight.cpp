@@ -7,6 +7,7 @@
 #include "command.h"
 #include "nn/data/policy_file.h"
 #include "nn/models/by_name.h"
+#include "nn/training_loss.h"
 
 // What cannot be trained is refused before anything is computed or written.
 #if defined(ULP_COMMAND)
@@ -48,7 +49,7 @@ TEST_SUITE("preflight") {
       options.image = {32, 32, 3};
       options.classes = 10;
       const auto model = nn::make_model(name, options);
-      OpFormats loss;
+      nn::TrainingLoss loss;
       nn::check(policy, nn::layers_of(*model, loss), 10);
     }
     const Folder folder;

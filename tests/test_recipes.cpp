@@ -10,6 +10,7 @@
 #include "nn/data/safetensors.h"
 #include "nn/models.h"
 #include "nn/recipes.h"
+#include "nn/training_loss.h"
 
 using namespace ulp;
 using Json = nlohmann::json;
@@ -119,6 +120,8 @@ std::vector<Paper> papers() {
            {"moment1", "dynamic8-g2048-scalef32"},
            {"moment2", "dynamic8u-g2048-scalef32"},
            {"moments_from", 4096}}),
+      all("s2fp8", operands("e5m2+scale=squeeze", "e5m2+scale=squeeze"),
+          {{"weights", "fp32"}, {"dynamic_loss_scale", nullptr}}),
       all("posit8", operands("posit8.1", "posit8.2"), {{"weights", "fp32"}}),
   };
   for (Paper& paper : list) {
@@ -156,7 +159,7 @@ TEST_SUITE("recipes") {
       CAPTURE(std::string(recipe.name));
       const Paper& paper = paper_of(recipe.name);
       const auto net = nn::mlp(64, std::vector<int64_t>{48, 32}, 10);
-      OpFormats loss;
+      nn::TrainingLoss loss;
       const std::vector<nn::Layer> layers = nn::layers_of(*net, loss);
       nn::apply(nn::parse_policy(recipe.policy, "recipe"), layers, 1);
       std::vector<const nn::Layer*> products;

@@ -189,6 +189,33 @@ TEST_SUITE("training_options") {
     CHECK(slurp(out + "/model.safetensors") == slurp(whole + "/model.safetensors"));
   }
 
+  TEST_CASE("the sum of squares trains, is scored as a mean, and is that of the saved model") {
+    const Folder folder;
+    const std::string out = folder / "run";
+    const std::string squares = "train --hidden 64 --epochs 3 --loss sum-of-squares --lr 0.002 ";
+    const Result r = succeed(squares + "--batch-size 16 --out " + out);
+    CHECK(has(r.out, "loss       sum-of-squares"));
+    CHECK(has(r.out, "loss       sum of squares          grad_input fp32"));
+    CHECK(std::stod(found(r.out, "\ntest accuracy ([.0-9]+)\n$")) > 0.5);
+    CHECK(Json::parse(slurp(out + "/config.json")).at("loss") == "sum-of-squares");
+    const std::vector<Json> rows = metrics_of(out);
+    CHECK(rows[0].at("loss").get<double>() < 2);  // half the squares of one sample, not of a batch
+    const Result again = succeed("eval " + out);
+    CHECK(std::stod(found(again.out, "test loss ([.0-9]+)")) ==
+          doctest::Approx(rows.back().at("loss").get<double>()).epsilon(1e-8));
+    // A sum over two halves of a batch is that of the batch, but for the order of fp32 additions.
+    const std::string halves = folder / "halves";
+    succeed(squares + "--batch-size 8 --accumulate-steps 2 --out " + halves);
+    CHECK(metrics_of(halves)[0].at("loss").get<double>() ==
+          doctest::Approx(rows[0].at("loss").get<double>()).epsilon(1e-3));
+    check_refused("train --loss mse", 2, {"--loss: 'mse' is no loss; there are cross-entropy and"});
+    check_refused("train --loss sum-of-squares --data text:x --model gpt", 2,
+                  {"--loss sum-of-squares is for images"});
+    std::ofstream(folder / "p.json") << R"({"rules": [{"type": "loss", "interior": "bf16"}]})";
+    check_refused("train --loss sum-of-squares --policy " + (folder / "p.json") + " --out " + out,
+                  1, {"no layer that it matches uses \"interior\""});
+  }
+
   TEST_CASE("what is wrong is told in a line") {
     struct Case {
       const char* arguments;

@@ -128,10 +128,10 @@ Row measure(Quantizer q, Rounding rounding, const Tensor& in, Tensor& out, int t
 Quantizer measurable(const std::string& format) {
   const Quantizer q = format_value("bench quantize", format);
   if (q.is_identity() || q.rounding != Rounding::NearestEven || q.transform.hadamard != 0 ||
-      q.scale.kind == Scale::Kind::Delayed)
+      q.scale.kind == Scale::Kind::Delayed || q.scale.kind == Scale::Kind::Squeeze)
     throw UsageError(
-        "bench quantize: give formats other than fp32, without a rounding, +rht and "
-        "+scale=delayed; got " +
+        "bench quantize: give formats other than fp32, without a rounding, +rht, "
+        "+scale=delayed and +scale=squeeze; got " +
         format);
   return q;
 }

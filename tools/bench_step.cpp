@@ -12,6 +12,7 @@
 #include "nn/models/by_name.h"
 #include "nn/policy.h"
 #include "nn/train_batch.h"
+#include "nn/training_loss.h"
 #include "optim/optimizer.h"
 #include "tools/bench_cuda.h"
 #include "tools/bench_machine.h"
@@ -141,7 +142,7 @@ class Training {
  private:
   Run run_;
   std::unique_ptr<nn::Sequential> net_;
-  OpFormats loss_;
+  nn::TrainingLoss loss_;
   nn::Batches batches_;
   nn::Tally tally_;
   StepGraph graph_;

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "kernels/matmul_unit.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/experiment.h"
 #include "tools/format_options.h"

@@ -279,6 +279,15 @@ void read_text(const Keys& keys, SavedExperiment& saved) {
   o.tie = keys.boolean("tie");
 }
 
+nn::LossKind read_loss(const Keys& keys) {
+  const std::string text = keys.text("loss");
+  try {
+    return nn::parse_loss(text);
+  } catch (const Error& error) {
+    keys.fail("loss", std::string("is wrong: ") + error.what());
+  }
+}
+
 Json parse_config(const fs::path& file) {
   std::error_code error;
   ULP_CHECK(fs::is_regular_file(file, error),
@@ -317,6 +326,7 @@ static Json without_tables(const Experiment& e, const nn::Dataset& data) {
             {"augment", nn::to_string(e.augmentation)},
             {"model", e.model},
             {"hidden", e.hidden},
+            {"loss", to_string(e.loss)},
             {"epochs", e.epochs},
             {"batch_size", e.batch_size},
             {"accumulate_steps", e.accumulate_steps},
@@ -357,6 +367,7 @@ SavedExperiment read_config(const fs::path& file) {
   if (!nn::is_model(e.model))
     keys.fail("model", "must hold one of " + model_list() + ", got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
+  if (keys.has("loss")) e.loss = read_loss(keys);  // older files have none
   e.epochs = keys.integer("epochs", 1, 1000000);
   e.seed = keys.seed("seed");
   e.optimizer.weight = keys.object("optimizer").format("weights");
@@ -428,6 +439,7 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   if (data.is_text()) line("", sequence_text(e));
   line("training",
        fmt::format("{}, seed {}, {}", length_text(e, data.is_text()), e.seed, to_string(e.device)));
+  line("loss", nn::to_string(e.loss));
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
   if (e.recipe) {
     line("recipe", fmt::format("{}: {}", e.recipe->name, e.recipe->source));
@@ -479,7 +491,8 @@ std::unique_ptr<nn::BatchSource> test_batches(Run& run, const nn::Dataset& data,
   return std::make_unique<nn::Batches>(run, data, data.test, kEvalBatch, options);
 }
 
-nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test, const OpFormats& loss) {
+nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test,
+                     const nn::TrainingLoss& loss) {
   return nn::evaluate(run, model, test, loss);
 }
 

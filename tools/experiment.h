@@ -13,6 +13,7 @@
 #include "nn/models/sequence_options.h"
 #include "nn/policy.h"
 #include "nn/sequential.h"
+#include "nn/training_loss.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
 #include "optim/optimizer.h"
@@ -39,6 +40,7 @@ struct Experiment {
   std::string data = "digits";
   std::string model = "mlp";
   std::vector<int64_t> hidden = {256, 128};
+  nn::LossKind loss = nn::LossKind::CrossEntropy;
   nn::SequenceOptions sequence;  // of models of texts; its context is the data's
   nn::TokenKind tokens = nn::TokenKind::Characters;  // of texts
   double validation = 0.1;                           // the share of a text
@@ -93,7 +95,8 @@ std::unique_ptr<nn::BatchSource> training_batches(Run& run, const nn::Dataset& d
 /// The test split in batches of a fixed size, so that block formats see the same blocks in every evaluation.
 std::unique_ptr<nn::BatchSource> test_batches(Run& run, const nn::Dataset& data,
                                               const Experiment& experiment);
-nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test, const OpFormats& loss);
+nn::Score test_score(Run& run, nn::Module& model, nn::BatchSource& test,
+                     const nn::TrainingLoss& loss);
 /// "  perplexity 4.21" of a text; empty of images.
 std::string perplexity_text(const nn::Dataset& data, double loss);
 /// What is scored after each epoch: "validation" of a text, "test" of images.

@@ -252,6 +252,10 @@ void check_explainable(const Quantizer& q) {
     throw UsageError(format_message(
         "explain: {} rounds sums of rotated values, not the values; leave +rht{} out",
         {to_string(q), int{q.transform.hadamard}}));
+  if (q.scale.kind == Scale::Kind::Squeeze)
+    throw UsageError(
+        format_message("explain: {} rounds what the whole tensor makes of a value; explain {}",
+                       {to_string(q), to_string(q.format)}));
   if (q.scale.kind == Scale::Kind::Delayed)
     throw UsageError(format_message(
         "explain: the scale of {} follows from earlier calls; explain {}+scale=current",

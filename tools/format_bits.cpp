@@ -12,6 +12,7 @@ int element_bits(const Format& f) {
 
 int scale_bits(const Quantizer& q) {
   if (q.block.kind == Block::Kind::None) return 0;
+  if (q.scale.kind == Scale::Kind::Squeeze) return 64;  // a shift and a factor
   return q.scale.kind == Scale::Kind::F32 || q.scale.kind == Scale::Kind::Delayed ? 32 : 8;
 }
 

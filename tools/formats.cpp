@@ -144,6 +144,7 @@ Family generic_family(const Quantizer& q) {
     case Scale::Kind::Delayed:
       add("fp32 scale", "scales as the tensor scales of TransformerEngine");
       break;
+    case Scale::Kind::Squeeze: add("squeeze", "Cambier et al., S2FP8, arXiv 2001.05674"); break;
     default: break;
   }
   return family;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "nn/model_tree.h"
+#include "nn/training_loss.h"
 #include "tools/optimizer_options.h"
 #include "tools/preflight.h"
 
@@ -133,7 +134,7 @@ std::string explain_training(const Experiment& e, const nn::Dataset& data) {
   model->initialise(run);
   check_optimizer(e.optimizer, model->parameters());
   const optim::Optimizer optimizer(run, model->parameters(), e.optimizer);
-  OpFormats loss;
+  nn::TrainingLoss loss{e.loss, {}};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, 1);
 

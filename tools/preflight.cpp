@@ -12,7 +12,7 @@ namespace {
 class Rehearsal {
  public:
   Rehearsal(const Experiment& e, const nn::Dataset& data)
-      : e_(e), run_(kCpu, e.seed), model_(make_model(e, data)) {
+      : e_(e), run_(kCpu, e.seed), model_(make_model(e, data)), loss_{e.loss, {}} {
     model_->initialise(run_);
     layers_ = nn::layers_of(*model_, loss_);
     nn::check(e.policy, layers_, e.epochs);
@@ -38,14 +38,14 @@ class Rehearsal {
   void step() {
     Tape tape(run_);
     const Var logits = nn::logit_rows(tape, (*model_)(tape, tape.constant(inputs_)));
-    tape.backward(ops::cross_entropy(tape, logits, labels_, loss_, RandomSite("loss")));
+    tape.backward(loss_.of(tape, logits, labels_));
     for (Parameter* p : model_->parameters()) p->grad = {};
   }
 
   const Experiment& e_;
   Run run_;
   std::unique_ptr<nn::Sequential> model_;
-  OpFormats loss_;
+  nn::TrainingLoss loss_;
   std::vector<nn::Layer> layers_;
   Tensor inputs_, labels_;
 };

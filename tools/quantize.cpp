@@ -104,6 +104,8 @@ void print_stats(const Quantizer& q, const QuantiseStats& s) {
   const int hadamard = q.transform.hadamard;
   if (hadamard != 0)
     fmt::print("  of the values rotated by +rht{}, which are what is rounded:\n", hadamard);
+  if (q.scale.kind == Scale::Kind::Squeeze)
+    fmt::print("  of the values squeezed by +scale=squeeze, which are what is rounded:\n");
   line("elements", fmt::format("{}", s.count));
   count("overflow", s.overflow);
   count("underflow to zero", s.underflow);

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/random.h"
 #include "nn/pieces.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/format_options.h"
 #include "tools/trained_model.h"

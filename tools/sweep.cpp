@@ -10,6 +10,7 @@
 #include "core/format_text.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/policy_file.h"
+#include "nn/training_loss.h"
 #include "tools/commands.h"
 #include "tools/format_options.h"
 #include "tools/preflight.h"

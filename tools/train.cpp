@@ -37,7 +37,8 @@ struct TrainOptions {
   DataOptions samples;
   TextFlags text;
   RecipeOption recipe;
-  std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1";
+  std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1",
+              loss = "cross-entropy";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
   const CLI::Option *epochs_given = nullptr, *hidden_given = nullptr;
@@ -77,6 +78,11 @@ Experiment resolve(TrainOptions& o) {
   o.experiment.recipe = o.recipe.apply(o.optimizer);
   Experiment e = o.experiment;
   e.hidden = parse_hidden(o.hidden);
+  try {
+    e.loss = nn::parse_loss(o.loss);
+  } catch (const Error& error) {
+    throw UsageError(std::string("--loss: ") + error.what());
+  }
   e.epochs = integer_value<int64_t>("--epochs", o.epochs, 1, 1000000);
   e.batch_size = integer_value<int64_t>("--batch-size", o.batch_size, 1, 1000000);
   e.seed = integer_value<uint64_t>("--seed", o.seed, 0, UINT64_MAX);
@@ -93,6 +99,8 @@ Experiment resolve(TrainOptions& o) {
   o.samples.resolve(e);
   if (o.hidden_given != nullptr && o.hidden_given->count() > 0 && e.model != "mlp")
     throw UsageError("--hidden is for --model mlp; " + e.model + " has layers of its own");
+  if (nn::is_text_name(e.data) && e.loss != nn::LossKind::CrossEntropy)
+    throw UsageError("--loss " + o.loss + " is for images; losses of texts are nats");
   o.text.resolve(e, o.epochs_given != nullptr && o.epochs_given->count() > 0);
   return e;
 }
@@ -208,6 +216,10 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
       cmd->add_option("--epochs", o->epochs, "passes over the training data, at most 1000000")
           ->capture_default_str();
   cmd->add_option("--batch-size", o->batch_size, "samples a step, at most 1000000")
+      ->capture_default_str();
+  cmd->add_option("--loss", o->loss,
+                  "cross-entropy, the mean over a batch; or sum-of-squares, 1/2 (y - onehot)^2 "
+                  "summed over it, whose rates are smaller")
       ->capture_default_str();
   cmd->add_option("--seed", o->seed, "of initial weights, order and stochastic rounding")
       ->capture_default_str();

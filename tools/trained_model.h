@@ -11,6 +11,7 @@
 
 #include "autograd/run.h"
 #include "nn/policy.h"
+#include "nn/training_loss.h"
 #include "tools/experiment.h"
 #include "tools/model_file.h"
 
@@ -50,7 +51,7 @@ class TrainedModel {
 
   Run run;
   std::unique_ptr<nn::Sequential> model;
-  OpFormats loss;
+  nn::TrainingLoss loss;
   std::vector<nn::Layer> layers;  // of the model and the loss
   std::string which;              // as load_weights returns it
 };

@@ -14,6 +14,7 @@
 #include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
+#include "nn/training_loss.h"
 #include "tools/checkpoint_folder.h"
 #include "tools/data_options.h"
 #include "tools/model_file.h"
@@ -169,6 +170,7 @@ class Training {
         data_(fingerprint(data)),
         run_(e.device, e.seed, e.math),
         model_(initialised_model(run_, e, data)),
+        loss_{e.loss, {}},
         layers_(nn::layers_of(*model_, loss_)),
         optimizer_(make_optimizer(run_, *model_, e)),
         batches_(training_batches(run_, data, e)),
@@ -309,10 +311,10 @@ class Training {
       const nn::Batch batch = batches_->next();
       Tape tape(run_);
       const Var logits = nn::logit_rows(tape, (*model_)(tape, tape.constant(batch.inputs)));
-      const Var loss = ops::cross_entropy(tape, logits, batch.labels, loss_, RandomSite("loss"));
-      tally_.add(loss.value, logits.value, batch.labels);
+      const Var loss = loss_.of(tape, logits, batch.labels);
+      tally_.add(loss_.mean(run_, loss, batch.labels.numel()), logits.value, batch.labels);
       saved_bytes_ = tape.saved_bytes();
-      tape.backward(loss, 1.0 / static_cast<double>(e_.accumulate_steps));
+      tape.backward(loss, loss_.share(e_.accumulate_steps));
     }
     count_parameters(run_, model_->parameters(), OfParameter::Grads);
     scaler_.check();
@@ -513,7 +515,7 @@ class Training {
   std::string config_, data_;  // the text of config.json, and what tells the data apart
   Run run_;
   std::unique_ptr<nn::Sequential> model_;
-  OpFormats loss_;                 // of the cross-entropy
+  nn::TrainingLoss loss_;
   std::vector<nn::Layer> layers_;  // whose formats the policy sets
   optim::Optimizer optimizer_;
   std::unique_ptr<nn::BatchSource> batches_, tests_;

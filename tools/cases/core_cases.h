@@ -7,6 +7,7 @@
 namespace ulp::cases {
 
 void check_quantise(Comparison& compare);
+void check_squeezing(Comparison& compare);
 void check_pack(Comparison& compare);
 void check_rotate(Comparison& compare);
 void check_scaled_add(Comparison& compare);

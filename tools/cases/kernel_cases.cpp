@@ -12,6 +12,8 @@ std::span<const KernelCase> core_kernel_cases() {
                                         {"pack_codes", nullptr, "pack_scales"},
                                         {"unpack_codes", nullptr, "pack_scales"},
                                         {"rotate", check_rotate},
+                                        {"squeeze_logs", check_squeezing},
+                                        {"squeeze", nullptr, "squeeze_logs"},
                                         {"scaled_add", check_scaled_add},
                                         {"matmul", check_matmul},
                                         {"sum", check_sum},

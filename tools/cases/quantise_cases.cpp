@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/quantised.h"
+#include "kernels/squeeze.h"
 #include "tools/cases/core_cases.h"
 
 namespace ulp::cases {
@@ -230,6 +231,39 @@ std::string first_of(const Quantizer& q) {
   if (q.rounding != Rounding::Stochastic) same.rounding = Rounding::NearestEven;
   same.bits = {};
   return to_string(same);
+}
+
+/// The kernels of +scale=squeeze.
+void check_squeezing(Comparison& compare) {
+  for (const Shape& shape : {Shape{}, Shape{0}, Shape{1}, Shape{61, 67}, Shape{5, 2049}})
+    for (const DType dtype : kFloats)
+      for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard}) {
+        if (!compare.takes(shape.numel(), "squeeze")) continue;
+        const Pair in = compare.input(shape, dtype, domain, 8);
+        const Pair logs = compare.output(shape), sum = compare.output({1}),
+                   out = compare.output(shape), back = compare.output(shape);
+        const Pair totals =
+            compare.output({static_cast<int64_t>(sizeof(SqueezeTotals))}, DType::U8);
+        const auto same = [&](const Pair& pair, const char* what) {
+          compare.same(pair, what, " of ", text(dtype), " ", to_string(shape));
+        };
+        compare.run(kernels::squeeze_logs, [&](Side d) {
+          return SqueezeLogsArgs{in.on(d), logs.on(d), totals.on(d)};
+        });
+        same(logs, "logarithms");
+        same(totals, "totals");
+        compare.run(kernels::sum, [&](Side d) {
+          return SumArgs{logs.on(d), sum.on(d), 1, shape.numel(), 1};
+        });
+        for (const bool inverse : {false, true}) {
+          compare.run(kernels::squeeze, [&](Side d) {
+            const Tensor& from = inverse ? out.on(d) : in.on(d);
+            const Tensor& to = inverse ? back.on(d) : out.on(d);
+            return SqueezeArgs{from, to, sum.on(d), totals.on(d), 15.0f, inverse};
+          });
+          same(inverse ? back : out, inverse ? "values turned back" : "squeezed values");
+        }
+      }
 }
 
 void check_quantise(Comparison& compare) {

@@ -1,0 +1,42 @@
+#include "nn/training_loss.h"
+
+#include "autograd/losses.h"
+#include "core/error.h"
+
+namespace ulp::nn {
+
+const char* to_string(LossKind kind) {
+  return kind == LossKind::CrossEntropy ? "cross-entropy" : "sum-of-squares";
+}
+
+LossKind parse_loss(std::string_view text) {
+  for (const LossKind kind : {LossKind::CrossEntropy, LossKind::SumOfSquares})
+    if (text == to_string(kind)) return kind;
+  throw_error("'{}' is no loss; there are cross-entropy and sum-of-squares", text);
+}
+
+Var TrainingLoss::of(Tape& tape, const Var& logits, const Tensor& labels) const {
+  const RandomSite site("loss");
+  return kind == LossKind::CrossEntropy ? ops::cross_entropy(tape, logits, labels, formats, site)
+                                        : ops::sum_of_squares(tape, logits, labels, formats, site);
+}
+
+Tensor TrainingLoss::mean(Run& run, const Var& loss, int64_t samples) const {
+  if (kind == LossKind::CrossEntropy) return loss.value;
+  Tape aside(run, Tape::Recording::Off);
+  return ops::scale(aside, aside.constant(loss.value), 1.0 / static_cast<double>(samples)).value;
+}
+
+Layer loss_layer(TrainingLoss& loss) {
+  if (loss.kind == LossKind::CrossEntropy)
+    return {"loss", LayerType::Loss, {"interior", "grad_input"}, &loss.formats, "cross-entropy"};
+  return {"loss", LayerType::Loss, {"grad_input"}, &loss.formats, "sum of squares"};
+}
+
+std::vector<Layer> layers_of(Module& model, TrainingLoss& loss) {
+  std::vector<Layer> all = layers_of(model);
+  all.push_back(loss_layer(loss));
+  return all;
+}
+
+}  // namespace ulp::nn
