@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "kernels/embedding.h"
 #include "nn/batches.h"
@@ -368,6 +369,24 @@ TEST_SUITE("text") {
     CHECK(metrics.find("\"perplexity\":null") != std::string::npos);
     CHECK(metrics.find(":inf") == std::string::npos);
     CHECK(metrics.find("\"layer\":\"?\"") == std::string::npos);
+  }
+
+  TEST_CASE("a sweep's bits are those of products, not of what stands between them") {
+    const Folder folder;
+    const std::string file = folder / "rhyme.txt";
+    std::ofstream(file) << rhyme(40);
+    for (const char* model : {"gpt --heads 2", "lstm", "gru"}) {
+      CAPTURE(std::string(model));
+      const Result r =
+          succeed("sweep --data 'text:" + file + "' --layers 1 --width 16 --context 16 " +
+                  "--batch-size 4 --steps 2 --formats e4m3/e5m2:sr --seeds 1 --json " + "--model " +
+                  model + " --out '" + (folder / "sweep") + "'");
+      const auto rows = nlohmann::json::parse(r.out);
+      REQUIRE(rows.size() == 2);
+      CHECK(rows[0].at("bits") == 32);
+      CHECK(rows[1].at("bits") == 8);
+      std::filesystem::remove_all(folder / "sweep");
+    }
   }
 
   TEST_CASE("texts and flags that do not fit are refused in one line") {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "tools/folder_lock.h"
 #include "tools/format_bits.h"
@@ -26,9 +27,13 @@ double bits_of(const Experiment& e, const nn::Dataset& data) {
   int count = 0;
   for (const nn::Layer& layer : layers) {
     if (!nn::has_product(layer.type)) continue;
-    for (const auto role :
-         {&OpFormats::input, &OpFormats::weight, &OpFormats::grad_output_dx, &OpFormats::weight_dx,
-          &OpFormats::grad_output_dw, &OpFormats::input_dw}) {
+    for (const auto& [role, name] : {std::pair{&OpFormats::input, "input"},
+                                     {&OpFormats::weight, "weight"},
+                                     {&OpFormats::grad_output_dx, "grad_output_dx"},
+                                     {&OpFormats::weight_dx, "weight_dx"},
+                                     {&OpFormats::grad_output_dw, "grad_output_dw"},
+                                     {&OpFormats::input_dw, "input_dw"}}) {
+      if (!layer.uses(name)) continue;  // a softmax or a state beside the products of its type
       const Quantizer& q = layer.formats->*role;
       sum += bits_per_element(q).value_or(element_bits(q.format));
       ++count;
