@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "nn/training_loss.h"
 #include "tools/folder_lock.h"
 #include "tools/format_bits.h"
 #include "tools/progress.h"
@@ -20,7 +21,7 @@ namespace {
 /// The mean over the operands of all products in the last epoch.
 double bits_of(const Experiment& e, const nn::Dataset& data) {
   const auto model = make_model(e, data);
-  OpFormats loss;
+  nn::TrainingLoss loss{e.loss, {}};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, e.epochs);
   double sum = 0;
