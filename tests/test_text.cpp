@@ -381,6 +381,7 @@ TEST_SUITE("text") {
           succeed("sweep --data 'text:" + file + "' --layers 1 --width 16 --context 16 " +
                   "--batch-size 4 --steps 2 --formats e4m3/e5m2:sr --seeds 1 --json " + "--model " +
                   model + " --out '" + (folder / "sweep") + "'");
+      CHECK(has(r.err, "2/2  e4m3/e5m2:sr seed 1: validation loss "));
       const auto rows = nlohmann::json::parse(r.out);
       REQUIRE(rows.size() == 2);
       CHECK(rows[0].at("bits") == 32);

@@ -79,9 +79,9 @@ SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, con
   return run;
 }
 
-std::string line_of(const SweepRun& run) {
+std::string line_of(const SweepRun& run, const nn::Dataset& data) {
   if (!run.problem.empty()) return "diverged: " + run.problem;
-  return fmt::format("test loss {:.4f} accuracy {:.4f}", run.loss, run.accuracy);
+  return fmt::format("{} loss {:.4f} accuracy {:.4f}", test_name(data), run.loss, run.accuracy);
 }
 
 }  // namespace
@@ -117,7 +117,7 @@ std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn
       results.add(runs.back());
     }
     fmt::print(log, "{}/{}  {} seed {}: {}{}\n", runs.size(), planned.size(), p.run.formats,
-               p.run.seed, line_of(runs.back()), before == nullptr ? "" : " (done before)");
+               p.run.seed, line_of(runs.back(), data), before == nullptr ? "" : " (done before)");
     std::fflush(log);
   }
   return runs;
