@@ -91,7 +91,8 @@ TEST_SUITE("sweep") {
     CHECK(lines(markdown.out) == 6);
     const std::string svg = slurp(out + "/sweep.svg");
     CHECK(svg.starts_with("<"));
-    for (const char* words : {"</svg>", "e4m3/e5m2:sr", "bfp8", "mixed.json", "test accuracy"})
+    for (const char* words :
+         {"</svg>", "e4m3/e5m2:sr", "bfp8", "mixed.json", "accuracy on held-out samples"})
       CHECK(has(svg, words));
     for (const Json& run : file.at("runs")) {
       REQUIRE(run.at("curve").size() == 2);

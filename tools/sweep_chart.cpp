@@ -255,7 +255,8 @@ std::string draw_sweep(const std::vector<SweepRow>& rows, const std::string& tit
   const auto [low, high] = values_of(rows, by_loss);
   const auto [from, to] = exponents_of(rows);
   const svg::Axis x{from, to, kLeft, kRight}, y{low, high, kBottom, kTop};
-  const char* const y_title = by_loss ? "loss on held-out samples" : "test accuracy, %";
+  const char* const y_title =
+      by_loss ? "loss on held-out samples" : "accuracy on held-out samples, %";
   svg::Drawing out;
   out.text(kLeft, 30, {18, kText, "start", true, kWidth - 2 * kLeft}, title);
   draw_frame(out, y, style.x_title, y_title);
