@@ -1,5 +1,7 @@
 #include "reference.h"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -386,6 +388,11 @@ void Mismatches::add(const std::string& what) {
     if (count_ < 5) first_ += (count_ > 0 ? "\n" : "") + what;
     ++count_;
   }
+}
+
+void report(const Mismatches& bad) {
+  INFO(bad.first());
+  CHECK(bad.count() == 0);
 }
 
 bool same(float a, float b) {

@@ -136,6 +136,8 @@ class Mismatches {
   int64_t count_ = 0;
   std::string first_;
 };
+/// Fails, with those words, if there was any.
+void report(const Mismatches& bad);
 
 /// Same bits, all NaNs being one.
 bool same(float a, float b);

@@ -32,6 +32,7 @@ using conformance::TensorCase;
 using conformance::TensorRun;
 using reference::Mismatches;
 using reference::Reference;
+using reference::report;
 using reference::Rounded;
 using reference::same;
 using reference::ScaledReference;
@@ -54,11 +55,6 @@ std::vector<std::string> all_elements() {
   std::vector<std::string> names(std::begin(kMx), std::end(kMx));
   for (const char* element : kOthers) names.push_back(std::string(element) + "-g32");
   return names;
-}
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
 }
 
 /// Element-wise comparison of the number core on one block with the reference.

@@ -19,15 +19,11 @@ namespace {
 
 using reference::Mismatches;
 using reference::Reference;
+using reference::report;
 using reference::same;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr const char* kRoundings[] = {"", ":rna", ":rnu", ":rtz", ":ru", ":rd", ":odd", ":sr"};
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
-}
 
 /// The float formats of up to `most_bits` bits: every size, set of specials and a few biases; those that exist.
 std::vector<Format> floats(int most_bits) {

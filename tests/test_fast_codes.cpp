@@ -24,11 +24,7 @@ using conformance::mixed_values;
 using conformance::scramble;
 using conformance::spread_float;
 using reference::Mismatches;
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
-}
+using reference::report;
 
 /// A quantizer by its definition, and the short way to its codes.
 struct Pair {

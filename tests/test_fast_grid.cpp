@@ -23,13 +23,9 @@ using conformance::scramble;
 using conformance::spread_float;
 using reference::Mismatches;
 using reference::Reference;
+using reference::report;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
-}
 
 // ---- one value ------------------------------------------------------------------------------------------------------
 using Bounds = FastGrid::Bounds;

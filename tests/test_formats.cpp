@@ -18,13 +18,9 @@ namespace {
 
 using reference::Mismatches;
 using reference::Reference;
+using reference::report;
 
 constexpr DType kNative[] = {DType::F8E4M3, DType::F8E5M2, DType::BF16, DType::F16};
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
-}
 
 /// The message of the refusal, or "" if the text is taken.
 std::string refusal(const std::string& text) {

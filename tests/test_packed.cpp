@@ -18,6 +18,7 @@ namespace ulp {
 namespace {
 
 using reference::Mismatches;
+using reference::report;
 using reference::same;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -117,11 +118,6 @@ void compare(const std::string& what, const std::vector<float>& got, const std::
   for (size_t i = 0; i < got.size(); ++i)
     if (!same(got[i], want[i]))
       bad.add(format_message("{}: element {} came back as {}, was {}", {what, i, got[i], want[i]}));
-}
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
 }
 
 std::vector<int> bytes_of(const Tensor& t) {

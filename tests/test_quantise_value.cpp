@@ -23,12 +23,8 @@ using conformance::sweep_hard;
 using conformance::Tally;
 using reference::Mismatches;
 using reference::Reference;
+using reference::report;
 using reference::same;
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
-}
 
 /// Every eXmY with at most `bits` bits in all, with every set of special values, overflow policy and -ftz.
 std::vector<std::string> small_floats(int bits) {

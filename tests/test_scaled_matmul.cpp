@@ -22,6 +22,7 @@ using conformance::Scaled;
 using conformance::ScaledTensorReference;
 using conformance::spread_float;
 using reference::Mismatches;
+using reference::report;
 using reference::same;
 using Values = std::vector<float>;
 
@@ -204,11 +205,6 @@ void compare(const std::string& what, const Values& got, const Values& want, Mis
     if (!same(got[i], want[i]))
       bad.add(format_message("{}: element {} is {}, want {}",
                              {what, i, conformance::hex(got[i]), conformance::hex(want[i])}));
-}
-
-void report(const Mismatches& bad) {
-  INFO(bad.first());
-  CHECK(bad.count() == 0);
 }
 
 bool same_values(const Values& a, const Values& b) {
