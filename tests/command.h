@@ -16,6 +16,8 @@
 #include <sstream>
 #include <string>
 
+#include "tests/paths.h"
+
 #if defined(ULP_COMMAND)
 
 namespace ulp::command {
@@ -50,7 +52,7 @@ inline Result ulp_command(const std::string& arguments) {
       std::filesystem::temp_directory_path() /
       ("ulp-cli-err-" + std::to_string(getpid()) + "-" + std::to_string(counter++));
   const std::string command =
-      std::string("'") + ULP_COMMAND + "' " + arguments + " 2>'" + err.string() + "'";
+      std::string("'") + paths::kCommand + "' " + arguments + " 2>'" + err.string() + "'";
   FILE* pipe = popen(command.c_str(), "r");
   REQUIRE(pipe != nullptr);
   Result result{0, "", ""};

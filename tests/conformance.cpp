@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "kernels/quantised.h"
 #include "tests/conformance_parts.h"
+#include "tests/paths.h"
 
 namespace ulp::conformance {
 
@@ -20,7 +21,7 @@ bool is_list(const Quantizer& q) {
 }
 
 std::ifstream open_data(const char* name) {
-  const std::string path = std::string(ULP_TEST_DATA) + "/" + name;
+  const std::string path = std::string(paths::kTestData) + "/" + name;
   std::ifstream file(path);
   ULP_CHECK(file.good(), "{} cannot be read", path);
   return file;

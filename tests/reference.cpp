@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "tests/paths.h"
 
 namespace ulp::reference {
 namespace {
@@ -328,7 +329,7 @@ std::vector<std::string> p3109_names() {
 }
 
 std::vector<P3109Table> p3109_tables() {
-  std::ifstream file(std::string(ULP_TEST_DATA) + "/p3109_values.txt");
+  std::ifstream file(std::string(paths::kTestData) + "/p3109_values.txt");
   const auto number = [](const std::string& half) {
     return std::bit_cast<float>(static_cast<uint32_t>(std::stoul(half + "0000", nullptr, 16)));
   };

@@ -21,6 +21,7 @@
 #include "nn/shape_layers.h"
 #include "optim/optimizer.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -78,7 +79,7 @@ Tensor tensor_of(std::istringstream& words) {
 }
 
 std::vector<Fixture> fixtures() {
-  std::ifstream file(std::string(ULP_TEST_DATA) + "/act.txt");
+  std::ifstream file(std::string(paths::kTestData) + "/act.txt");
   std::vector<Fixture> all;
   for (std::string line; std::getline(file, line);) {
     std::istringstream words(line);

@@ -17,6 +17,7 @@
 
 #include "nn/data/safetensors.h"
 #include "tests/command.h"
+#include "tests/paths.h"
 #include "tests/reference.h"
 
 // The ulp command as a user meets it.
@@ -93,7 +94,7 @@ bool is_metrics(const std::string& text) {
 
 /// Runs the command with these words and kills it after a while.
 void run_and_kill(std::vector<std::string> words, int signal, int microseconds) {
-  words.insert(words.begin(), ULP_COMMAND);
+  words.insert(words.begin(), paths::kCommand);
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -101,7 +102,7 @@ void run_and_kill(std::vector<std::string> words, int signal, int microseconds) 
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
   pid_t child = 0;
-  const int error = posix_spawn(&child, ULP_COMMAND, &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&child, paths::kCommand, &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   REQUIRE(error == 0);
   usleep(static_cast<useconds_t>(microseconds));

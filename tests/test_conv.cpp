@@ -14,6 +14,7 @@
 #include "nn/sequential.h"
 #include "tests/near.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -337,7 +338,7 @@ TEST_SUITE("conv") {
   }
 
   TEST_CASE("what PyTorch computes in fp64, by tests/fixtures/make_conv.py") {
-    std::ifstream file(std::string(ULP_TEST_DATA) + "/conv.txt");
+    std::ifstream file(std::string(paths::kTestData) + "/conv.txt");
     REQUIRE(file.good());
     const auto value = [](uint32_t i, uint32_t seed) {
       uint32_t h = i * 2654435761u + seed * 2246822519u;

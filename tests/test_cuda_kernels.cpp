@@ -14,6 +14,7 @@
 
 #if defined(ULP_HAS_CUDA)
 #include "core/cuda_check.h"
+#include "tests/paths.h"
 #endif
 
 using namespace ulp;
@@ -92,7 +93,7 @@ TEST_SUITE("cuda_kernels") {
   TEST_CASE("ulp quantize: the same bytes on the GPU, packed and with statistics too") {
     const command::Folder folder;
     std::ofstream(folder / "in.f32", std::ios::binary)
-        << command::slurp(ULP_COMMAND).substr(0, 4 * 65537);  // floats of every kind
+        << command::slurp(paths::kCommand).substr(0, 4 * 65537);  // floats of every kind
     for (const char* format : {"e4m3", "e5m2:sr", "mxfp4:sr", "nvfp4", "bfp8", "posit16.1:sr",
                                "mxfp8+rht16", "e4m3-g32-scalef32:sr"}) {
       CAPTURE(std::string(format));

@@ -25,6 +25,7 @@
 #include "nn/data/idx.h"
 #include "nn/data/read_file.h"
 #include "nn/data/safetensors.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::nn;
@@ -737,7 +738,7 @@ TEST_SUITE("data") {
   TEST_CASE("safetensors: a file that Python's package wrote") {
     // tests/data/make_safetensors.py
     const SafetensorsFile file =
-        load_safetensors(std::string(ULP_TEST_DATA) + "/python.safetensors");
+        load_safetensors(std::string(paths::kTestData) + "/python.safetensors");
     CHECK(!file.has_checksum);
     CHECK(file.metadata ==
           std::map<std::string, std::string>{{"made by", "safetensors ü"}, {"empty", ""}});

@@ -15,6 +15,7 @@
 #include "nn/policy.h"
 #include "tests/near.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -23,7 +24,7 @@ using nlohmann::json;
 namespace {
 
 const json& fixture() {
-  static const json all = json::parse(std::ifstream(std::string(ULP_TEST_DATA) + "/gpt.json"));
+  static const json all = json::parse(std::ifstream(std::string(paths::kTestData) + "/gpt.json"));
   return all;
 }
 

@@ -17,6 +17,7 @@
 #include "optim/optimizer.h"
 #include "tests/near.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 #include "tools/model_file.h"
 
 using namespace ulp;
@@ -213,7 +214,7 @@ std::string temporary(const char* name) {
 
 TEST_SUITE("norm") {
   TEST_CASE("norms and pools are those of PyTorch in fp64, forward and backward") {
-    std::ifstream file(std::string(ULP_TEST_DATA) + "/norm.json");
+    std::ifstream file(std::string(paths::kTestData) + "/norm.json");
     const json all = json::parse(file);
     std::map<std::string, int> seen;
     for (const json& c : all.at("cases")) {

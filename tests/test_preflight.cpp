@@ -8,6 +8,7 @@
 #include "nn/data/policy_file.h"
 #include "nn/models/by_name.h"
 #include "nn/training_loss.h"
+#include "tests/paths.h"
 
 // What cannot be trained is refused before anything is computed or written.
 #if defined(ULP_COMMAND)
@@ -37,7 +38,7 @@ void refused(const std::string& arguments, std::initializer_list<const char*> wo
 
 TEST_SUITE("preflight") {
   TEST_CASE("the policy in README fits the models of the commands beside it") {
-    const std::string readme = slurp(ULP_TEST_DATA "/../../README.md");
+    const std::string readme = slurp(std::string(paths::kTestData) + "/../../README.md");
     const size_t begin = readme.find("```json\n{\"rules\"");
     REQUIRE(begin != std::string::npos);
     const std::string text = readme.substr(begin + 8, readme.find("```", begin + 8) - begin - 8);

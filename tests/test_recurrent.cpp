@@ -14,6 +14,7 @@
 #include "optim/optimizer.h"
 #include "tests/near.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -132,7 +133,7 @@ Outcome run_op(Run& run, const Problem& p, const ops::RecurrentFormats& f) {
 
 TEST_SUITE("recurrent") {
   TEST_CASE("layers against PyTorch in fp64: outputs, last states and every gradient") {
-    std::ifstream file(ULP_TEST_DATA "/recurrent.json");
+    std::ifstream file(std::string(paths::kTestData) + "/recurrent.json");
     const json all = json::parse(file);
     CHECK(all.at("cases").size() == 16);
     for (const json& c : all.at("cases")) {

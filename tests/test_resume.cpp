@@ -16,6 +16,7 @@
 
 #include "command.h"
 #include "nn/data/safetensors.h"
+#include "tests/paths.h"
 #include "with_checksum.h"
 
 #if defined(ULP_COMMAND)
@@ -65,7 +66,7 @@ void stop_at(const std::string& out, int64_t step) {
 Result shell(const std::string& before, const std::string& arguments, const Folder& folder) {
   const std::string err = folder / "shell-err";
   const std::string command =
-      before + " '" + ULP_COMMAND + "' " + arguments + " >/dev/null 2>" + quoted(err);
+      before + " '" + paths::kCommand + "' " + arguments + " >/dev/null 2>" + quoted(err);
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, "", slurp(err)};
 }
@@ -497,7 +498,7 @@ TEST_SUITE("resume") {
       // A tmpfs in a name space of its own, where this user may have one.
       Folder place;
       const std::string script = folder / "script";
-      std::ofstream(script) << "ulp='" << ULP_COMMAND << "'\n"
+      std::ofstream(script) << "ulp='" << paths::kCommand << "'\n"
                             << "one='" << train(1) << "out'\n"
                             << "three='" << train(3) << "out'\n"
                             << R"sh(

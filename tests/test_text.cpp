@@ -11,6 +11,7 @@
 #include "tests/command.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
+#include "tests/paths.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -422,7 +423,7 @@ TEST_SUITE("text") {
     std::ofstream(source + "/a") << "first\n";
     std::ofstream(source + "/a.dat") << "no";
     std::ofstream(source + "/b.u8") << "no";
-    const std::string script = std::string(ULP_TEST_DATA) + "/../../tools/fortunes-text";
+    const std::string script = std::string(paths::kTestData) + "/../../tools/fortunes-text";
     const std::string text = folder / "text";
     REQUIRE(
         std::system(("ULP_FORTUNES='" + source + "' '" + script + "' '" + text + "' > /dev/null")
