@@ -36,7 +36,9 @@ class Convolution {
     const OpFormats& f = formats_;
     const Tensor image = kernels::contiguous(tape.stream(), x.value);
     const Tensor weight = kernels::contiguous(tape.stream(), w.value);
-    const Operand xq = operand(image, image_matrix(image), f.input, "input", 1, Side::Left);
+    const Tensor mask =
+        clamp_mask(op_, image, f.input, f.clamp_mask && tape.recording() && x.needs_grad());
+    const Operand xq = operand(image, image_matrix(image), f.input, "input", 1, Side::Left, mask);
     const Operand wq = operand(weight, weight_matrix(), f.weight, "weight", 1, Side::Right);
     const Tensor y = forward(xq, wq, b.value, y_shape);
 
@@ -52,12 +54,13 @@ class Convolution {
                   ? wq
                   : operand(weight, weight_matrix(), f.weight_dx, "weight_dx", 0, Side::Right)};
 
+    const Saved clamped = tape.save(op_, mask);
     const Convolution self = *this;
     const Shape x_shape = x.shape(), w_shape = w.shape();
     return tape.record(
         op_, f, {x, w, b}, y,
-        [self, x_dw, w_dx, x_shape, w_shape](std::span<const Tensor> grads,
-                                             Needs needs) -> std::vector<Tensor> {
+        [self, x_dw, w_dx, clamped, x_shape, w_shape](std::span<const Tensor> grads,
+                                                      Needs needs) -> std::vector<Tensor> {
           const Stream stream = self.use_.tape.stream();
           const OpFormats& formats = self.formats_;
           const Tensor g = kernels::contiguous(stream, grads[0]);
@@ -67,7 +70,7 @@ class Convolution {
           if (needs[0]) {
             g_dx =
                 self.operand(g, g_matrix, formats.grad_output_dx, "grad_output_dx", 1, Side::Left);
-            dx = self.input_gradient(g_dx, w_dx.get(), x_shape);
+            dx = unclamped(stream, clamped.get(), self.input_gradient(g_dx, w_dx.get(), x_shape));
           }
           if (needs[1]) {
             const bool alike = shares(formats.grad_output_dx, formats.grad_output_dw);
@@ -103,11 +106,12 @@ class Convolution {
 
   /// The tensor as the role makes it, as a matrix: groups along its axis, -axisK along the tensor's own.
   Operand operand(const Tensor& tensor, const Shape& matrix, const Quantizer& q, const char* role,
-                  int axis, Side side) const {
+                  int axis, Side side, const Tensor& mask = {}) const {
     if (q.block.kind != Block::Kind::Axis)
-      return use_.operand(tensor.reshape(matrix), q, role, axis, side);
+      return use_.operand(tensor.reshape(matrix), q, role, axis, side,
+                          mask.defined() ? mask.reshape(matrix) : mask);
     Operand made;
-    made.values = use_.narrow(tensor, q, role, tensor.rank() - 1).reshape(matrix);
+    made.values = use_.narrow(tensor, q, role, tensor.rank() - 1, mask).reshape(matrix);
     made.fits_tf32 = fits_tf32(q);
     return made;
   }

@@ -29,7 +29,9 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
   const RoleUse use{tape, site};
   const Tensor x2 = flat(stream, x.value), w2 = kernels::contiguous(stream, w.value);
 
-  const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left);
+  const Tensor mask =
+      clamp_mask("linear", x2, f.input, f.clamp_mask && tape.recording() && x.needs_grad());
+  const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left, mask);
   const Operand wq = use.operand(w2, f.weight, "weight", 1, Side::Right);
   const Tensor y = product(use, "linear", xq, wq, b.value, {f.output, "output", f.forward_acc});
 
@@ -44,6 +46,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
                 ? wq
                 : use.operand(w2, f.weight_dx, "weight_dx", 0, Side::Right)};
 
+  const Saved clamped = tape.save("linear", mask);
   Shape y_shape = x.shape();
   y_shape[y_shape.rank() - 1] = out_features;
   const Shape x_shape = x.shape();
@@ -56,8 +59,8 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
         if (needs[0]) {
           g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
           dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
-                       {f.grad_input, "grad_input", f.dx_acc})
-                   .reshape(x_shape);
+                       {f.grad_input, "grad_input", f.dx_acc});
+          dx = unclamped(stream, clamped.get(), dx).reshape(x_shape);
         }
         if (needs[1]) {
           const bool alike = shares(f.grad_output_dx, f.grad_output_dw);

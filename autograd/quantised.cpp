@@ -30,7 +30,7 @@ QuantiseUse RoleUse::use_of(const Quantizer& quantizer, const char* role, int gr
 }
 
 Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const char* role,
-                         int group_axis, Side side) const {
+                         int group_axis, Side side, const Tensor& mask) const {
   if (quantizer.is_identity()) {
     count(in, role);
     return {in, {}, 0};
@@ -46,11 +46,12 @@ Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const cha
     quantised(tape.stream(), in, counting);
     use.stats = {};
   }
+  use.mask = mask;
   return quantised_operand(tape.stream(), in, use, side);
 }
 
 Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
-                       int group_axis) const {
+                       int group_axis, const Tensor& mask) const {
   if (quantizer.is_identity()) {
     count(in, role);
     return in;
@@ -59,6 +60,7 @@ Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char*
   const DType dtype = storage_type(quantizer) == DType::F32 ? DType::F32 : gemm_type(quantizer);
   QuantiseUse use = use_of(quantizer, role, group_axis);
   use.stats = stats_for(in, quantizer, role);
+  use.mask = mask;
   return quantised(tape.stream(), in, use, dtype);
 }
 
@@ -98,6 +100,20 @@ RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const
 
 Tensor make_like(const Tensor& tensor) {
   return Tensor::empty(tensor.shape(), tensor.dtype(), tensor.device());
+}
+
+Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted) {
+  if (!wanted || quantizer.is_identity()) return {};
+  ULP_CHECK(quantizer.transform.hadamard == 0,
+            "{}: input {} rotates; a clamp mask is for the values themselves", op, quantizer);
+  return Tensor::empty(in.shape(), DType::U8, in.device());
+}
+
+Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g) {
+  if (!mask.defined()) return g;
+  const Tensor out = make_like(g);
+  kernels::mask_gradient(stream, {{mask, g, {}}, out, 0, {}, {}});
+  return out;
 }
 
 }  // namespace ulp::ops

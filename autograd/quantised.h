@@ -12,12 +12,12 @@ struct RoleUse {
   Tape& tape;
   RandomSite site;
 
-  /// `in` as the role makes it, as a GEMM reads it; `in` itself if the role changes nothing.
+  /// `in` as the role makes it, as a GEMM reads it; `in` itself if the role changes nothing. mask: as in QuantiseArgs.
   Operand operand(const Tensor& in, const Quantizer& quantizer, const char* role, int group_axis,
-                  Side side) const;
+                  Side side, const Tensor& mask = {}) const;
   /// `in` as the role makes it, in a narrow type where there is one, to be kept.
-  Tensor narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
-                int group_axis) const;
+  Tensor narrow(const Tensor& in, const Quantizer& quantizer, const char* role, int group_axis,
+                const Tensor& mask = {}) const;
   /// `in` as the role makes it, in F32; `in` itself if the role changes nothing.
   Tensor result(const Tensor& in, const Quantizer& quantizer, const char* role,
                 int group_axis) const;
@@ -49,5 +49,11 @@ inline bool shares(const Quantizer& a, const Quantizer& b) {
 }
 
 Tensor make_like(const Tensor& tensor);
+
+/// The mask of a role with OpFormats::clamp_mask, to be filled by the operand; undefined where nothing is clamped or nobody
+/// will ask. Throws for a quantizer that rotates.
+Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted);
+/// g, 0 where the mask is 1; g itself without a mask.
+Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g);
 
 }  // namespace ulp::ops

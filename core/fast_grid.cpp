@@ -72,6 +72,11 @@ BlockShift make_block_shift(const BlockRule& rule) {
         s.add_subnormal = 0x003FFFFF;  // half of the least normal number and less keeps exponent 0
         s.offset = -127;
         break;
+      case Scale::Rule::Shift:
+        s.add = shift_up(false);
+        s.add_subnormal = shift_up(true);
+        s.offset = -127;
+        break;
       default: break;
     }
     return s;

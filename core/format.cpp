@@ -331,7 +331,8 @@ struct FlagReader {
 /// What may follow the name.
 std::string flags_of(const Format& f) {
   const std::string blocks =
-      ", and for blocks -gN -axisK -tRxC with -floor -ceil -even -rceil -scalee4m3 -scalef32";
+      ", and for blocks -gN -axisK -tRxC with -floor -ceil -even -rceil -shift -scalee4m3 "
+      "-scalef32";
   switch (f.kind) {
     case FormatKind::Float:
       if (is_p3109(f.specials)) return "-finite -unsigned -sat -nan" + blocks;

@@ -65,8 +65,12 @@ struct BlockScale {
 /// step would fall below; every other type takes all scales from 2^−127.
 BlockRule make_block_rule(const Quantizer& quantizer, DType out);
 
+/// Added to the pattern of a positive number it raises the exponent where the number is √2 times a power of two or more, so
+/// that the exponent becomes log2 of the number, rounded. Subnormal numbers below √2 · 2^−127 keep the exponent field 0.
+ULP_HD uint32_t shift_up(bool subnormal) { return subnormal ? 0x00257D86u : 0x004AFB0Cu; }
+
 /// The biased exponent X of a block's power-of-two scale 2^(X−127), 0 … 254. amax is finite; zeros have the least scale.
-/// Source: the four rules of torchao's MX formats; RoundCeil multiplies by fl(1/max) as TransformerEngine does.
+/// Source: the four rules of torchao's MX formats; RoundCeil multiplies by fl(1/max) as TransformerEngine does; Shift: WAGE.
 ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
   const int32_t e = static_cast<int32_t>(amax_bits >> 23);
   const uint32_t m = amax_bits & 0x007FFFFFu;
@@ -83,6 +87,9 @@ ULP_HD int32_t scale_exponent(const BlockRule& rule, uint32_t amax_bits) {
       x = fe + (fm != 0 && fe != 254 && !(fe == 0 && fm <= 0x00400000u) ? 1 : 0);
       break;
     }
+    case Scale::Rule::Shift:
+      x = static_cast<int32_t>((amax_bits + shift_up(amax_bits < 0x00800000u)) >> 23);
+      break;
     default: break;
   }
   return max_of(min_of(amax_bits == 0 ? 0 : x, rule.most_scale), rule.least_scale);

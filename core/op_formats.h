@@ -32,6 +32,8 @@ struct OpFormats {
   Quantizer grad_output_dx, weight_dx, grad_input;  // dx = g w
   Quantizer grad_output_dw, input_dw, grad_weight;  // dw = gᵀ x
   Quantizer interior;                               // named intermediates of norms and softmax
+  bool clamp_mask =
+      false;  // of linear and conv: dx is 0 where the rounded x lay beyond the bounds of `input`
   Accumulator forward_acc, dx_acc, dw_acc;
 
   bool operator==(const OpFormats&) const = default;

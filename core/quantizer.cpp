@@ -1,6 +1,7 @@
 #include "core/quantizer.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/codebook.h"
 #include "core/error.h"
@@ -86,7 +87,14 @@ struct RuleName {
 constexpr RuleName kRules[] = {{"floor", Scale::Rule::Floor},
                                {"ceil", Scale::Rule::Ceil},
                                {"even", Scale::Rule::Even},
-                               {"rceil", Scale::Rule::RoundCeil}};
+                               {"rceil", Scale::Rule::RoundCeil},
+                               {"shift", Scale::Rule::Shift}};
+
+std::optional<Scale::Rule> rule_named(std::string_view name) {
+  for (const RuleName& known : kRules)
+    if (name == known.flag) return known.rule;
+  return {};
+}
 
 struct ScaleName {
   const char* flag;
@@ -103,11 +111,10 @@ void set_scale(Quantizer& q, const Scale& scale, std::string_view whole) {
 }
 
 bool parse_scale(Quantizer& q, std::string_view flag, std::string_view whole) {
-  for (const RuleName& known : kRules)
-    if (flag == known.flag) {
-      set_scale(q, {Scale::Kind::PowerOfTwo, known.rule, 0}, whole);
-      return true;
-    }
+  if (const auto rule = rule_named(flag)) {
+    set_scale(q, {Scale::Kind::PowerOfTwo, *rule, 0}, whole);
+    return true;
+  }
   for (const ScaleName& known : kScales)
     if (flag == known.flag) {
       set_scale(q, {known.kind, Scale::Rule::None, 0}, whole);
@@ -148,6 +155,10 @@ void parse_part(Quantizer& q, std::string_view part, std::string_view whole) {
       q.scale.kind = Scale::Kind::Squeeze;
       return;
     }
+    if (const auto rule = rule_named(rest)) {
+      q.scale = {Scale::Kind::PowerOfTwo, *rule, 0};
+      return;
+    }
     if (text::take(rest, "delayed")) {
       const auto history = text::number(rest);
       ULP_CHECK(history.has_value() && *history >= 1 && *history <= kMostHistory,
@@ -158,7 +169,7 @@ void parse_part(Quantizer& q, std::string_view part, std::string_view whole) {
   }
   throw_error(
       "{}: unknown part '+{}'; there are rht16, rht32, q34 and "
-      "scale=current|row|delayedN|squeeze",
+      "scale=current|row|delayedN|squeeze|floor|ceil|even|rceil|shift",
       whole, part);
 }
 
@@ -217,7 +228,7 @@ void settle_scale(Quantizer& q, std::string_view whole) {
   if (q.block.kind == Block::Kind::None) {
     ULP_CHECK(q.scale.kind == Scale::Kind::None,
               "{}: a scale rule needs blocks (-gN, -axisK or -tRxC); without them there is "
-              "+scale=current|row|delayedN",
+              "+scale=current|row|delayedN|squeeze|floor|ceil|even|rceil|shift",
               whole);
     return;
   }
@@ -342,9 +353,11 @@ std::string scaled_text(const Quantizer& q) {
         break;
       }
   name += blocks;
-  if (q.scale.rule != Scale::Rule::Floor)
+  const bool of_tensor = q.block.kind == Block::Kind::Tensor;
+  if (of_tensor || q.scale.rule != Scale::Rule::Floor)
     for (const RuleName& known : kRules)
-      if (q.scale.rule == known.rule) name += std::string("-") + known.flag;
+      if (q.scale.rule == known.rule)
+        name += (of_tensor ? "+scale=" : "-") + std::string(known.flag);
   return name;
 }
 

@@ -58,6 +58,7 @@ struct Scale {
     Ceil,       // the same, one more if amax is no power of two.
     Even,       // amax is first rounded to the element's precision.
     RoundCeil,  // the exponent of amax / max, rounded up.  Source: PTX cvt.rp.ue8m0
+    Shift,  // log2 amax rounded to an integer, whatever M is.  Source: WAGE, arXiv 1802.04680, eq. 7
   };
   Kind kind = Kind::None;
   Rule rule = Rule::None;

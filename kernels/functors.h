@@ -4,6 +4,7 @@
 // (gradient checks). `alpha` is the kernel's scalar argument.
 
 #include "core/bits.h"
+#include "core/grid.h"
 #include "core/scalar_math.h"
 #include "core/step_state.h"
 #include "kernels/update_rule.h"
@@ -181,6 +182,24 @@ ULP_HD UpdateScalars scalars_of(const UpdateSettings& u, const float* rates, int
   }
   s.decay = u.decoupled ? 0.0f : u.weight_decay;
   s.shrink = u.decoupled ? lr * u.weight_decay : 0.0f;
+  return s;
+}
+
+/// The same for one parameter, amax_bits: the largest magnitude of its gradient. A gradient with Inf or NaN becomes NaN.
+ULP_HD UpdateScalars normalised(const UpdateScalars& all, const UpdateSettings& u,
+                                uint32_t amax_bits) {
+  UpdateScalars s = all;
+  const float scaling = all.grad_scaling * all.grad_scaling_after;  // one of them is 1
+  const uint32_t a = bits_of(float_of(amax_bits) * scaling);
+  if (u.grad_normalisation == GradNormalisation::None || a == 0) return s;
+  float& at = u.grad_order == GradOrder::ScaleFirst ? s.grad_scaling : s.grad_scaling_after;
+  if (a >= kInfinityBits) {
+    at = float_of(kNanBits);
+    return s;
+  }
+  const int32_t shift = static_cast<int32_t>((a + shift_up(a < 0x00800000u)) >> 23) - 127;
+  const float divided = scaled(scaling, -shift);
+  at = divided < kMaxFloat ? divided : kMaxFloat;
   return s;
 }
 

@@ -222,8 +222,8 @@ struct ParameterTable {
 };
 
 /// One update for any number of parameters, at most 192 a CUDA launch, in the order of OptimLP's step:
-///   s = fl(grad_scaling · state.grad_factor);  g ← Qg(grad · s), or Qg(grad) · s as grad_order says
-///   p ← master, or weight where there is none
+///   s = fl(grad_scaling · state.grad_factor), divided as grad_normalisation says for each parameter, at most FLT_MAX
+///   g ← Qg(grad · s), or Qg(grad) · s as grad_order says;  p ← master, or weight where there is none
 ///   d ← g + weight_decay·p (unless decoupled)
 ///   Sgd       u ← d
 ///   Momentum  m ← β1·m + d;  u ← nesterov ? d + β1·m : m

@@ -11,10 +11,16 @@ enum class UpdateRule : uint8_t { Sgd, Momentum, Adam, Lion };
 /// format sees them as the backward pass left them, with the loss scale (QPyTorch#59).
 enum class GradOrder : uint8_t { ScaleFirst, QuantiseFirst };
 
+/// What gradients are divided by, parameter by parameter, when they are scaled. Shift: 2^round(log2 a) of the largest
+/// magnitude a of the parameter's scaled gradient before it is rounded (1 where a is 0), so that it becomes one between √½
+/// and √2.  Source: WAGE, arXiv 1802.04680, eq. 10.
+enum class GradNormalisation : uint8_t { None, Shift };
+
 /// What an update multiplies by, as it was asked for.
 struct UpdateSettings {
   UpdateRule rule = UpdateRule::Sgd;
   GradOrder grad_order = GradOrder::ScaleFirst;
+  GradNormalisation grad_normalisation = GradNormalisation::None;
   bool nesterov = false;   // Momentum
   bool decoupled = false;  // weight decay
   bool scaled =

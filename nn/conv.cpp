@@ -35,13 +35,19 @@ Convolution::Convolution(const char* name, int64_t in, int64_t out,
             "{}: both channels must be multiples of groups, got {} → {} in {} groups", name, in,
             out, groups);
   const Shape shape = weight_shape(in, out, kernel, groups);
-  weight_ = &add_parameter("weight", shape, Initialiser::kaiming_uniform(shape.numel() / out));
+  fan_in_ = shape.numel() / out;
+  weight_ = &add_parameter("weight", shape, Initialiser::kaiming_uniform(fan_in_));
   if (bias == Bias::Yes) bias_ = &add_parameter("bias", {out}, Initialiser::zeros());
 }
 
 Var Convolution::forward(Tape& tape, const Var& x) {
   const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
   return apply(tape, x, tape.watch(*weight_), bias);
+}
+
+void Convolution::set_weight(const Initialiser& init, const ProductFactors& factors) {
+  set_initialiser(*weight_, init);
+  factors_ = factors;
 }
 
 std::string Convolution::describe() const {
@@ -69,7 +75,7 @@ Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
       options_(options) {}
 
 Var Conv2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv2d(tape, x, w, b, options_, formats_, site());
+  return ops::conv2d(tape, x, w, b, options_, formats_, site(), factors_);
 }
 
 Windows Conv2d::windows() const {
@@ -92,7 +98,7 @@ ConvTranspose2d::ConvTranspose2d(int64_t in_channels, int64_t out_channels, ops:
       options_(options) {}
 
 Var ConvTranspose2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site());
+  return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site(), factors_);
 }
 
 Windows ConvTranspose2d::windows() const {
@@ -117,7 +123,7 @@ Conv1d::Conv1d(int64_t in_channels, int64_t out_channels, int64_t kernel,
       options_(options) {}
 
 Var Conv1d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv1d(tape, x, w, b, options_, formats_, site());
+  return ops::conv1d(tape, x, w, b, options_, formats_, site(), factors_);
 }
 
 Windows Conv1d::windows() const {

@@ -9,7 +9,7 @@ namespace ulp::nn {
 
 /// What convolutions share.  Parameters: weight (Out, …, In/groups), Kaiming uniform over KH·KW·In/groups; bias (Out), zeros.
 /// Refuses the formats that ops::windows_misfit names where its windows are more than single pixels.
-class Convolution : public Module, public RoleLimits {
+class Convolution : public Module, public RoleLimits, public ProductLayer {
  public:
   using Bias = Linear::Bias;
 
@@ -19,6 +19,8 @@ class Convolution : public Module, public RoleLimits {
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
   std::string misfit(const Role& role, const Quantizer& quantizer) const override;
+  int64_t fan_in() const override { return fan_in_; }
+  void set_weight(const Initialiser& init, const ProductFactors& factors) override;
 
  protected:
   /// Throws unless all sizes are at least 1 and In and Out are multiples of groups. kernel: one size an axis.
@@ -31,11 +33,12 @@ class Convolution : public Module, public RoleLimits {
   virtual Windows windows() const = 0;
 
   OpFormats formats_;
+  ProductFactors factors_;
   std::vector<int64_t> kernel_;
 
  private:
   std::string name_;
-  int64_t in_, out_;
+  int64_t in_, out_, fan_in_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };

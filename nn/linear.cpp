@@ -18,7 +18,12 @@ Linear::Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bia
 
 Var Linear::forward(Tape& tape, const Var& x) {
   const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
-  return ops::linear(tape, x, tape.watch(*weight_), bias, formats_, site());
+  return ops::linear(tape, x, tape.watch(*weight_), bias, formats_, site(), factors_);
+}
+
+void Linear::set_weight(const Initialiser& init, const ProductFactors& factors) {
+  set_initialiser(*weight_, init);
+  factors_ = factors;
 }
 
 std::string Linear::describe() const {

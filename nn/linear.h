@@ -1,12 +1,13 @@
 #pragma once
 
 #include "nn/module.h"
+#include "nn/product_layer.h"
 
 namespace ulp::nn {
 
 /// y = x wᵀ + b.  x: (…, In) → y: (…, Out).  Parameters: weight (Out, In), Kaiming uniform unless said otherwise; bias (Out), zeros.
 /// Formats and their meaning: ops::linear.
-class Linear : public Module {
+class Linear : public Module, public ProductLayer {
  public:
   enum class Bias : uint8_t { Yes, No };
   /// Throws unless both sizes are at least 1.
@@ -19,10 +20,13 @@ class Linear : public Module {
   LayerType type() const override { return LayerType::Linear; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
+  int64_t fan_in() const override { return in_; }
+  void set_weight(const Initialiser& init, const ProductFactors& factors) override;
 
  private:
   int64_t in_, out_;
   OpFormats formats_;
+  ProductFactors factors_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };

@@ -213,8 +213,9 @@ int64_t ModelTree::buffer_bytes() const {
 }
 
 std::vector<std::string> role_lines(const Layer& layer) {
-  const std::string forward = roles_text(layer, kForwardRoles), dx = roles_text(layer, kDxRoles),
-                    dw = roles_text(layer, kDwRoles);
+  const std::string mask = layer.formats->clamp_mask ? "  clamp_mask" : "";
+  const std::string forward = roles_text(layer, kForwardRoles) + mask,
+                    dx = roles_text(layer, kDxRoles), dw = roles_text(layer, kDwRoles);
   if (dw.empty()) return {forward + (forward.empty() || dx.empty() ? "" : "  ") + dx};
   std::vector<std::string> lines;
   for (const std::string& line : {forward, dx, dw})

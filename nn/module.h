@@ -89,6 +89,8 @@ class Module {
   Parameter& add_parameter(std::string name, Shape shape, Initialiser init);
   /// The same for a buffer that begins as `value` everywhere.
   Buffer& add_buffer(std::string name, Shape shape, float value);
+  /// Other first values of one of the module's own parameters, before it is initialised.
+  void set_initialiser(const Parameter& parameter, const Initialiser& init);
   RandomSite site() const { return RandomSite(path_); }
 
  private:

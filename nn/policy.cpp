@@ -66,6 +66,11 @@ bool takes_operands(const Rule& rule, const Layer& layer) {
   return !rule.types.empty() || has_product(layer.type);
 }
 
+/// True if the layer's op has OpFormats::clamp_mask.
+bool takes_mask(const Layer& layer) {
+  return layer.type == LayerType::Conv || layer.type == LayerType::Linear;
+}
+
 /// A policy's rule among the layers of a model.
 class Matching {
  public:
@@ -216,6 +221,8 @@ class Matching {
     if (rule_.forward_acc) check("forward_acc", product);
     if (rule_.dx_acc) check("dx_acc", product);
     if (rule_.dw_acc) check("dw_acc", product);
+    if (rule_.clamp_mask)
+      check("clamp_mask", [](const Layer* layer) { return takes_mask(*layer); });
   }
 
   const Rule& rule_;
@@ -235,6 +242,7 @@ class Assigned {
       for (const char* role : kBackward) set_role(role, rule.backward, origin);
     }
     for (size_t i = 0; i < kRoles.size(); ++i) set_role(kRoles[i].name, rule.roles[i], origin);
+    if (rule.clamp_mask && takes_mask(layer_)) formats_.clamp_mask = *rule.clamp_mask;
     if (!has_product(layer_.type)) return;
     if (rule.forward_acc) formats_.forward_acc = *rule.forward_acc;
     if (rule.dx_acc) formats_.dx_acc = *rule.dx_acc;
@@ -250,7 +258,10 @@ class Assigned {
       ULP_CHECK(problem.empty(), "{}: {} ({}): {} cannot be {}: {}", origins_[i], name_of(layer_),
                 layer_.description, kRoles[i].name, q, problem);
     }
-    if (layer_.type != LayerType::Conv && layer_.type != LayerType::Linear) return;
+    if (!takes_mask(layer_)) return;
+    ULP_CHECK(!formats_.clamp_mask || formats_.input.transform.hadamard == 0,
+              "{}: {} ({}): input {} rotates; a clamp mask is for the values themselves",
+              origins_[index_of("input")], name_of(layer_), layer_.description, formats_.input);
     check_rotations("input", "weight");
     check_rotations("grad_output_dx", "weight_dx");
     check_rotations("grad_output_dw", "input_dw");
@@ -345,7 +356,8 @@ bool Rule::operator==(const Rule& o) const {
   return types == o.types && path == o.path && position == o.position &&
          from_epoch == o.from_epoch && to_epoch == o.to_epoch && forward == o.forward &&
          backward == o.backward && roles == o.roles && forward_acc == o.forward_acc &&
-         dx_acc == o.dx_acc && dw_acc == o.dw_acc && optional == o.optional;
+         dx_acc == o.dx_acc && dw_acc == o.dw_acc && clamp_mask == o.clamp_mask &&
+         optional == o.optional;
 }
 
 void apply(const Policy& policy, const std::vector<Layer>& layers, int64_t epoch) {

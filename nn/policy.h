@@ -54,6 +54,7 @@ struct Rule {
   std::optional<Quantizer> forward{}, backward{};
   std::array<std::optional<Quantizer>, kRoles.size()> roles{};   // in the order of kRoles
   std::optional<Accumulator> forward_acc{}, dx_acc{}, dw_acc{};  // of layers with a product
+  std::optional<bool> clamp_mask{};                              // of linear layers, convolutions
 
   std::string origin{};    // begins messages: "policy.json, line 3"; "" is "rule N"
   bool optional = false;   // for models that may lack such layers: then it does nothing

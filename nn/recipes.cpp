@@ -11,7 +11,7 @@ namespace {
 
 // Notation: x, w and g are a layer's input, its weight and the gradient of its result y; Q rounds, nearest unless said
 // otherwise, SR(·) rounds stochastically. Products are y = x wᵀ, dx = g w, dw = gᵀ x, with sums in fp32. Rates, momentum and
-// decay belong to data and model, and are no part of a recipe.
+// decay belong to data and model, and are no part of a recipe, unless the method is one without momentum.
 
 /// Stochastic weight averaging in low precision. With Q the stochastic 8-bit block of one exponent for each index of axis 0:
 ///   y ← Q(x wᵀ);  dx = Q(g) w;  dw = Q(g)ᵀ x;  v ← momentum·v + Q(dw);  w ← Q(w − lr·v), v ← Q(v)
@@ -220,9 +220,33 @@ constexpr Recipe kS2fp8{"s2fp8",
 ]})",
                         ""};
 
-constexpr Recipe kRecipes[] = {kSwalp,  kIbmFp8,    kFp8Hybrid, kFp8Delayed, kHbfp8,
-                               kBf16Sr, kBf16Kahan, kMxfp8,     kMxfp6,      kMxfp4RhtSr,
-                               kNvfp4,  kS2fp8,     kAdam8bit,  kPosit8};
+/// Integers with 2, 8, 8 and 8 bits for weights, activations, gradients and errors. With σ(k) = 2^(1−k),
+/// Q(v, k) = σ(k)·round(v/σ(k)) held within ±(1 − σ(k)), Shift(v) = 2^round(log2 v) and n terms in the sum of an output:
+///   first w: uniform within ±max(√(6/n), ¾);  α = max(Shift(¾ / √(6/n)), 1)                            (nn/wage.h)
+///   y = Q(x, 8) Q(w, 2)ᵀ / α;  e = Q(g / Shift(max|g|), 8);  dx = e Q(w, 2) / α where |x| was not held, else 0;  dw = eᵀ Q(x, 8)
+///   w ← w − σ(8)·R(lr·dw / Shift(max|dw|)), held within ±(1 − σ(8)),  R rounding stochastically
+/// Of w on the grid of σ(8) the last line is SR(w − lr'·dw / Shift(max|dw|)) with lr' = σ(8)·lr: the paper's rates 8, 1, ⅛ are
+/// --lr 0.0625 --lr-schedule step:0.125@0.667,0.833.
+/// e keeps its factor Shift(max|g|): a power of two that dw's own Shift and that of the next error take out again, so that all
+/// rounded numbers are those of the paper.
+constexpr Recipe kWage{
+    "wage",
+    "fixed point of 2 bits for weights, 8 for all else, stochastic 8-bit updates",
+    "Wu et al. 2018, arXiv 1802.04680, section 3",
+    "an error's largest magnitude is taken behind the ReLU, where the layer reads it; images are "
+    "rounded to 8 bits; first weights are rounded to 8 bits, and weights held within 127/128, as "
+    "in the paper, in the authors' code 2 bits and 1/2; parameters of other layers take the same "
+    "steps; attention's and recurrent products stay in fp32",
+    R"({"rules": [
+  {"type": ["conv", "linear"], "optional": true, "forward": "fixed8.7-sym", "weight": "fixed2.1-sym",
+   "weight_dx": "fixed2.1-sym", "backward": "fixed8.7-sym+scale=shift", "clamp_mask": true}
+]})",
+    "--init wage --loss sum-of-squares --weights fixed8.7-sym:sr --grad-normalize shift "
+    "--momentum-coef 0"};
+
+constexpr Recipe kRecipes[] = {kSwalp,      kWage,   kIbmFp8,    kFp8Hybrid, kFp8Delayed,
+                               kHbfp8,      kBf16Sr, kBf16Kahan, kMxfp8,     kMxfp6,
+                               kMxfp4RhtSr, kNvfp4,  kS2fp8,     kAdam8bit,  kPosit8};
 
 }  // namespace
 

@@ -90,6 +90,8 @@ void check_used(const OptimizerOptions& o) {
     ULP_CHECK(has_negatives(format->format),
               "{}: {} has negative numbers, and {} has none; unsigned formats are for moment2", who,
               name, *format);
+  ULP_CHECK(o.grad_normalisation == GradNormalisation::None || o.grad.is_elementwise(),
+            "{}: gradients that are normalised take a format without blocks, got {}", who, o.grad);
   ULP_CHECK(o.update == Update::Plain || kept.is_elementwise(),
             "{}: kahan updates need {} without blocks, got {}", who,
             o.accumulator ? "an accumulator" : "weights", kept);
@@ -382,6 +384,7 @@ OptimizerArgs Optimizer::arguments(const State& like) const {
   s.decoupled = o.resolved_decay() == Decay::Decoupled;
   s.grad_scaling = static_cast<float>(o.grad_scaling);
   s.grad_order = o.grad_order;
+  s.grad_normalisation = o.grad_normalisation;
   s.lr_factor = static_cast<float>(like.lr_factor);
   s.weight_decay = static_cast<float>(o.weight_decay);
   s.eps = static_cast<float>(o.eps);

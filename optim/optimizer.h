@@ -44,6 +44,7 @@ struct OptimizerOptions {
   double eps = 1e-8;             // adam, adamw
   double grad_scaling = 1;       // gradients are multiplied by it and the state's grad_factor
   GradOrder grad_order = GradOrder::ScaleFirst;  // before or after they are quantised
+  GradNormalisation grad_normalisation = GradNormalisation::None;  // element-wise formats only
   Update update = Update::Plain;
   Quantizer weight{};  // what the layers read, stored in its storage_type
   std::optional<Quantizer>
@@ -73,6 +74,7 @@ const char* to_string(Slot slot);
 
 /// One step for every parameter that has a gradient, in OptimLP's order:
 ///   g ← Qg(g·s), or Qg(g)·s as grad_order says, s = grad_scaling·grad_factor;  p ← accumulator;  d ← g + λ·p (coupled decay)
+///                with grad_normalisation each parameter's s is divided by 2^round(log2 max|g·s|) first
 ///   sgd          m ← momentum·m + d;  u ← nesterov ? d + momentum·m : m
 ///   adam, adamw  m ← β1·m + (1 − β1)·d;  v ← β2·v + (1 − β2)·d²
 ///                u ← (m / (1 − β1^t)) / (√(v / (1 − β2^t)) + eps),  t = 1, 2 … counts this optimizer's updates

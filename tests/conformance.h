@@ -28,7 +28,7 @@ struct Tally {
 inline constexpr std::array kDeterministic = {"rne", "rna", "rnu", "rtz", "ru", "rd", "odd"};
 inline constexpr std::array kRoundings = {"rne", "rna", "rnu", "rtz",   "ru",  "rd",
                                           "odd", "sr",  "sr5", "sr16f", "sr7c"};
-inline constexpr std::array kScaleRules = {"-floor", "-ceil", "-even", "-rceil"};
+inline constexpr std::array kScaleRules = {"-floor", "-ceil", "-even", "-rceil", "-shift"};
 
 std::string hex(float x);
 

@@ -274,6 +274,10 @@ int ScaledReference::scale_exponent(float amax) const {
       unbiased = std::clamp(unbiased, -127, 127);
       break;
     }
+    case Scale::Rule::Shift:  // log2 a, rounded: squares of fp32 numbers are exact
+      unbiased = a == 0 ? 0 : std::ilogb(a);
+      if (a * a >= std::ldexp(2.0, 2 * unbiased)) ++unbiased;
+      break;
     default: break;
   }
   return a == 0 ? least_scale_ : std::clamp(unbiased + 127, least_scale_, most_scale_);

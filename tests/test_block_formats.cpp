@@ -117,7 +117,7 @@ bool survives(const std::vector<float>& values, DType dtype) {
 }  // namespace
 
 TEST_SUITE("block_formats") {
-  TEST_CASE("scale exponents: four rules, every element, all magnitudes at a stride") {
+  TEST_CASE("scale exponents: five rules, every element, all magnitudes at a stride") {
     const uint32_t stride = reference::full() ? 61 : 8191;
     Tally tally;
     for (const std::string& element : all_elements())
@@ -144,6 +144,14 @@ TEST_SUITE("block_formats") {
     CHECK(x("mxfp4-rceil", 6.0f) == 127);
     CHECK(x("mxfp4-rceil", 6.0000005f) == 128);
     CHECK(x("mxfp4", 7.99f) == 127);
+    for (const char* name : {"mxfp8-shift", "mxfp4-shift", "fixed8.7-sym+scale=shift"}) {
+      CHECK(x(name, 1.0f) == 127);
+      CHECK(x(name, 0x1.6A09E6p+0f) == 127);  // the last one below √2
+      CHECK(x(name, 0x1.6A09E8p+0f) == 128);
+      CHECK(x(name, 0x1.6A09E8p-30f) == 127 - 29);
+      CHECK(x(name, 0x1.6A08p-127f) == 0);  // subnormal
+      CHECK(x(name, 0x1.6A0Ap-127f) == 1);
+    }
     for (const char* rule : kScaleRules)
       for (const char* mx : kMx) {
         const std::string name = std::string(mx) + rule;

@@ -44,7 +44,8 @@ std::string without(std::string text, const std::string& words, const std::strin
 TEST_SUITE("experiments") {
   TEST_CASE("every experiment there is can be read, with all its rows, in both lengths") {
     const std::string listed = succeed("experiment").out;
-    for (const char* name : {"swalp", "bf16", "few-bits", "mxfp4", "equal-bits", "scale-rules"}) {
+    for (const char* name :
+         {"swalp", "bf16", "few-bits", "mxfp4", "equal-bits", "scale-rules", "wage"}) {
       CHECK(has(listed, name));
       for (const char* quick : {"", " --quick"}) {
         // The rows of a full form may be for a GPU; whether there is one is asked when they are trained.

@@ -178,7 +178,7 @@ constexpr const char* kElements[] = {
     "e1m2-none",    "e4m7",       "e4m11-none",   "e3m2-ftz",   "fixed8.6", "fixed8.6-sym",
     "fixed4.1-sat", "fixed8.6-u", "fixed2.-3",    "fixed12.0",  "fixed1.0", "binary8p3",
     "binary8p4",    "binary8p1",  "e2m3-bias-10", "e2m1-bias18"};
-constexpr const char* kRules[] = {"-floor", "-ceil", "-even", "-rceil"};
+constexpr const char* kRules[] = {"-floor", "-ceil", "-even", "-rceil", "-shift"};
 
 std::vector<std::string> shifting_blocks() {
   std::vector<std::string> names;

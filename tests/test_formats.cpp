@@ -261,10 +261,10 @@ TEST_SUITE("formats") {
           "e5m2-sat", "e2m3-ftz", "e2m1-bias3", "e5m6", "fixed4.-2", "fixed2.0-sym", "fixed8.6-u",
           "fixed13.8-sat", "binary8p3", "binary8p4-finite-unsigned-sat"})
       for (const char* blocks : {"-g16", "-g33", "-axis1", "-t16x16", "-t1x128"})
-        for (const char* rule : {"", "-ceil", "-even", "-rceil"})
+        for (const char* rule : {"", "-ceil", "-even", "-rceil", "-shift"})
           names.push_back(std::string(element) + blocks + rule);
     for (const char* mx : {"mxfp8", "mxfp8-e5m2", "mxfp6", "mxfp6-e3m2", "mxfp4", "mxint8"})
-      for (const char* rule : {"", "-ceil", "-even", "-rceil"})
+      for (const char* rule : {"", "-ceil", "-even", "-rceil", "-shift"})
         names.push_back(std::string(mx) + rule);
     for (const std::string& name : names)
       for (const char* rounding : {"", ":rtz", ":sr", ":sr6c"}) {
@@ -302,6 +302,9 @@ TEST_SUITE("formats") {
         {"e4m3-scalef32-t128x128", "e4m3-t128x128-scalef32"},
         {"nf4-g64-scalef32", "nf4-g64-scalef32"},
         {"fp16+scale=current", "fp16+scale=current"},
+        {"fixed8.7-sym+scale=shift", "fixed8.7-sym+scale=shift"},
+        {"e4m3+scale=floor", "e4m3+scale=floor"},
+        {"e2m1+scale=rceil+q34:sr", "e2m1+scale=rceil+q34:sr"},
         {"posit8.1+scale=row:sr", "posit8.1+scale=row:sr"},
         {"e5m2-sat+scale=delayed16:rtz", "e5m2-sat+scale=delayed16:rtz"},
         {"mxfp4+q34+rht32:sr", "mxfp4+rht32+q34:sr"},
@@ -385,11 +388,10 @@ TEST_SUITE("formats") {
       CHECK(!tile.follows_reduction());
       CHECK(!tile.is_elementwise());
     }
-    const std::pair<const char*, Scale::Rule> rules[] = {{"", Scale::Rule::Floor},
-                                                         {"-floor", Scale::Rule::Floor},
-                                                         {"-ceil", Scale::Rule::Ceil},
-                                                         {"-even", Scale::Rule::Even},
-                                                         {"-rceil", Scale::Rule::RoundCeil}};
+    const std::pair<const char*, Scale::Rule> rules[] = {
+        {"", Scale::Rule::Floor},           {"-floor", Scale::Rule::Floor},
+        {"-ceil", Scale::Rule::Ceil},       {"-even", Scale::Rule::Even},
+        {"-rceil", Scale::Rule::RoundCeil}, {"-shift", Scale::Rule::Shift}};
     for (const auto& [flag, rule] : rules) {
       const Quantizer mx = Quantizer::parse(std::string("mxfp6-e3m2") + flag);
       CHECK(mx.format == Format::parse("e3m2"));
@@ -434,7 +436,7 @@ TEST_SUITE("formats") {
         {"e4m3-bias99999999999", "integer"},
         {"e4m3-wrap", "unknown flag '-wrap'"},
         {"e4m3-sym", "'-sym'; e4m3 takes -ieee -fn -fnuz -none -sat -inf -nan -ftz -biasB, and"},
-        {"e4m3-u", "-gN -axisK -tRxC with -floor -ceil -even -rceil -scalee4m3 -scalef32"},
+        {"e4m3-u", "-gN -axisK -tRxC with -floor -ceil -even -rceil -shift -scalee4m3 -scalef32"},
         {"e4m3-", "unknown flag '-'"},
         {"e4m3--sat", "unknown flag '-'"},
         {"fp32-sat", "unknown flag '-sat'; fp32 takes no flags"},

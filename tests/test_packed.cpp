@@ -59,6 +59,7 @@ constexpr const char* kFactors[] = {"nvfp4",
                                     "posit8.1-g4-scalef32",
                                     "fixed8.4-axis0-scalef32",
                                     "e4m3+scale=current",
+                                    "fixed8.7-sym+scale=shift",
                                     "e5m2+scale=row",
                                     "mxfp4+q34",
                                     "e4m3-g5+q34"};

@@ -61,6 +61,9 @@ std::vector<Paper> papers() {
                     {"weight_dx", "nvfp4-t16x16"},
                     {"grad_output_dw", "nvfp4+rht16:sr"},
                     {"input_dw", "nvfp4+rht16"}};
+  // WAGE 2-8-8-8: weights −½, 0, ½, everything else in steps of 1/128, errors under a power of two of their tensor.
+  Roles wage = operands("fixed8.7-sym", "fixed8.7-sym+scale=shift");
+  wage["weight"] = wage["weight_dx"] = "fixed2.1-sym";
   const auto all = [](const std::string& name, const Roles& roles,
                       const std::map<std::string, Json>& optimizer) {
     return Paper{name, roles, roles, roles, {}, optimizer};
@@ -88,6 +91,14 @@ std::vector<Paper> papers() {
         {"grads", "fp32"},
         {"dynamic_loss_scale", nullptr}},
        1000},
+      all("wage", wage,
+          {{"name", "sgd"},
+           {"weights", "fixed8.7-sym:sr"},
+           {"accumulator", nullptr},
+           {"grads", "fp32"},
+           {"grad_normalize", "shift"},
+           {"momentum_coef", 0.0},
+           {"update", "plain"}}),
       all("fp8-hybrid", operands("e4m3", "e5m2"), {{"weights", "fp32"}}),
       all("fp8-delayed", operands("e4m3+scale=delayed1024", "e5m2+scale=delayed1024"),
           {{"weights", "fp32"}, {"dynamic_loss_scale", nullptr}}),
@@ -170,6 +181,8 @@ TEST_SUITE("recipes") {
       check_roles(*products[1], paper.middle);
       check_roles(*products[2], paper.last);
       check_roles(layers.back(), paper.loss);
+      for (const nn::Layer* layer : products)
+        CHECK(layer->formats->clamp_mask == (recipe.name == "wage"));
       for (const std::string_view text :
            {recipe.about, recipe.source, recipe.differences, recipe.policy})
         CHECK(!text.empty());
@@ -256,6 +269,8 @@ TEST_SUITE("recipes") {
       }
       CHECK(optimizer.at("loss_scale") == paper.loss_scale);
       CHECK(optimizer.at("dynamic_loss_scale").is_null() == (name != "fp8-hybrid"));
+      CHECK(config.at("loss") == (name == "wage" ? "sum-of-squares" : "cross-entropy"));
+      CHECK(config.at("init") == (name == "wage" ? "wage" : "standard"));
       CHECK(config.at("average").is_null() == (name != "swalp"));
       if (name == "swalp") CHECK(config.at("average").at("format") == "fp32");
 

@@ -49,6 +49,9 @@ std::vector<std::string> quantizers() {
                               "fixed12.3-sym", "posit8.2", "posit16.1", "nf4"})
     for (const char* scale : {"+scale=current", "+scale=row"})
       names.push_back(std::string(element) + scale);
+  for (const char* element : {"e4m3", "e2m1", "fixed8.7-sym", "fixed8.0", "fixed12.3-sym"})
+    for (const char* rule : {"floor", "ceil", "even", "rceil", "shift"})
+      names.push_back(std::string(element) + "+scale=" + rule);
   for (const char* mx : {"mxfp8", "mxfp8-e5m2-ceil", "mxfp6-even", "mxfp4", "mxfp4-rceil", "mxint8",
                          "e2m1-axis1", "e3m4-t4x5-ceil"}) {
     for (const char* parts : {"+q34", "+rht16", "+rht32", "+rht16+q34", "+rht32+q34"})

@@ -14,6 +14,7 @@
 #include "nn/policy.h"
 #include "nn/sequential.h"
 #include "nn/training_loss.h"
+#include "nn/wage.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
 #include "optim/optimizer.h"
@@ -41,6 +42,7 @@ struct Experiment {
   std::string model = "mlp";
   std::vector<int64_t> hidden = {256, 128};
   nn::LossKind loss = nn::LossKind::CrossEntropy;
+  nn::WeightScheme init = nn::WeightScheme::Standard;
   nn::SequenceOptions sequence;  // of models of texts; its context is the data's
   nn::TokenKind tokens = nn::TokenKind::Characters;  // of texts
   double validation = 0.1;                           // the share of a text

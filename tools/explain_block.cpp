@@ -100,6 +100,7 @@ std::string power_of_two_rule(const SharedBlock& b, const std::string& largest) 
     case Scale::Rule::RoundCeil:
       how = fmt::format("rceil: amax / {} rounded up to a power of two", largest);
       break;
+    case Scale::Rule::Shift: how = "shift: log2 of amax, rounded"; break;
     default:
       x = e - b.rule.emax;
       how = fmt::format("floor: exponent of amax ({}) - exponent of {} ({})", e, largest,

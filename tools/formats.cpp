@@ -137,7 +137,10 @@ Family generic_family(const Quantizer& q) {
   };
   switch (q.scale.kind) {
     case Scale::Kind::PowerOfTwo:
-      if (family.source != kMx) add("MX scale", std::string("scale as in ") + kMx);
+      if (q.scale.rule == Scale::Rule::Shift)
+        add("shift", "Wu et al., WAGE, arXiv 1802.04680");
+      else if (family.source != kMx)
+        add("MX scale", std::string("scale as in ") + kMx);
       break;
     case Scale::Kind::E4M3: add("e4m3 scale", "scales as the block scales of NVFP4"); break;
     case Scale::Kind::F32:

@@ -180,6 +180,9 @@ void OptimizerFlags::add_to(CLI::App& app) {
   add_with_default(
       "--update", update_,
       "plain, or kahan: what rounding an update loses is kept and added the next time");
+  add_with_default("--grad-normalize", grad_normalize_,
+                   "shift: each parameter's gradient is divided by 2^round(log2 of its largest "
+                   "magnitude) (WAGE), so that rates do not depend on its size; none: it is not");
   app.add_option("--param-group", groups_,
                  "what is different for the parameters whose path matches (* any text, ? any "
                  "character): PATTERN:key=value,… with lr (a factor), weight-decay, weights, "
@@ -238,6 +241,10 @@ void OptimizerFlags::set_rates(OptimizerOptions& o) const {
   if (update_ != "plain" && update_ != "kahan")
     throw UsageError("--update takes plain or kahan, got '" + update_ + "'");
   o.update = update_ == "kahan" ? Update::Kahan : Update::Plain;
+  if (grad_normalize_ != "none" && grad_normalize_ != "shift")
+    throw UsageError("--grad-normalize takes none or shift, got '" + grad_normalize_ + "'");
+  o.grad_normalisation =
+      grad_normalize_ == "shift" ? GradNormalisation::Shift : GradNormalisation::None;
 }
 
 void OptimizerFlags::set_formats(OptimizerOptions& o) const {
@@ -274,6 +281,7 @@ bool OptimizerFlags::takes(const std::string& flag) const {
     return !momentum_format_ &&
            (!sgd || text::number_from_to<double>(momentum_coef_.value_or("0.9"), 0, 1) != 0.0);
   if (flag == "--moment2" || flag == "--eps") return adam;
+  if (flag == "--momentum-coef") return sgd;
   if (flag == "--compensation") return update_ == "kahan";
   return true;
 }
@@ -325,6 +333,7 @@ nlohmann::ordered_json to_json(const OptimizerOptions& o) {
           {"weight_decay_mode", o.resolved_decay() == Decay::Coupled ? "coupled" : "decoupled"},
           {"update", o.update == Update::Kahan ? "kahan" : "plain"},
           {"grad_scaling", o.grad_scaling},
+          {"grad_normalize", o.grad_normalisation == GradNormalisation::Shift ? "shift" : "none"},
           {"weights", to_string(o.weight)},
           {"accumulator", optional_json(o.accumulator)},
           {"grads", to_string(o.grad)},
@@ -347,6 +356,8 @@ std::string describe_rule(const OptimizerOptions& o, const std::string& schedule
     text += o.resolved_decay() == Decay::Coupled ? " (coupled)" : " (decoupled)";
   if (o.algorithm == Algorithm::Sgd)
     text += fmt::format(", nesterov {}", o.nesterov ? "on" : "off");
+  if (o.grad_normalisation == GradNormalisation::Shift)
+    text += ", gradients / 2^round(log2 of their largest)";
   return text + (o.update == Update::Kahan ? ", kahan updates" : "");
 }
 

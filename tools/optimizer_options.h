@@ -26,7 +26,7 @@ class OptimizerFlags {
   void set_formats(optim::OptimizerOptions& o) const;
 
   std::string optimizer_ = "sgd", weight_decay_ = "0", weights_ = "fp32", grads_ = "fp32",
-              update_ = "plain";
+              update_ = "plain", grad_normalize_ = "none";
   std::optional<std::string> lr_, momentum_coef_, beta1_, beta2_, eps_, weight_decay_mode_,
       accumulator_, momentum_format_, moment1_, moment2_, compensation_, moments_from_;
   std::vector<std::string> groups_;

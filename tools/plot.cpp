@@ -57,7 +57,8 @@ bool shares_exponent(const Quantizer& q) {
     case Scale::Rule::Floor:
     case Scale::Rule::Ceil:
     case Scale::Rule::Even:
-    case Scale::Rule::RoundCeil: return true;
+    case Scale::Rule::RoundCeil:
+    case Scale::Rule::Shift: return true;
     default: return q.format.kind == FormatKind::BlockFloat || q.format.kind == FormatKind::Hbfp;
   }
 }

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/format_text.h"
+#include "nn/data/dataset.h"
 #include "nn/data/policy_file.h"
 #include "nn/recipes.h"
 #include "tools/format_options.h"
@@ -28,7 +29,8 @@ void RecipeOption::add_to(CLI::App& app) {
            "where none are given");
 }
 
-std::optional<RecipeUse> RecipeOption::apply(const OptimizerFlags& optimizer) const {
+std::optional<RecipeUse> RecipeOption::apply(const OptimizerFlags& optimizer,
+                                             const std::string& data) const {
   if (!name_) return {};
   const nn::Recipe& recipe = recipe_of(*name_);
   RecipeUse use{std::string(recipe.name), std::string(recipe.source), "", {}};
@@ -40,7 +42,8 @@ std::optional<RecipeUse> RecipeOption::apply(const OptimizerFlags& optimizer) co
   for (size_t i = 0; i < words.size(); i += 2) {
     const std::string flag(words[i]), value(words[i + 1]);
     CLI::Option* const option = app_->get_option(flag);
-    if (option->count() > 0 || !optimizer.takes(flag)) {
+    const bool has_use = optimizer.takes(flag) && (flag != "--loss" || !nn::is_text_name(data));
+    if (option->count() > 0 || !has_use) {
       use.replaced.push_back(flag + " " + value);
       continue;
     }

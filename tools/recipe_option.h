@@ -14,9 +14,9 @@ namespace ulp::tools {
 class RecipeOption {
  public:
   void add_to(CLI::App& app);
-  /// Gives the options that were not given what the recipe says, but for those that the optimizer chosen has no use for.
-  /// Throws UsageError for an unknown name.
-  std::optional<RecipeUse> apply(const OptimizerFlags& optimizer) const;
+  /// Gives the options that were not given what the recipe says, but for those that the optimizer chosen or the data have no
+  /// use for. Throws UsageError for an unknown name.
+  std::optional<RecipeUse> apply(const OptimizerFlags& optimizer, const std::string& data) const;
   /// Its rules; none without a recipe.
   nn::Policy policy() const;
 

@@ -1,4 +1,5 @@
 #include "core/fast_codes.h"
+#include "kernels/cpu/amax.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/spans.h"
@@ -55,7 +56,7 @@ void update_block(const UpdateScalars& scalars, const Block& block, int64_t n) {
   });
 }
 
-void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerParameter& p) {
+void update(const OptimizerArgs& args, const UpdateScalars& of_step, const OptimizerParameter& p) {
   if (!p.grad.defined()) return;
   const StateBlocks weight({p.weight}, args.weight_format, p.weight_key);
   const StateBlocks master(p.master, args.master_format, p.master_key);
@@ -67,6 +68,11 @@ void update(const OptimizerArgs& args, const UpdateScalars& s, const OptimizerPa
   const void* grad_data = p.grad.raw();
   const DType grad_type = p.grad.dtype();
   const bool kahan = compensation.exists();
+  const bool normalises = args.settings.grad_normalisation != GradNormalisation::None;
+  const UpdateScalars s = normalises
+                              ? functors::normalised(of_step, args.settings,
+                                                     amax_of(grad_data, grad_type, p.grad.numel()))
+                              : of_step;
 
   parallel_for_units(p.weight.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
     BlockBuffer g_block, p_block, m_block, v_block, c_block, y_block, old_block;

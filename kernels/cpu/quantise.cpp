@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/block_map.h"
+#include "kernels/cpu/amax.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/quantise_stats.h"
 #include "kernels/cpu/spans.h"
@@ -74,26 +75,11 @@ struct StepArrays {
   }
 };
 
-/// max(amax, the largest magnitude in a contiguous run).
 uint32_t amax_run(const Work& w, uint32_t amax, int64_t first, int64_t last) {
-  BlockBuffer buffer;
-  for (int64_t begin = first; begin < last; begin += kBlock) {
-    const int64_t count = std::min(kBlock, last - begin);
-    amax = amax_span(read_block(w.in, w.in_type, begin, count, buffer.data()), count, amax);
-  }
-  return amax;
+  return cpu::amax_run(w.in, w.in_type, amax, first, last);
 }
 
-uint32_t amax_of_all(const Work& w) {
-  uint32_t amax = 0;
-  std::mutex mutex;
-  parallel_for_units(w.n, kBlock, kGrain, [&](int64_t first, int64_t last) {
-    const uint32_t own = amax_run(w, 0, first, last);
-    const std::lock_guard lock(mutex);
-    amax = std::max(amax, own);
-  });
-  return amax;
-}
+uint32_t amax_of_all(const Work& w) { return amax_of(w.in, w.in_type, w.n); }
 
 /// amax[k] = max(amax[k], |elements of a row in its block k|).
 void amax_row(const Work& w, int64_t first, uint32_t* amax) {

@@ -48,7 +48,8 @@ struct Work {
   int64_t rate_count;
   const int32_t *updates, *steps;
   const StepState* state;
-  bool is_short;                   // state_slot.cuh serves all of it
+  uint32_t* amax;  // of each gradient, as bits, where the settings ask for it; else null
+  bool is_short;   // state_slot.cuh serves all of it
   int8_t slots, slot_of[kStates];  // the gradient has slot 0; −1: there is no such state
   const void* grads[kMost];
 };
@@ -103,6 +104,7 @@ struct BlockStart {
   Parameter parameter;
   const void* grad;  // null: there is nothing to do
   int32_t end;       // the block behind the parameter's last one
+  int32_t which;     // of the launch's parameters
 };
 
 /// Called by all threads of a block, who wait for each other afterwards. Two warps work apart: what they read from afar they wait
@@ -119,8 +121,17 @@ __device__ __forceinline__ void begin_block(const Work& w, BlockStart& start) {
     if (threadIdx.x % kWarp == 0) {
       start.grad = skipped ? nullptr : w.grads[which];
       start.end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
+      start.which = which;
     }
   }
+}
+
+/// The scalars of the parameter, behind the threads' wait; they wait again where there is something to change.
+__device__ __forceinline__ void normalise(const Work& w, BlockStart& start) {
+  if (w.amax == nullptr) return;
+  if (threadIdx.x == 0)
+    start.scalars = functors::normalised(start.scalars, w.settings, w.amax[start.which]);
+  __syncthreads();
 }
 
 __device__ __forceinline__ Source gradient_of(const BlockStart& start) {
@@ -206,11 +217,34 @@ __device__ __forceinline__ void write_quad(const StateRule& rule, const StateArr
   }
 }
 
+/// Raises w.amax, zeros before, to the largest magnitude of each gradient, by the blocks that will update its parameter.
+__global__ void __launch_bounds__(kThreads) gradient_amax_kernel(const __grid_constant__ Work w) {
+  __shared__ BlockStart start;
+  begin_block(w, start);
+  __syncthreads();
+  if (start.grad == nullptr) return;
+  const Source grad = gradient_of(start);
+  const Parameter& p = start.parameter;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) - p.first_block,
+                blocks = start.end - p.first_block;
+  uint32_t most = 0;
+  for (int64_t i = (first * kThreads + threadIdx.x) * kQuad; i < p.n;
+       i += blocks * kThreads * kQuad) {
+    float g[kQuad];
+    load_quad(grad, i, quad_count(i, p.n), g);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) most = max(most, bits_of(g[k]) & ~kSignBit);
+  }
+  most = __reduce_max_sync(kFullWarp, most);
+  if (threadIdx.x % kWarp == 0) atomicMax(w.amax + start.which, most);
+}
+
 __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_constant__ Work w) {
   __shared__ BlockStart start;
   begin_block(w, start);
   __syncthreads();
   if (start.grad == nullptr) return;
+  normalise(w, start);
   const UpdateScalars s = start.scalars;
   const Parameter& p = start.parameter;
   const Source grad = gradient_of(start);
@@ -481,6 +515,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == Tiles::Plain ? 3 : 2)
   for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
   __syncthreads();
   if (start.grad == nullptr) return;
+  normalise(w, start);
 
   const Parameter& p = start.parameter;
   Walk walk{&start, lookups, RandomSource(w.key), RandomSource(w.key)};
@@ -687,6 +722,13 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   const Parameter* table = nullptr;
   if (parameters.size() > 1)
     table = table_of(stream, args.table != nullptr ? *args.table : of_call, parameters);
+  Tensor amax;
+  if (args.settings.grad_normalisation != GradNormalisation::None) {
+    amax = Tensor::empty({static_cast<int64_t>(parameters.size())}, DType::I32, device);
+    ULP_CUDA_CHECK(cudaSetDevice(device.index));
+    ULP_CUDA_CHECK(cudaMemsetAsync(written(amax), 0, parameters.size() * sizeof(uint32_t),
+                                   static_cast<cudaStream_t>(stream.handle)));
+  }
   for (size_t begin = 0; begin < parameters.size(); begin += kMost) {
     const size_t count = std::min<size_t>(kMost, parameters.size() - begin);
     w.table = table == nullptr ? nullptr : table + begin;
@@ -696,6 +738,10 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
     for (size_t i = 0; i < count; ++i) {
       const Tensor& grad = args.parameters[begin + i].grad;
       w.grads[i] = grad.defined() ? grad.raw() : nullptr;
+    }
+    if (amax.defined()) {
+      w.amax = static_cast<uint32_t*>(written(amax)) + begin;
+      launch("optimizer_step", stream, w.blocks, kThreads, gradient_amax_kernel, w);
     }
     launch_optimizer(stream, w, tiles, quads);
   }

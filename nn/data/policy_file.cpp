@@ -27,6 +27,7 @@ std::vector<std::string> rule_keys() {
                                    "to_epoch", "optional", "forward",  "backward"};
   for (const Role& role : kRoles) keys.push_back(role.name);
   for (const SumsKey& key : kSumsKeys) keys.push_back(key.name);
+  keys.push_back("clamp_mask");
   return keys;
 }
 
@@ -80,8 +81,15 @@ class RuleReader {
     if (key == "position") return read_position();
     if (key == "from_epoch") return read_epoch(rule_.from_epoch);
     if (key == "to_epoch") return read_epoch(rule_.to_epoch);
-    if (key == "optional") return read_optional();
+    if (key == "optional") {
+      rule_.optional = boolean();
+      return;
+    }
     ++formats_;
+    if (key == "clamp_mask") {
+      rule_.clamp_mask = boolean();
+      return;
+    }
     if (key == "forward") return read_format(rule_.forward, nullptr);
     if (key == "backward") return read_format(rule_.backward, nullptr);
     for (const Role& role : kRoles)
@@ -121,10 +129,10 @@ class RuleReader {
     else
       fail(member_->line, "takes first or last, got '" + member_->value.text + "'");
   }
-  void read_optional() {
+  bool boolean() const {
     if (member_->value.kind != LocatedJson::Kind::Boolean)
       fail(member_->line, std::string("takes true or false, got ") + member_->value.what());
-    rule_.optional = member_->value.text == "true";
+    return member_->value.text == "true";
   }
   void read_epoch(int64_t& epoch) {
     expect(LocatedJson::Kind::Integer, "an epoch, a whole number from 1 on");
@@ -186,6 +194,7 @@ Json rule_json(const Rule& rule) {
     if (rule.roles[i]) json[kRoles[i].name] = to_string(*rule.roles[i]);
   for (const SumsKey& key : kSumsKeys)
     if (const auto& sums = rule.*key.sums) json[key.name] = to_string(*sums);
+  if (rule.clamp_mask) json["clamp_mask"] = *rule.clamp_mask;
   return json;
 }
 

@@ -21,6 +21,7 @@ struct OptimizerCase {
   const char* compensation = nullptr;  // nullptr: plain
   bool narrow = true;                  // states in their format's own type or codes; else F32
   GradOrder order = GradOrder::ScaleFirst;
+  GradNormalisation normalisation = GradNormalisation::None;
   bool scaled = false;
   bool nesterov = false, decoupled = false, found_inf = false, shifted = false;
   float weight_decay = 0, grad_scaling = 1;
@@ -123,6 +124,7 @@ void optimizer_once(Comparison& compare, const OptimizerCase& c) {
     s.decoupled = c.decoupled;
     s.grad_scaling = c.grad_scaling;
     s.grad_order = c.order;
+    s.grad_normalisation = c.normalisation;
     s.scaled = c.scaled;
     s.lr_factor = 0.5f;
     s.weight_decay = c.weight_decay;
@@ -199,6 +201,26 @@ void check_optimizer_step(Comparison& compare) {
     c.scaled = true;
     optimizer_once(compare, c);
   }
+  // Normalised gradients: in every kernel, of one parameter and many, with gradients of their own types.
+  for (const UpdateRule rule : kRules)
+    for (const GradOrder order : {GradOrder::ScaleFirst, GradOrder::QuantiseFirst})
+      for (const char* grad : {"fp32", "e5m2:sr"})
+        for (const int64_t copies : {1, 2, 300})
+          for (const int64_t n : {0, 1, 7, 2047, 4099}) {
+            if (copies == 300 && n > 7) continue;
+            OptimizerCase c;
+            c.rule = rule;
+            c.weight = copies == 2 ? "bf16:sr" : "fixed8.7-sym:sr";
+            c.compensation = copies == 2 ? "bf16" : nullptr;
+            c.moment1 = n == 4099 ? "dynamic8-g256-scalef32" : "bf16";
+            c.grad = grad;
+            c.order = order;
+            c.normalisation = GradNormalisation::Shift;
+            c.grad_scaling = 0.37f;
+            c.n = n;
+            c.copies = copies;
+            optimizer_once(compare, c);
+          }
   // Codes, with and without groups.
   const char* formats[] = {"fixed8.6:sr",
                            "e3m4",
@@ -271,6 +293,8 @@ void check_optimizer_step(Comparison& compare) {
       c.weight_decay = 0.01f;
       c.n = (int64_t{1} << 20) + 4099;
       c.kind = "large" + std::to_string(static_cast<int>(rule)) + (codes ? "codes" : "");
+      optimizer_once(compare, c);
+      c.normalisation = GradNormalisation::Shift;
       optimizer_once(compare, c);
     }
   for (const int64_t copies : {0, 2, 33, 300}) {  // one launch takes 256
