@@ -2,6 +2,7 @@
 
 // What ops that are matrix products share.
 
+#include "autograd/product_factors.h"
 #include "autograd/quantised.h"
 
 namespace ulp::ops {
@@ -36,10 +37,11 @@ struct Outcome {
   const Quantizer& rounding;
   const char* role;
   const Accumulator& accumulator;
+  double factor = 1;  // of the sums
 };
 
-/// a · bᵀ (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator: → (M, N) F32, rounded if the quantizer is
-/// element-wise.
+/// factor · (a · bᵀ) (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator: → (M, N) F32, rounded if the quantizer
+/// is element-wise.
 Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
                           const Tensor& bias, const Outcome& outcome);
 

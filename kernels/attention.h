@@ -6,13 +6,14 @@
 
 namespace ulp {
 
-/// out (B, M, N), F32 = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it (without factors, bias
-/// and rounding). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. Math::Fp8 is Math::Fast here.
+/// out (B, M, N), F32 = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it with `factor` (without other
+/// factors, bias and rounding). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. Math::Fp8 is Math::Fast here.
 struct BatchedMatmulArgs {
   Tensor a, b, out;
   bool turn_a = false, turn_b = false;
   Math math = Math::Strict;
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
+  double factor = 1;
 };
 
 /// What a row of scores (B, T, S), F32, becomes. Row t sees the first keys of its sequence only: all S of them, or the first

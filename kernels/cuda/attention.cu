@@ -304,6 +304,7 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
     one.b = view(args.b, args.turn_b, b);
     matmul_strict(stream, one, sums + b * e.m * e.n);
   }
+  finish_product("batched_matmul", stream, {{}, {}, {}, args.out, {}, {}, e.n, args.factor}, sums);
 }
 
 }  // namespace ulp::cuda
