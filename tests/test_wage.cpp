@@ -126,7 +126,7 @@ TEST_SUITE("wage") {
       return ops::linear(t, ops::reshape(t, ops::scale(t, h, 0.25), {2, 512}), in[2], {});
     });
     Tape tape(run);
-    Parameter x = inputs[0];
+    Parameter x{"x", inputs[0].value, {}};
     const Var y = net(tape, tape.watch(x));
     const std::vector<float> expected = plain[0].to_floats(), got = y.value.to_floats();
     for (size_t i = 0; i < got.size(); ++i) CHECK(got[i] == expected[i] / 8);
