@@ -80,7 +80,7 @@ class Convolution {
             dw = self.weight_gradient(g_dw, x_dw.get(), w_shape);
           }
           if (needs[2]) {
-            db = Tensor::empty({g_matrix[1]}, g.dtype(), g.device());
+            db = Tensor::empty({g_matrix[1]}, self.use_.result_type(g, {}), g.device());
             kernels::sum(stream, {g, db, 1, g_matrix[0], g_matrix[1]});
           }
           return {dx, dw, db};

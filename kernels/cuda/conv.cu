@@ -263,7 +263,7 @@ bool conv_fast(Stream stream, const ConvArgs& args, bool whole, const UnitChoice
         product.a_factor = args.image_factor;
         product.b_factor = args.weight_factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + (g * rows + first) * outputs))
+      if (!matmul_fast(stream, product, choice, whole, {sums + (g * rows + first) * outputs}))
         return false;
     }
   }
@@ -305,7 +305,7 @@ bool weight_fast(Stream stream, const ConvWeightArgs& args, const UnitChoice& ch
         product.a_factor = args.grad_factor;
         product.b_factor = args.image_factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + g * outputs * blocks.columns,
+      if (!matmul_fast(stream, product, choice, whole, {sums + g * outputs * blocks.columns},
                        first > 0))
         return false;
     }
