@@ -115,9 +115,10 @@ class Convolution {
   /// A result whose rounding no kernel could do.
   Tensor finished(const Tensor& out, const Shape& matrix, const Shape& shape, const Quantizer& q,
                   const char* role) const {
+    if (use_.fuses(q)) return out.reshape(shape);
     if (q.block.kind == Block::Kind::Axis)
-      return use_.after(out.reshape(shape), q, role, shape.rank() - 1);
-    return use_.after(out.reshape(matrix), q, role, 1).reshape(shape);
+      return use_.result(out.reshape(shape), q, role, shape.rank() - 1);
+    return use_.result(out.reshape(matrix), q, role, 1).reshape(shape);
   }
 
   Tensor make(const Operand& like, const Shape& shape) const {

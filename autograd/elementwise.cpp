@@ -79,15 +79,17 @@ Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forwa
 Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
   check_same("add", a, b);
   const RoleUse use{tape, site};
-  return tape.record("add", f, {a, b},
-                     apply(use, kernels::add, {a.value, b.value}, {}, f.output, "output"),
-                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-                       Tensor da, db;
-                       const int last = std::max(0, grads[0].rank() - 1);
-                       if (needs[0]) da = use.kept(grads[0], f.grad_input, "grad_input", last);
-                       if (needs[1]) db = use.kept(grads[0], f.grad_input, kSecond, last);
-                       return {da, db};
-                     });
+  return tape.record(
+      "add", f, {a, b}, apply(use, kernels::add, {a.value, b.value}, {}, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+        Tensor da, db;
+        const int last = std::max(0, grads[0].rank() - 1);
+        if (needs[0]) da = use.kept(grads[0], f.grad_input, "grad_input", last);
+        // Rounded without draws or a state of their own, both are the same.
+        const bool alike = da.defined() && use.fuses(f.grad_input) && !f.grad_input.is_stochastic();
+        if (needs[1]) db = alike ? da : use.kept(grads[0], f.grad_input, kSecond, last);
+        return {da, db};
+      });
 }
 
 Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
