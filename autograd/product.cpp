@@ -32,6 +32,7 @@ Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, 
   args.accumulator = outcome.accumulator;
   args.math = use.tape.run().math();
   args.fits_tf32 = fit_tf32(a, b);
+  args.factor = outcome.factor;
   scaled_matmul(use.tape.stream(), args, a.factors, b.factors);
   return out;
 }

@@ -6,8 +6,8 @@
 
 namespace ulp {
 
-/// out (B, M, N; any float that holds it) = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it
-/// (without factors and bias). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. `output`
+/// out (B, M, N; any float that holds it) = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it with
+/// `factor` (without other factors and bias). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. `output`
 /// (element-wise, without draws) rounds. Math::Fp8 is Math::Fast here.
 struct BatchedMatmulArgs {
   Tensor a, b, out;
@@ -15,6 +15,7 @@ struct BatchedMatmulArgs {
   Math math = Math::Strict;
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
   Quantizer output{};
+  double factor = 1;
 };
 
 /// What a row of scores (B, T, S), any float, becomes. Row t sees the first keys of its sequence only: all S of them, or the first

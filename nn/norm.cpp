@@ -19,10 +19,15 @@ std::string Norm::size_text() const {
 
 BatchNorm::BatchNorm(int64_t channels, const BatchNormSettings& settings, OpFormats formats)
     : Norm("BatchNorm", channels, settings.affine, std::move(formats)), settings_(settings) {
-  ULP_CHECK(settings.momentum >= 0 && settings.momentum <= 1,
-            "BatchNorm: momentum must be from 0 to 1, got {}", settings.momentum);
+  set_momentum(settings.momentum);
   running_mean_ = &add_buffer("running_mean", {channels}, 0);
   running_variance_ = &add_buffer("running_var", {channels}, 1);
+}
+
+void BatchNorm::set_momentum(double momentum) {
+  ULP_CHECK(momentum >= 0 && momentum <= 1, "BatchNorm: momentum must be from 0 to 1, got {}",
+            momentum);
+  settings_.momentum = momentum;
 }
 
 Var BatchNorm::forward(Tape& tape, const Var& x) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+
 #include "autograd/norm.h"
 #include "nn/module.h"
 
@@ -51,6 +53,12 @@ class BatchNorm : public Norm {
                      OpFormats formats = {});
   Var forward(Tape& tape, const Var& x) override;
   std::string describe() const override;
+
+  double momentum() const { return settings_.momentum; }
+  /// From the next forward pass on, but in no step that was recorded before. Throws unless it is from 0 to 1.
+  void set_momentum(double momentum);
+  /// Mean and variance.
+  std::array<Buffer*, 2> running_statistics() const { return {running_mean_, running_variance_}; }
 
  private:
   BatchNormSettings settings_;

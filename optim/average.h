@@ -27,7 +27,8 @@ struct AverageOptions {
 /// role `average` of the parameter. A skipped step counts and changes nothing: if it was its turn, the next one's weights are taken.
 /// Stored in the format's storage_type, so that layers read it in place of the weights, and not in packed codes: 1 byte an
 /// element for what fp8 holds (e4m3, e5m2, e3m2, e2m3, e2m1), 2 for what bf16 or fp16 holds (bfp8 too), else 4 (nf4 too).
-/// Buffers are not averaged: running statistics of batch norm stay those of the last weights, also under the average.
+/// Buffers are not averaged: those of batch norms under the average are computed anew (nn::RunningStatistics,
+/// nn::recompute_running_statistics).
 /// Sources: SWA, arXiv 1803.05407; low-precision averages, SWALP, arXiv 1904.11943.
 class Average {
  public:

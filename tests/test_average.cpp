@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "kernels/quantised.h"
+#include "nn/layers.h"
 #include "nn/models.h"
+#include "nn/running_statistics.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
 #include "optim/optimizer.h"
@@ -152,6 +154,105 @@ TEST_SUITE("average") {
     CHECK(p.value.raw() == address);
     CHECK(average.formats() == std::map<std::string, std::string>{{"w.average", "fp32"}});
     CHECK(average.tensors().size() == 2);
+  }
+
+  TEST_CASE("running statistics of other weights are the means over the batches of an epoch") {
+    const nn::Dataset digits = nn::load_dataset("digits");
+    Run run;
+    nn::Sequential net;
+    nn::BatchNormSettings slow;
+    slow.momentum = 0.25;
+    OpFormats interior;
+    interior.interior = "bf16";
+    net.add<nn::Linear>("fc1", 64, 12)
+        .add<nn::BatchNorm>("bn1", 12, slow)
+        .add<nn::ReLU>("relu")
+        .add<nn::Dropout>("drop", 0.3)
+        .add<nn::Linear>("fc2", 12, 10, OpFormats::make("e4m3:sr", "fp32"))
+        .add<nn::BatchNorm>("bn2", 10, slow, interior);
+    net.initialise(run);
+    nn::Batches batches(run, digits, digits.train, 100);
+    for (nn::Buffer* b : net.buffers())
+      b->value = Tensor::from(std::vector<float>(static_cast<size_t>(b->value.numel()), NAN),
+                              b->value.shape());
+
+    // What the batch norms see, and the means of its moments, in fp64.
+    std::map<std::string, std::vector<double>> mean, variance;
+    std::map<std::string, int64_t> seen;
+    net.observe([&](nn::Module& module, const Var& x, const Var&) {
+      if (module.type() != nn::LayerType::Normalization) return;
+      const std::vector<double> v = x.value.to_doubles();
+      const int64_t rows = x.shape()[0], channels = x.shape()[1];
+      const auto k = static_cast<double>(++seen[module.path()]);
+      auto &m = mean[module.path()], &s = variance[module.path()];
+      m.resize(static_cast<size_t>(channels));
+      s.resize(m.size());
+      for (size_t c = 0; c < m.size(); ++c) {
+        double sum = 0, squares = 0;
+        for (size_t i = c; i < v.size(); i += m.size()) sum += v[i];
+        const double now = sum / static_cast<double>(rows);
+        for (size_t i = c; i < v.size(); i += m.size()) squares += (v[i] - now) * (v[i] - now);
+        m[c] += (now - m[c]) / k;
+        s[c] += (squares / static_cast<double>(rows - 1) - s[c]) / k;
+      }
+    });
+    const StepState before = run.state();
+    nn::recompute_running_statistics(run, net, batches, 3);
+    net.observe({});
+    CHECK(seen == std::map<std::string, int64_t>{{"bn1", 14}, {"bn2", 14}});  // 1437 / 100
+    CHECK(run.state().random_step == before.random_step + 1);
+    CHECK(run.fresh());
+    CHECK(net.mode() == nn::Mode::Train);
+    for (nn::Module* module : net.modules())
+      if (const auto* norm = dynamic_cast<nn::BatchNorm*>(module)) {
+        CAPTURE(norm->path());
+        CHECK(norm->momentum() == 0.25);
+        // Roundings of the sums, 7 levels of the tree and more, and of 14 steps of the mean; bf16 rounds each batch's.
+        const double close = norm->path() == "bn1" ? 64 * 0x1p-24 : 0x1p-8;
+        const auto [m, s] = norm->running_statistics();
+        const auto check = [&](const nn::Buffer& got, const std::vector<double>& wanted) {
+          const std::vector<double> values = got.value.to_doubles();
+          double largest = 0;
+          for (const double x : wanted) largest = std::max(largest, std::abs(x));
+          REQUIRE(values.size() == wanted.size());
+          for (size_t c = 0; c < values.size(); ++c)
+            CHECK(std::abs(values[c] - wanted[c]) <= close * largest);
+        };
+        check(*m, mean[norm->path()]);
+        check(*s, variance[norm->path()]);
+      }
+
+    // Again, and as a second set: the same bits, and the first set stays.
+    std::vector<std::vector<float>> first;
+    for (const nn::Buffer* b : net.buffers()) first.push_back(b->value.to_floats());
+    nn::RunningStatistics second(run, net);
+    run.set_state(before);
+    {
+      const nn::RunningStatistics::InPlace in_place(second);
+      Parameter* w = net.parameters()[0];
+      w->value = Tensor::from(std::vector<float>(64 * 12, 0.5f), {12, 64});
+      nn::recompute_running_statistics(run, net, batches, 3);
+      CHECK(net.buffers()[0]->value.to_floats() != first[0]);
+    }
+    for (size_t i = 0; i < first.size(); ++i)
+      CHECK(net.buffers()[i]->value.to_floats() == first[i]);
+    CHECK(second.tensors().size() == 4);
+    CHECK(second.tensors().at("bn1.running_mean.average").to_floats() != first[0]);
+  }
+
+  TEST_CASE("without batch norm nothing is passed through the model and nothing drawn") {
+    const nn::Dataset digits = nn::load_dataset("digits");
+    Run run;
+    const auto net = nn::mlp(64, std::vector<int64_t>{8}, 10);
+    net->initialise(run);
+    int64_t passes = 0;
+    net->observe([&](nn::Module&, const Var&, const Var&) { ++passes; });
+    nn::Batches batches(run, digits, digits.train, 100);
+    const StepState before = run.state();
+    nn::recompute_running_statistics(run, *net, batches, 0);
+    CHECK(passes == 0);
+    CHECK(run.state().random_step == before.random_step);
+    CHECK(nn::RunningStatistics(run, *net).tensors().empty());
   }
 
   TEST_CASE("wrong options are named") {

@@ -62,6 +62,7 @@ struct Product {
   Math math = Math::Fast;
   bool fits_tf32 = false;
   Tensor bias{}, a_factor{}, b_factor{};
+  double factor = 1;
 
   Tensor out() const {
     MatmulArgs args;
@@ -73,6 +74,7 @@ struct Product {
     args.bias = bias;
     args.a_factor = a_factor;
     args.b_factor = b_factor;
+    args.factor = factor;
     kernels::matmul(stream_of(kGpu), args);
     return args.out;
   }
@@ -263,7 +265,7 @@ TEST_SUITE("cuda_matmul") {
                  eight = Tensor::from(std::vector<float>{8.0f}, {1}).to(kGpu);
     for (const DType dtype : kFloats)
       for (const DType bias_type : {DType::F32, DType::BF16})
-        for (const int given : {0, 1, 2, 3, 4, 5, 6, 7}) {
+        for (int given = 0; given < 16; ++given) {
           Product p;
           p.a = values({48, 64}, dtype, "fp32", Domain::Halves, 11).to(kGpu);
           p.b = values({32, 64}, dtype, "fp32", Domain::Halves, 12).to(kGpu).transpose(0, 1);
@@ -271,6 +273,7 @@ TEST_SUITE("cuda_matmul") {
           if ((given & 2) != 0) p.b_factor = eight;
           if ((given & 4) != 0)
             p.bias = values({32}, bias_type, "fp32", Domain::Halves, 13).to(kGpu);
+          if ((given & 8) != 0) p.factor = 0.25;
           const auto with = [&](Math math, const char* output) {
             MatmulArgs args;
             args.a = p.a;
@@ -279,6 +282,7 @@ TEST_SUITE("cuda_matmul") {
             args.bias = p.bias;
             args.a_factor = p.a_factor;
             args.b_factor = p.b_factor;
+            args.factor = p.factor;
             args.output = Quantizer::parse(output);
             args.key.seed = 4;
             args.out = Tensor::empty({48, 32}, storage_type(args.output), kGpu);

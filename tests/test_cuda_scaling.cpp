@@ -5,7 +5,10 @@
 #include "autograd/step_graph.h"
 #include "nn/data/dataset.h"
 #include "nn/evaluate.h"
+#include "nn/layers.h"
 #include "nn/models.h"
+#include "nn/running_statistics.h"
+#include "nn/train_batch.h"
 #include "optim/average.h"
 #include "optim/grad_scaler.h"
 #include "optim/optimizer.h"
@@ -104,9 +107,64 @@ void check_same(const Trained& a, const Trained& b) {
   CHECK(a.averaged == b.averaged);
 }
 
+/// Epochs of a network with batch norm and dropout whose average gets running statistics and a test after each of them.
+std::vector<Tensor> train_batch_norms(Device device, StepGraph::Use use, int64_t resident_bytes) {
+  const nn::Dataset digits = nn::load_dataset("digits");
+  Run run(device, 7);
+  nn::Sequential net;
+  net.add<nn::Linear>("fc1", 64, 48, OpFormats::make("e4m3:sr", "e5m2:sr"))
+      .add<nn::BatchNorm>("bn1", 48)
+      .add<nn::ReLU>("relu")
+      .add<nn::Dropout>("drop", 0.2)
+      .add<nn::Linear>("fc2", 48, 10, OpFormats::make("bfp8:sr", "bf16"))
+      .add<nn::BatchNorm>("bn2", 10);
+  net.initialise(run);
+  optim::Optimizer sgd(run, net.parameters(), {.lr = 0.05, .momentum = 0.9});
+  optim::Average average(run, net.parameters(), {.start = 10, .every = 3});
+  nn::RunningStatistics statistics(run, net);
+  nn::BatchOptions options;
+  options.augmentation.crop = 1;
+  options.resident_bytes = resident_bytes;
+  nn::Batches batches(run, digits, digits.train, 97, options), test(run, digits, digits.test, 100);
+  nn::Tally tally(run);
+  StepGraph graph(run, use);
+  std::vector<Tensor> result;
+  const auto keep = [&](const Tensor& t) {
+    result.push_back(Tensor::from(t.to_floats(), t.shape()));  // of its own: these go on
+  };
+  for (int epoch = 0; epoch < 3; ++epoch) {
+    batches.shuffle(epoch);
+    for (int64_t i = 0; i < batches.steps(); ++i)
+      graph.run([&] {
+        nn::train_batch(run, net, batches.next(), tally);
+        sgd.step();
+        average.update();
+      });
+    const optim::Average::InPlace weights(average);
+    const nn::RunningStatistics::InPlace in_place(statistics);
+    nn::recompute_running_statistics(run, net, batches, epoch);
+    for (const nn::Buffer* b : net.buffers()) keep(b->value);
+    result.push_back(Tensor::from(
+        std::vector<float>{static_cast<float>(nn::evaluate(run, net, test).loss)}, {1}));
+  }
+  for (const Parameter* p : net.parameters()) keep(p->value);
+  for (const nn::Buffer* b : net.buffers()) keep(b->value);
+  return result;
+}
+
 }  // namespace
 
 TEST_SUITE("cuda_scaling") {
+  TEST_CASE("running statistics of an average: CPU, GPU, CUDA graph and a loader agree") {
+    const std::vector<Tensor> cpu = train_batch_norms(kCpu, StepGraph::Use::Off, INT64_MAX);
+    for (const auto use : {StepGraph::Use::Off, StepGraph::Use::Auto})
+      for (const int64_t resident : {INT64_MAX, int64_t{0}}) {
+        const std::vector<Tensor> gpu = train_batch_norms(cuda_device(0), use, resident);
+        REQUIRE(gpu.size() == cpu.size());
+        for (size_t i = 0; i < cpu.size(); ++i) CHECK(same_bits(cpu[i], gpu[i]));
+      }
+  }
+
   TEST_CASE("loss scaling, clipping, micro-batches and averages: CPU, GPU and CUDA graph agree") {
     constexpr auto kFirst = GradOrder::ScaleFirst, kLast = GradOrder::QuantiseFirst;
     for (const Setting& s :

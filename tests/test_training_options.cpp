@@ -164,6 +164,58 @@ TEST_SUITE("training_options") {
     CHECK(has(succeed("eval --last " + plain).out, "weights    fp32 as stored"));
   }
 
+  TEST_CASE("an average of a network with batch norm has running statistics of its own") {
+    const Folder folder;
+    const std::string whole = folder / "whole", out = folder / "run";
+    // Weights that move fast: their average lies far from each of them, and so do its activations.
+    const std::string train =
+        "train --model preresnet20 --epochs 3 --batch-size 64 --lr 0.1 "
+        "--augment crop:1 --forward e4m3:sr --average swa --average-start 1e --average-every 4 "
+        "--checkpoint-every 11 --keep 10 ";
+    const Result r = succeed(train + "--threads 2 --resident-mib 0 --out " + whole);
+    const std::vector<Json> rows = metrics_of(whole);
+    const Json &last = rows[rows.size() - 2], &average = rows.back();
+    CHECK(average.at("split") == "average");
+    CHECK(average.at("accuracy").get<double>() > 0.92);
+    CHECK(average.at("accuracy").get<double>() > last.at("accuracy").get<double>());
+    const nn::SafetensorsFile saved = nn::load_safetensors(whole + "/model.safetensors");
+    for (const auto& [name, tensor] : saved.tensors)
+      if (name.ends_with(".running_mean") || name.ends_with(".running_var"))
+        CHECK(tensor.to_floats() != saved.tensors.at(name + ".average").to_floats());
+    CHECK(saved.tensors.contains("layer1.block1.body.bn1.running_var.average"));
+    // The saved model is what was scored.
+    for (const auto& [flag, row] : {std::pair<std::string, Json>{"", average}, {"--last ", last}})
+      CHECK(std::stod(found(succeed("eval " + flag + whole).out, "test loss ([.0-9]+)")) ==
+            doctest::Approx(row.at("loss").get<double>()).epsilon(1e-8));
+
+    // From the end of the second epoch, from its middle, and from the very end.
+    succeed(train + "--threads 1 --resident-mib 1 --out " + out);
+    CHECK(slurp(out + "/model.safetensors") == slurp(whole + "/model.safetensors"));
+    for (const int64_t keep : {44, 33}) {
+      for (const auto& entry : std::filesystem::directory_iterator(out)) {
+        const std::string name = entry.path().filename().string();
+        if (name.starts_with("checkpoint-") && std::stoll(name.substr(11)) > keep)
+          std::filesystem::remove(entry.path());
+      }
+      std::filesystem::remove(out + "/model.safetensors");
+      const Result again = succeed(train + "--threads 2 --out " + out + " --resume");
+      CHECK(has(again.out, "resumed    checkpoint-"));
+      CHECK(slurp(out + "/model.safetensors") == slurp(whole + "/model.safetensors"));
+      CHECK(without_seconds(slurp(out + "/metrics.jsonl")) ==
+            without_seconds(slurp(whole + "/metrics.jsonl")));
+    }
+    const Result again = succeed(train + "--out " + out + " --resume");
+    CHECK(found(again.out, "\ntest accuracy ([.0-9]+)\n$") ==
+          found(r.out, "\ntest accuracy ([.0-9]+)\n$"));
+    CHECK(slurp(out + "/model.safetensors") == slurp(whole + "/model.safetensors"));
+
+    nn::SafetensorsFile without = saved;
+    without.tensors.erase("layer1.block1.body.bn1.running_var.average");
+    nn::save_safetensors(out + "/model.safetensors", without.tensors, without.metadata);
+    check_refused("eval " + out, 1,
+                  {"there is no tensor layer1.block1.body.bn1.running_var.average"});
+  }
+
   TEST_CASE("a run with all of it goes on from a checkpoint to the same bits") {
     const Folder folder;
     const std::string whole = folder / "whole", out = folder / "run";

@@ -77,14 +77,16 @@ void check_finite(const std::string& before, const std::string& path, const Tens
 void save_model(const Run& run, nn::Module& model, const fs::path& file, uint32_t random_step,
                 const std::string& weights, const std::optional<SavedAverage>& average) {
   std::map<std::string, Tensor> tensors;
-  for (const Parameter* p : model.parameters()) tensors[p->path] = p->value;
-  for (const nn::Buffer* b : model.buffers()) tensors[b->path] = b->value;
+  const auto add = [&](const std::string& path, const Tensor& value) {
+    tensors[path] = value;
+    if (average) tensors[path + kAverageSuffix] = average->tensors.at(path + kAverageSuffix);
+  };
+  for (const Parameter* p : model.parameters()) add(p->path, p->value);
+  for (const nn::Buffer* b : model.buffers()) add(b->path, b->value);
   for (const auto& [stream, state] : run.scalings()) tensors[nn::scaling_name(stream)] = state;
   std::map<std::string, std::string> metadata{
       {"format", "ulp"}, {"weights", weights}, {kRandomStep, std::to_string(random_step)}};
   if (average) {
-    for (const Parameter* p : model.parameters())
-      tensors[p->path + kAverageSuffix] = average->tensors.at(p->path + kAverageSuffix);
     metadata[kAverageFormat] = average->format;
     metadata[kAverageCount] = std::to_string(average->count);
     metadata[kAverageRandomStep] = std::to_string(average->random_step);
@@ -97,22 +99,21 @@ std::string load_weights(Run& run, nn::Module& model, const fs::path& file, Weig
   const std::vector<Parameter*> parameters = model.parameters();
   const bool averaged = saved.metadata.contains(kAverageFormat);
   const bool take_average = averaged && which == Weights::Average;
-  for (Parameter* p : parameters) {
-    const Shape shape = p->value.shape();
-    const Tensor weight = tensor_of(saved, p->path, shape, file);
-    const Tensor value =
-        averaged ? tensor_of(saved, p->path + kAverageSuffix, shape, file) : weight;
-    p->value = (take_average ? value : weight).to(run.device());
-  }
+  const auto read = [&](const std::string& path, const Shape& shape) {
+    const Tensor last = tensor_of(saved, path, shape, file);
+    const Tensor average = averaged ? tensor_of(saved, path + kAverageSuffix, shape, file) : last;
+    return take_average ? average : last;
+  };
+  for (Parameter* p : parameters) p->value = read(p->path, p->value.shape()).to(run.device());
   const std::vector<nn::Buffer*> buffers = model.buffers();
   for (nn::Buffer* b : buffers) {
-    const Tensor buffer = tensor_of(saved, b->path, b->value.shape(), file);
+    const Tensor buffer = read(b->path, b->value.shape());
     ULP_CHECK(buffer.dtype() == DType::F32, "{}: {} must be F32, got {}", file.string(), b->path,
               buffer.dtype());
     b->value = buffer.to(run.device());
   }
   const size_t scalings = load_scalings(run, saved, file);
-  const size_t known = parameters.size() * (averaged ? 2 : 1) + buffers.size() + scalings;
+  const size_t known = (parameters.size() + buffers.size()) * (averaged ? 2 : 1) + scalings;
   ULP_CHECK(saved.tensors.size() == known, "{}: it holds {} tensors and the model has {}",
             file.string(), saved.tensors.size(), known);
   const char* step = take_average ? kAverageRandomStep : kRandomStep;

@@ -14,7 +14,8 @@ namespace ulp::tools {
 void check_finite(const std::string& before, const std::string& path, const Tensor& tensor,
                   const std::string& after);
 
-/// An average of the weights as model.safetensors has it: `<parameter>.average` beside each parameter.
+/// An average of the weights as model.safetensors has it: `<parameter>.average` beside each parameter, and beside each buffer
+/// (running statistics) that of a model with these weights.
 struct SavedAverage {
   std::map<std::string, Tensor> tensors;  // by these names
   std::string format;
@@ -22,8 +23,8 @@ struct SavedAverage {
   uint32_t random_step = 0;  // of its last test
 };
 
-/// Writes model.safetensors: every parameter, its average if there is one, every buffer (running statistics: those of the last
-/// weights, also where there is an average), and what delayed scaling remembers.
+/// Writes model.safetensors: every parameter and every buffer, each with that of the average if there is one, and what delayed
+/// scaling remembers.
 /// `random_step`: that of the training's last test. `weights`: the name of their format.
 void save_model(const Run& run, nn::Module& model, const std::filesystem::path& file,
                 uint32_t random_step, const std::string& weights,

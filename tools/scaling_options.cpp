@@ -78,7 +78,8 @@ void ScalingOptions::add_to(CLI::App& app) {
   add_text(
       app, "--average", average_,
       "swa: the mean of the weights after every epoch of the last quarter; ema: an exponential "
-      "mean after every step; none (the default)")
+      "mean after every step; none (the default); with batch norm a forward pass over the training "
+      "data before each test of it")
       ->group(averages);
   add_text(
       app, "--average-format", average_format_,

@@ -14,6 +14,7 @@
 #include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
+#include "nn/running_statistics.h"
 #include "nn/training_loss.h"
 #include "tools/checkpoint_folder.h"
 #include "tools/data_options.h"
@@ -181,6 +182,7 @@ class Training {
         schedule_(make_schedule(e, steps_)),
         scaler_(run_, model_->parameters(), e.scaling),
         average_(make_average(run_, *model_, e, steps_)),
+        average_statistics_(run_, *model_),
         tally_(run_),
         graph_(run_, e.graph) {
     set_formats();
@@ -286,6 +288,7 @@ class Training {
     if (averaged > 0) {
       average = {average_->tensors(), to_string(e_.average->options.format), averaged,
                  average_test_.random_step};
+      average->tensors.merge(average_statistics_.tensors());
       say(fmt::format("last weights: {} {}; below: the average of {}\n", test_name_,
                       score_text(test_.score), averaged));
     } else if (average_) {
@@ -337,7 +340,10 @@ class Training {
   nn::Checkpoint states() const {
     nn::Checkpoint c = nn::checkpoint_of(run_, *model_);
     c.add(optimizer_.tensors(), optimizer_.formats());
-    if (average_) c.add(average_->tensors(), average_->formats());
+    if (average_) {
+      c.add(average_->tensors(), average_->formats());
+      c.add(average_statistics_.tensors(), {});
+    }
     c.add(tally_.tensors(), {});
     return c;
   }
@@ -491,7 +497,9 @@ class Training {
     std::string averaged;
     if (average_ && average_->count() > 0) {
       start = Clock::now();
-      const optim::Average::InPlace in_place(*average_);
+      const optim::Average::InPlace weights(*average_);
+      const nn::RunningStatistics::InPlace statistics(average_statistics_);
+      nn::recompute_running_statistics(run_, *model_, *batches_, epoch_);
       average_test_ = test(" of the average");
       metrics_ += metrics_line(epoch_ + 1, "average", average_test_.score, seconds_since(start),
                                perplexity_key(average_test_.score.loss) +
@@ -525,6 +533,7 @@ class Training {
   optim::Schedule schedule_;
   optim::GradScaler scaler_;
   std::optional<optim::Average> average_;
+  nn::RunningStatistics average_statistics_;  // of its weights
   nn::Tally tally_;
   StepGraph graph_;
   std::optional<size_t> units_ = matrix_units_used().size();  // until the first step is made

@@ -203,6 +203,7 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
       one.a = view_of(args.a, args.turn_a, b);
       one.b = view_of(args.b, args.turn_b, b);
       one.out = view_of(args.out, false, b);
+      one.factor = args.factor;
       matmul(stream, one);
     }
     return;
@@ -210,7 +211,7 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
   Tensor out = args.out;
   if (out.dtype() != DType::F32) out = Tensor::empty(out.shape(), DType::F32, kCpu);
   float* const sums = out.mutable_data<float>();
-  const Finish finish({}, {}, args.output, {});
+  const Finish finish({}, args.factor, {}, args.output, {});
   constexpr int64_t kWork = 1 << 18;  // multiply-adds that pay for waking a thread
   parallel_for(e.count, std::max<int64_t>(1, kWork / std::max<int64_t>(1, e.m * e.n * e.k)),
                [&](int64_t begin, int64_t end) {

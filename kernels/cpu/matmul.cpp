@@ -320,13 +320,15 @@ void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t r
 
 // ---- the last step: factors, bias, output rounding -------------------------------------------------------------------
 
-Finish::Finish(std::initializer_list<Tensor> factors, const Tensor& bias_of,
-               const Quantizer& output, const RandomKey& key) {
+Finish::Finish(std::initializer_list<Tensor> factors, double last, const Tensor& bias_of,
+               const Quantizer& output, const RandomKey& key)
+    : scales(last != 1) {
   for (const Tensor& one : factors) {
     if (!one.defined()) continue;
     scales = true;
     factor *= *one.data<float>();
   }
+  factor *= static_cast<float>(last);
   if (bias_of.defined()) bias = bias_of.to_floats();
   rounds = !output.is_identity();
   if (rounds) grid = SpanGrid(make_grid(output), output);
@@ -655,7 +657,8 @@ void multiply_floats(const MatmulArgs& args) {
   product.k = args.a.size(1);
   product.n = product.out_step = args.b.size(1);
   product.out = result.mutable_data<float>();
-  multiply(product, Finish({args.a_factor, args.b_factor}, args.bias, args.output, args.key));
+  multiply(product,
+           Finish({args.a_factor, args.b_factor}, args.factor, args.bias, args.output, args.key));
 }
 
 /// The same order in fp64 without fma, for gradient checks.
@@ -682,6 +685,7 @@ void multiply_doubles(const MatmulArgs& args) {
               row[j] =
                   chunk == 0 ? sum[static_cast<size_t>(j)] : row[j] + sum[static_cast<size_t>(j)];
           }
+          for (int64_t j = 0; j < n; ++j) row[j] *= args.factor;
           for (size_t j = 0; j < bias.size(); ++j) row[j] += bias[j];
         }
       });

@@ -271,7 +271,7 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
   first.math = args.math == Math::Fp8 ? Math::Fast : args.math;
   first.fits_tf32 = args.fits_tf32;
   const UnitChoice choice = matrix_unit(first);
-  const Outcome outcome{{}, {}, {}, args.out, args.output, {}, e.n};
+  const Outcome outcome{{}, {}, {}, args.out, args.output, {}, e.n, args.factor};
   const bool fast = choice.unit != MatrixUnit::Strict && e.k > 0;
   if (fast && fast_finishes(outcome, choice.unit) &&
       batched_fast(stream, args, choice, {written(args.out), args.out.dtype()}))
@@ -280,7 +280,8 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
   const Tensor scratch =
       into_out ? args.out : Tensor::empty(args.out.shape(), DType::F32, stream.device);
   auto* const sums = static_cast<float*>(written(scratch));
-  if (!fast || !batched_fast(stream, args, choice, {sums})) {
+  const bool done = fast && batched_fast(stream, args, choice, {sums});
+  if (!done) {
     for (int64_t b = 0; b < e.count; ++b) {
       MatmulArgs one;
       one.a = view(args.a, args.turn_a, b);
@@ -288,7 +289,10 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
       matmul_strict(stream, one, sums + b * e.m * e.n);
     }
   }
-  finish_product("batched_matmul", stream, outcome, sums);
+  // batched_fast multiplies by the factor.
+  Outcome rest = outcome;
+  if (done) rest.factor = 1;
+  finish_product("batched_matmul", stream, rest, sums);
 }
 
 }  // namespace ulp::cuda

@@ -32,6 +32,7 @@ struct Outcome {
   Quantizer output;
   RandomKey key;
   int64_t columns;  // of out
+  double factor = 1;
 };
 
 /// cuBLASLt also multiplies by the factors and adds the bias, where nothing is rounded after that, or on bf16 tensor cores to

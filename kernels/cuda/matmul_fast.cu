@@ -291,9 +291,10 @@ uint32_t alignment_of(const void* data) {
   return bytes;
 }
 
-/// scalars = {a · b, before}: what multiplies the product and what was in out before.
-__global__ void scalars_kernel(const float* a, const float* b, float before, float* scalars) {
-  scalars[0] = (a != nullptr ? *a : 1.0f) * (b != nullptr ? *b : 1.0f);
+/// scalars = {a · b · last, before}: what multiplies the product and what was in out before.
+__global__ void scalars_kernel(const float* a, const float* b, float last, float before,
+                               float* scalars) {
+  scalars[0] = (a != nullptr ? *a : 1.0f) * (b != nullptr ? *b : 1.0f) * last;
   scalars[1] = before;
 }
 
@@ -356,13 +357,14 @@ bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice
   if (!plan.exists) return false;
   Tensor scalars;
   const float before = onto ? 1.0f : 0.0f;
-  const float host_scalars[] = {1.0f, before};
+  const float last = whole ? static_cast<float>(args.factor) : 1.0f;
+  const float host_scalars[] = {last, before};
   const float* factors = host_scalars;
   if (kind.scaled) {
     scalars = Tensor::empty({2}, DType::F32, stream.device);
     auto* device_scalars = static_cast<float*>(written(scalars));
     launch("matmul", stream, 1, 1, scalars_kernel, data_or_null(args.a_factor),
-           data_or_null(args.b_factor), before, device_scalars);
+           data_or_null(args.b_factor), last, before, device_scalars);
     factors = device_scalars;
   }
   if (kind.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias.raw());
@@ -392,7 +394,7 @@ bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice
   const Library& library = library_of(stream);
   const Plan& plan = plan_of(library, kind);
   if (!plan.exists) return false;
-  const float scalars[] = {1.0f, 0.0f};
+  const float scalars[] = {static_cast<float>(args.factor), 0.0f};
   ULP_CUBLAS_CHECK(cublasLtMatmul(library.handle, plan.desc.get(), scalars, b.raw(), plan.b.get(),
                                   a.raw(), plan.a.get(), scalars + 1, out.data, plan.out.get(),
                                   out.data, plan.out.get(), &plan.algorithm, library.workspace,
