@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "autograd/product.h"
 #include "kernels/attention.h"
@@ -92,9 +93,11 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
           x.turned, values_fit_tf32(q)};
 }
 
-/// out = a · bᵀ, a: (B, M, K), b: (B, N, K).
-void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out) {
+/// out = factor · a · bᵀ, a: (B, M, K), b: (B, N, K).
+void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out,
+              double factor = 1) {
   BatchedMatmulArgs args;
+  args.factor = factor;
   args.a = a.values;
   args.b = b.values;
   args.out = out;
@@ -133,6 +136,7 @@ class Attention {
         depth_(x.v.size(2)) {
     for (const OpFormats* formats : {&f.qk, &f.softmax, &f.pv}) check_type(x.q, *formats);
     if (o_.scale == 0) o_.scale = 1 / std::sqrt(static_cast<double>(width_));
+    gains_ = attention_gains(o_.keys);
     keeps_ = !is_local(f.qk.output) || !is_local(f.pv.input);
     whole_ = keeps_;
     if (tape.recording())
@@ -159,7 +163,7 @@ class Attention {
       const auto [begin, end] = range(c);
       const Scores scores = scores_of(c, Count::Yes);
       const Matrices p = probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes);
-      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end));
+      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), gains_.sums);
       if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
         kept_to_round_ = scores.to_round;
@@ -231,7 +235,7 @@ class Attention {
           p = back.probabilities(c, scores, f_.pv.input_dw, "input_dw", p_dv_.of(c), Count::Yes,
                                  true);
         p.turned = true;
-        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end));
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), gains_.sums);
       }
       if (!dq && !dk) continue;
       const Tensor dp = like(gy, {end - begin, queries_, keys_});
@@ -245,7 +249,7 @@ class Attention {
       if (dq) {
         ds = score_gradient(c, scores, grad, dp_keys.of(c), f_.qk.grad_output_dx, "grad_output_dx",
                             ds_dq.of(c), false);
-        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end));
+        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), gains_.sums);
       }
       if (dk) {
         if (dq && one_ds)
@@ -253,7 +257,7 @@ class Attention {
         else
           ds = score_gradient(c, scores, grad, dp_keys.of(c), f_.qk.grad_output_dw, dk_role,
                               ds_dk.of(c), true);
-        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end));
+        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), gains_.sums);
       }
     }
     if (dq) d.q = use_result(qk_, d.q, f_.qk.grad_input, "grad_input");
@@ -352,6 +356,7 @@ class Attention {
     const DType narrow = q.is_identity() ? wide : type_of(q, tape_.run().math());
     MaskedSoftmaxArgs args;
     args.rows = rows(c, scores);
+    args.factor = gains_.probabilities;
     args.out = Tensor::empty(scores.values.shape(), fused ? narrow : wide, scores.values.device());
     if (fused) {
       args.output = q;
@@ -372,6 +377,7 @@ class Attention {
     MaskedSoftmaxBackwardArgs args;
     args.rows = rows(c, scores);
     args.grad = grad;
+    args.factor = gains_.probabilities;
     args.out = Tensor::empty(grad.shape(), fused ? narrow : grad.dtype(), grad.device());
     if (fuses_chunk(pv_, f_.pv.grad_input)) {
       args.gradient = f_.pv.grad_input;
@@ -389,6 +395,7 @@ class Attention {
 
   Tape& tape_;
   AttentionOptions o_;
+  AttentionGains gains_;
   AttentionFormats f_;
   RoleUse qk_, softmax_, pv_;
   int64_t batch_, queries_, keys_, width_, depth_;
@@ -499,6 +506,11 @@ Var self_attention(Tape& tape, const Var& qkv, const AttentionOptions& o, const 
         return {kernels::contiguous(stream, all.transpose(0, 1).transpose(2, 3).transpose(1, 2))
                     .reshape({n, t, 3 * heads * d})};
       });
+}
+
+AttentionGains attention_gains(double keys) {
+  if (keys == 0) return {};
+  return {keys / std::sqrt(std::numbers::e), 1 / std::sqrt(keys)};
 }
 
 std::string attention_obstacle(const AttentionFormats& f) {

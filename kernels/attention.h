@@ -35,15 +35,16 @@ struct MaskedRows {
   RandomKey interior_key{};
 };
 
-/// out (B, T, S) = Qout(p); any float that holds it.
+/// out (B, T, S) = Qout(factor · p); any float that holds it.
 struct MaskedSoftmaxArgs {
   MaskedRows rows;
   Tensor out;
   Quantizer output{};
   RandomKey key{};
+  double factor = 1;
 };
 
-/// out (B, T, S) = Qout(scale · p · (g − Σ g·p)) with g = Qgrad(grad), grad (B, T, S) F32; p is made again. 0 where p is masked.
+/// out (B, T, S) = Qout(factor · (scale · p · (g − Σ g·p))) with g = Qgrad(grad), grad (B, T, S) F32; p is made again. 0 where p is masked.
 struct MaskedSoftmaxBackwardArgs {
   MaskedRows rows;
   Tensor grad, out;
@@ -51,6 +52,7 @@ struct MaskedSoftmaxBackwardArgs {
   RandomKey gradient_key{};
   Quantizer output{};
   RandomKey key{};
+  double factor = 1;
 };
 
 /// The scores that rows do not see become +0, in place: then they have no part in the groups of a format. Formats, keys and

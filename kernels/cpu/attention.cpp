@@ -95,10 +95,16 @@ void mask_scores_of(const MaskedRows& r) {
                });
 }
 
-/// Writes a row whose first n values are given; the others are 0.
+/// Writes a row whose first n values are given, times a factor; the others are 0.
 template <class T>
-void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values) {
+void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values, T factor) {
   const auto keys = static_cast<int64_t>(values.size());
+  if (factor != T(1)) {
+    T* const x = values.data();
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) x[j] = canonical(x[j] * factor);
+    });
+  }
   std::fill(values.begin() + n, values.end(), T(0));
   for (int64_t i = 0; i < keys; i += kBlock)
     out.write(index + i, std::min(kBlock, keys - i), values.data() + i);
@@ -122,7 +128,7 @@ void masked_softmax_of(const MaskedSoftmaxArgs& args) {
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& p) {
     const int64_t n = rows.visible(row);
     if (n > 0) rows.probabilities(row, n, p.data());
-    write_row(out, row * rows.keys(), n, p);
+    write_row(out, row * rows.keys(), n, p, static_cast<T>(args.factor));
   });
 }
 
@@ -151,7 +157,7 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
         for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] * (g[j] - sum) * scale);
       });
     }
-    write_row(out, index, n, values);
+    write_row(out, index, n, values, static_cast<T>(args.factor));
   });
 }
 

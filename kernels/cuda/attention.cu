@@ -16,7 +16,7 @@ struct Masked {
   const float* scores;
   Visible visible;
   int64_t rows;  // B·T
-  float scale;
+  float scale, factor;
   Rounder score, interior[3];
   bool rounds_interior;
   Sink out;
@@ -146,6 +146,11 @@ __global__ void __launch_bounds__(kThreads) held_kernel(const __grid_constant__ 
     }
     for_row_quads<kQuads>(keys, [&](int q, int at) {
       if (at >= keys) return;
+      if (w.factor != 1) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k)
+          if (at + k < n) p[q][k] = canonical(p[q][k] * w.factor);
+      }
       round_quad(w.output, output, begin + at, p[q]);
       store_quad(w.out, begin + at, kQuad, p[q]);
     });
@@ -199,6 +204,7 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
       if (j < n) {
         y = p(j);
         if constexpr (kBackward) y = canonical(y * (g(j) - total) * w.scale);
+        if (w.factor != 1) y = canonical(y * w.factor);
       }
       store_one(w.out.data, w.out.dtype, begin + j, round_interior(w.output, output, begin + j, y));
     }
@@ -215,13 +221,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Masked masked_of(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
-                 const Quantizer& output, const RandomKey& key) {
+                 const Quantizer& output, const RandomKey& key, double factor) {
   check_type(kernel, r.scores, DType::F32);
   Masked w{};
   w.scores = r.scores.data<float>();
   w.visible = Visible(r);
   w.rows = r.scores.size(0) * r.scores.size(1);
   w.scale = static_cast<float>(r.scale);
+  w.factor = static_cast<float>(factor);
   w.score = make_elementwise_rounder(kernel, stream.device, r.score, r.score_key);
   RandomKey interior = r.interior_key;
   for (Rounder& rounder : w.interior) {
@@ -269,13 +276,13 @@ void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_masked_softmax(stream, args);
   launch_masked<false>(
       "masked_softmax", stream,
-      masked_of("masked_softmax", stream, args.rows, args.out, args.output, args.key));
+      masked_of("masked_softmax", stream, args.rows, args.out, args.output, args.key, args.factor));
 }
 
 void masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {
   constexpr const char* kName = "masked_softmax_backward";
   check_masked_softmax_backward(stream, args);
-  Masked w = masked_of(kName, stream, args.rows, args.out, args.output, args.key);
+  Masked w = masked_of(kName, stream, args.rows, args.out, args.output, args.key, args.factor);
   w.grad = args.grad.data<float>();
   w.gradient = make_elementwise_rounder(kName, stream.device, args.gradient, args.gradient_key);
   launch_masked<true>(kName, stream, w);
