@@ -15,6 +15,7 @@
 #include "nn/recipes.h"
 #include "nn/training_loss.h"
 #include "nn/unit_scaling.h"
+#include "tests/command.h"
 #include "tests/op_table.h"
 
 using namespace ulp;
@@ -351,3 +352,35 @@ TEST_SUITE("unit_scaling") {
     CHECK(nn::layers_of(*net)[1].description == "ReLU, unit: y × 1.414, dx × 1.414");
   }
 }
+
+#if defined(ULP_COMMAND)
+
+using namespace ulp::command;
+
+TEST_SUITE("unit_scaling") {
+  TEST_CASE("eval, resume and the plan know it; other words are refused") {
+    const Folder folder;
+    const std::string out = folder / "run";
+    const std::string train =
+        "train --hidden 24 --epochs 2 --recipe unit-scaling --checkpoint-every 5 --keep 9 --out " +
+        out;
+    const Result run = succeed(train);
+    const std::string whole = slurp(out + "/model.safetensors");
+    const size_t at = run.out.rfind("test accuracy ");
+    REQUIRE(at != std::string::npos);
+    CHECK(has(succeed("eval " + out).out, run.out.substr(at + 14, 6)));
+    for (const int step : {15, 20, 22})
+      std::filesystem::remove(out + "/checkpoint-" + std::to_string(step) + ".safetensors");
+    CHECK(has(succeed(train + " --resume").out, "resumed    checkpoint-10.safetensors"));
+    CHECK(slurp(out + "/model.safetensors") == whole);
+    check_refused(train + " --resume --init standard", 1, {"init"});
+    const std::string plan = succeed("train --hidden 24 --recipe unit-scaling --explain").out;
+    CHECK(has(plan, "Linear 64 → 24, unit: y × 0.125, dx × 0.2041, dw × rows^−½"));
+    CHECK(has(plan, "cross-entropy, unit: dx × N·C/√(C − 1)"));
+    check_refused("train --init xavier", 2, {"--init: 'xavier'", "standard and unit"});
+    check_refused("train --init unit --data text:" + out + "/config.json --model lstm", 1,
+                  {"input_product", "no rule of unit scaling"});
+  }
+}
+
+#endif
