@@ -19,8 +19,8 @@ void check_rows(const char* kernel, Stream stream, const MaskedRows& r, const Te
   check_matrices(kernel, stream, r.scores);
   check_kernel_tensor(kernel, stream, out, r.scores.shape());
   const bool wide = r.scores.dtype() == DType::F64;
-  ULP_CHECK(wide || r.scores.dtype() == DType::F32, "{}: scores must be F32, got {}", kernel,
-            r.scores);
+  ULP_CHECK(wide || is_float_up_to_32(r.scores.dtype()), "{}: scores must be floats, got {}",
+            kernel, r.scores);
   ULP_CHECK(wide ? out.dtype() == DType::F64
                  : is_float_up_to_32(out.dtype()) && fits(output, out.dtype()),
             "{}: {} values do not fit the output's {}", kernel, output, out.dtype());
@@ -51,8 +51,12 @@ BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args
     ULP_CHECK(wide ? t->dtype() == DType::F64 : is_float_up_to_32(t->dtype()),
               "{}: operands must be floats of up to 32 bits, or both F64; got {} and {}", kName,
               args.a.dtype(), args.b.dtype());
-  ULP_CHECK(args.out.dtype() == (wide ? DType::F64 : DType::F32), "{}: out must be {}, got {}",
-            kName, wide ? DType::F64 : DType::F32, args.out);
+  ULP_CHECK(wide ? args.out.dtype() == DType::F64
+                 : is_float_up_to_32(args.out.dtype()) && fits(args.output, args.out.dtype()),
+            "{}: {} values do not fit the output's {}", kName, args.output, args.out.dtype());
+  check_rounding(kName, args.output, wide);
+  ULP_CHECK(!args.output.is_stochastic(), "{}: {} draws; round the result instead", kName,
+            args.output);
   return e;
 }
 
@@ -68,9 +72,12 @@ void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArg
   constexpr const char* kName = "masked_softmax_backward";
   check_rows(kName, stream, args.rows, args.out, args.output);
   check_kernel_tensor(kName, stream, args.grad, args.rows.scores.shape());
-  ULP_CHECK(args.grad.dtype() == args.rows.scores.dtype(), "{}: grad must be {}, got {}", kName,
+  const bool wide = args.rows.scores.dtype() == DType::F64;
+  ULP_CHECK(wide ? args.grad.dtype() == DType::F64 : is_float_up_to_32(args.grad.dtype()),
+            "{}: grad must be {} beside scores of {}, got {}", kName, wide ? "F64" : "a float",
             args.rows.scores.dtype(), args.grad);
-  check_rounding(kName, args.gradient, args.grad.dtype() == DType::F64);
+  check_rounding(kName, args.gradient, wide);
+  if (args.p.defined()) check_rows(kName, stream, args.rows, args.p, args.p_output);
 }
 
 }  // namespace ulp
