@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "autograd/product.h"
 #include "kernels/attention.h"
@@ -92,10 +93,11 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
           x.turned, values_fit_tf32(q)};
 }
 
-/// out = a · bᵀ, a: (B, M, K), b: (B, N, K), rounded.
+/// out = factor · a · bᵀ, a: (B, M, K), b: (B, N, K), rounded.
 void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out,
-              const Quantizer& rounding = {}) {
+              const Quantizer& rounding = {}, double factor = 1) {
   BatchedMatmulArgs args;
+  args.factor = factor;
   args.output = rounding;
   args.a = a.values;
   args.b = b.values;
@@ -131,6 +133,7 @@ class Attention {
         depth_(x.v.size(2)) {
     for (const OpFormats* formats : {&f.qk, &f.softmax, &f.pv}) check_type(x.q, *formats);
     if (o_.scale == 0) o_.scale = 1 / std::sqrt(static_cast<double>(width_));
+    gains_ = attention_gains(o_.keys);
     keeps_ = !is_local(f.qk.output) || !is_local(f.pv.input);
     whole_ = keeps_;
     if (tape.recording())
@@ -159,7 +162,7 @@ class Attention {
       const auto [begin, end] = range(c);
       const Scores scores = scores_of(c, Count::Yes);
       const Matrices p = probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes);
-      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), rounding);
+      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), rounding, gains_.sums);
       if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
         kept_to_round_ = scores.to_round;
@@ -256,7 +259,7 @@ class Attention {
                                same_p ? Count::No : Count::Yes, !same_p);
       p.turned = true;
       if (dv && !p_beside)
-        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding);
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
       if (!dq && !dk) continue;
       const Tensor dp = Tensor::empty({end - begin, queries_, keys_},
                                       pv_.result_type(gy, p_rounding), gy.device());
@@ -272,7 +275,8 @@ class Attention {
       if (dq) {
         ds = score_gradient(c, scores, grad, f_.qk.grad_output_dx, "grad_output_dx", ds_dq.of(c),
                             false);
-        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), q_rounding);
+        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), q_rounding,
+                 gains_.sums);
       }
       if (dk) {
         if (dq) grad.p = {};  // it is there
@@ -280,9 +284,11 @@ class Attention {
           ds.turned = true;
         else
           ds = score_gradient(c, scores, grad, f_.qk.grad_output_dw, dk_role, ds_dk.of(c), true);
-        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), k_rounding);
+        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), k_rounding,
+                 gains_.sums);
       }
-      if (p_beside) multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding);
+      if (p_beside)
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
     }
     if (dq) d.q = after_product(qk_, d.q, f_.qk.grad_input, "grad_input");
     if (dk) d.k = after_product(qk_, d.k, f_.qk.grad_weight, "grad_weight");
@@ -391,6 +397,7 @@ class Attention {
     const DType narrow = p_type(scores, q);
     MaskedSoftmaxArgs args;
     args.rows = rows(c, scores);
+    args.factor = gains_.probabilities;
     args.out = Tensor::empty(scores.values.shape(), fused ? narrow : p_type(scores, {}),
                              scores.values.device());
     if (fused) {
@@ -427,6 +434,7 @@ class Attention {
     MaskedSoftmaxBackwardArgs args;
     args.rows = rows(c, scores);
     args.grad = grad.values;
+    args.factor = gains_.probabilities;
     args.out = Tensor::empty(grad.values.shape(), fused ? narrow : p_type(scores, {}),
                              grad.values.device());
     args.gradient = grad.to_round;
@@ -446,6 +454,7 @@ class Attention {
 
   Tape& tape_;
   AttentionOptions o_;
+  AttentionGains gains_;
   AttentionFormats f_;
   RoleUse qk_, softmax_, pv_;
   int64_t batch_, queries_, keys_, width_, depth_;
@@ -561,6 +570,11 @@ Var self_attention(Tape& tape, const Var& qkv, const AttentionOptions& o, const 
         return {kernels::contiguous(stream, all.transpose(0, 1).transpose(2, 3).transpose(1, 2))
                     .reshape({n, t, 3 * heads * d})};
       });
+}
+
+AttentionGains attention_gains(double keys) {
+  if (keys == 0) return {};
+  return {keys / std::sqrt(std::numbers::e), 1 / std::sqrt(keys)};
 }
 
 std::string attention_obstacle(const AttentionFormats& f) {

@@ -37,16 +37,17 @@ struct MaskedRows {
   RandomKey interior_key{};
 };
 
-/// out (B, T, S) = Qout(p); any float that holds it.
+/// out (B, T, S) = Qout(factor · p); any float that holds it.
 struct MaskedSoftmaxArgs {
   MaskedRows rows;
   Tensor out;
   Quantizer output{};
   RandomKey key{};
+  double factor = 1;
 };
 
-/// out (B, T, S) = Qout(scale · p · (g − Σ g·p)) with g = Qgrad(grad), grad (B, T, S) any float; p is made again. 0 where p is
-/// masked. p (B, T, S; optional) = Qp(p), what masked_softmax makes.
+/// out (B, T, S) = Qout(factor · (scale · p · (g − Σ g·p))) with g = Qgrad(grad), grad (B, T, S) any float; p is made again. 0 where p is
+/// masked. p (B, T, S; optional) = Qp(factor · p), what masked_softmax makes.
 struct MaskedSoftmaxBackwardArgs {
   MaskedRows rows;
   Tensor grad, out;
@@ -57,6 +58,7 @@ struct MaskedSoftmaxBackwardArgs {
   Tensor p{};
   Quantizer p_output{};
   RandomKey p_key{};
+  double factor = 1;
 };
 
 /// The scores that rows do not see become +0, in place: then they have no part in the groups of a format. Formats, keys and

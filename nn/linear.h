@@ -1,6 +1,8 @@
 #pragma once
 
-#include "nn/module.h"
+#include <optional>
+
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -19,10 +21,16 @@ class Linear : public Module {
   LayerType type() const override { return LayerType::Linear; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
+  bool unit_scale(const UnitPlace& place) override;
+  /// The outputs are those of so many layers side by side, as q, k and v: unit scaling takes each as a layer of its own.
+  void set_parts(int64_t parts) { parts_ = parts; }
 
  private:
-  int64_t in_, out_;
+  ProductFactors factors_of(int64_t rows) const;
+
+  int64_t in_, out_, parts_ = 1;
   OpFormats formats_;
+  std::optional<Edge> unit_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };

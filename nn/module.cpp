@@ -37,6 +37,11 @@ Parameter& Module::add_parameter(std::string name, Shape shape, Initialiser init
   return slots_.back().parameter;
 }
 
+void Module::set_initialiser(const Parameter& parameter, const Initialiser& init) {
+  for (Slot& slot : slots_)
+    if (&slot.parameter == &parameter) slot.init = init;
+}
+
 Buffer& Module::add_buffer(std::string name, Shape shape, float value) {
   buffers_.push_back({std::move(name), shape, value, {}});
   buffers_.back().buffer.path = buffers_.back().name;

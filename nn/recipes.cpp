@@ -11,7 +11,7 @@ namespace {
 
 // Notation: x, w and g are a layer's input, its weight and the gradient of its result y; Q rounds, nearest unless said
 // otherwise, SR(·) rounds stochastically. Products are y = x wᵀ, dx = g w, dw = gᵀ x, with sums in fp32. Rates, momentum and
-// decay belong to data and model, and are no part of a recipe.
+// decay belong to data and model, and are no part of a recipe, unless it changes what a rate means.
 
 /// Stochastic weight averaging in low precision. With Q the stochastic 8-bit block of one exponent for each index of axis 0:
 ///   y ← Q(x wᵀ);  dx = Q(g) w;  dw = Q(g)ᵀ x;  v ← momentum·v + Q(dw);  w ← Q(w − lr·v), v ← Q(v)
@@ -220,9 +220,26 @@ constexpr Recipe kS2fp8{"s2fp8",
 ]})",
                         ""};
 
+/// More significant bits forward, more range backward, and constant factors instead of a loss scale (nn/unit_scaling.h). With n
+/// terms in a sum of y, m in one of dx and r in one of dw, all weights begin with size 1:
+///   y = n^−½ · e4m3(x) e4m3(w)ᵀ;  dx = m^−½ · e5m2(g) e4m3(w);  dw = r^−½ · e5m2(g)ᵀ e4m3(x)
+/// and in residual branches (n·m)^−¼ for both n^−½ and m^−½; element-wise functions have 1/√E[f(z)²] and 1/√E[f'(z)²] of a normal z.
+/// A rate then is the share of a weight that a step changes: sgd's is a tenth of its usual one.
+constexpr Recipe kUnitScaling{
+    "unit-scaling",
+    "e4m3 forward, e5m2 backward, weights and all layers of unit size",
+    "Blake, Orr, Luschi 2023, arXiv 2303.11257; factors as in the authors' code",
+    "sizes are root mean squares, not deviations; residual sums weigh their parts equally; "
+    "attention is scaled as in the authors' later library, by the longest sequence; pools have "
+    "factors too; results and all other ops are in fp32; no recurrent layers, no tied head",
+    R"({"rules": [
+  {"forward": "e4m3", "backward": "e5m2"}
+]})",
+    "--init unit --lr 0.01"};
+
 constexpr Recipe kRecipes[] = {kSwalp,  kIbmFp8,    kFp8Hybrid, kFp8Delayed, kHbfp8,
                                kBf16Sr, kBf16Kahan, kMxfp8,     kMxfp6,      kMxfp4RhtSr,
-                               kNvfp4,  kS2fp8,     kAdam8bit,  kPosit8};
+                               kNvfp4,  kS2fp8,     kAdam8bit,  kPosit8,     kUnitScaling};
 
 }  // namespace
 

@@ -288,6 +288,15 @@ nn::LossKind read_loss(const Keys& keys) {
   }
 }
 
+nn::WeightScheme read_init(const Keys& keys) {
+  const std::string text = keys.text("init");
+  try {
+    return nn::parse_weight_scheme(text);
+  } catch (const Error& error) {
+    keys.fail("init", std::string("is wrong: ") + error.what());
+  }
+}
+
 Json parse_config(const fs::path& file) {
   std::error_code error;
   ULP_CHECK(fs::is_regular_file(file, error),
@@ -327,6 +336,7 @@ static Json without_tables(const Experiment& e, const nn::Dataset& data) {
             {"model", e.model},
             {"hidden", e.hidden},
             {"loss", to_string(e.loss)},
+            {"init", to_string(e.init)},
             {"epochs", e.epochs},
             {"batch_size", e.batch_size},
             {"accumulate_steps", e.accumulate_steps},
@@ -367,7 +377,8 @@ SavedExperiment read_config(const fs::path& file) {
   if (!nn::is_model(e.model))
     keys.fail("model", "must hold one of " + model_list() + ", got " + e.model);
   e.hidden = keys.integers("hidden", 1, kMaxWidth);
-  if (keys.has("loss")) e.loss = read_loss(keys);  // older files have none
+  if (keys.has("loss")) e.loss = read_loss(keys);  // older files have neither
+  if (keys.has("init")) e.init = read_init(keys);
   e.epochs = keys.integer("epochs", 1, 1000000);
   e.seed = keys.seed("seed");
   e.optimizer.weight = keys.object("optimizer").format("weights");
@@ -393,7 +404,9 @@ std::unique_ptr<nn::Sequential> make_model(const Experiment& e, const nn::Datase
   options.hidden = e.hidden;
   options.sequence = e.sequence;
   check_model(e);
-  return nn::make_model(e.model, options);
+  auto model = nn::make_model(e.model, options);
+  nn::apply_weight_scheme(*model, e.init);
+  return model;
 }
 
 namespace {
@@ -440,6 +453,8 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
   line("training",
        fmt::format("{}, seed {}, {}", length_text(e, data.is_text()), e.seed, to_string(e.device)));
   line("loss", nn::to_string(e.loss));
+  if (e.init == nn::WeightScheme::Unit)
+    line("weights", "begin with size 1, layers and gradients are scaled to size 1");
   line("steps", fmt::format("{} math, {}", to_string(e.math), steps_text(e)));
   if (e.recipe) {
     line("recipe", fmt::format("{}: {}", e.recipe->name, e.recipe->source));

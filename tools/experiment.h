@@ -41,6 +41,7 @@ struct Experiment {
   std::string model = "mlp";
   std::vector<int64_t> hidden = {256, 128};
   nn::LossKind loss = nn::LossKind::CrossEntropy;
+  nn::WeightScheme init = nn::WeightScheme::Standard;
   nn::SequenceOptions sequence;  // of models of texts; its context is the data's
   nn::TokenKind tokens = nn::TokenKind::Characters;  // of texts
   double validation = 0.1;                           // the share of a text

@@ -38,7 +38,7 @@ struct TrainOptions {
   TextFlags text;
   RecipeOption recipe;
   std::string hidden = "256,128", epochs = "10", batch_size = "128", seed = "1",
-              loss = "cross-entropy";
+              loss = "cross-entropy", init = "standard";
   std::optional<std::string> threads, math;
   std::string device = "cpu";
   const CLI::Option *epochs_given = nullptr, *hidden_given = nullptr;
@@ -82,6 +82,11 @@ Experiment resolve(TrainOptions& o) {
     e.loss = nn::parse_loss(o.loss);
   } catch (const Error& error) {
     throw UsageError(std::string("--loss: ") + error.what());
+  }
+  try {
+    e.init = nn::parse_weight_scheme(o.init);
+  } catch (const Error& error) {
+    throw UsageError(std::string("--init: ") + error.what());
   }
   e.epochs = integer_value<int64_t>("--epochs", o.epochs, 1, 1000000);
   e.batch_size = integer_value<int64_t>("--batch-size", o.batch_size, 1, 1000000);
@@ -220,6 +225,11 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   cmd->add_option("--loss", o->loss,
                   "cross-entropy, the mean over a batch; or sum-of-squares, 1/2 (y - onehot)^2 "
                   "summed over it, whose rates are smaller")
+      ->capture_default_str();
+  cmd->add_option(
+         "--init", o->init,
+         "standard: first weights as each layer has them; unit: of size 1, with factors in "
+         "every layer that keep activations and gradients there (unit scaling)")
       ->capture_default_str();
   cmd->add_option("--seed", o->seed, "of initial weights, order and stochastic rounding")
       ->capture_default_str();

@@ -171,7 +171,7 @@ class Training {
         data_(fingerprint(data)),
         run_(e.device, e.seed, e.math),
         model_(initialised_model(run_, e, data)),
-        loss_{e.loss, {}},
+        loss_{e.loss, {}, e.init},
         layers_(nn::layers_of(*model_, loss_)),
         optimizer_(make_optimizer(run_, *model_, e)),
         batches_(training_batches(run_, data, e)),

@@ -120,10 +120,16 @@ void mask_scores_of(const MaskedRows& r) {
                });
 }
 
-/// Writes a row whose first n values are given; the others are 0.
+/// Writes a row whose first n values are given, times a factor; the others are 0.
 template <class T>
-void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values) {
+void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values, T factor) {
   const auto keys = static_cast<int64_t>(values.size());
+  if (factor != T(1)) {
+    T* const x = values.data();
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) x[j] = canonical(x[j] * factor);
+    });
+  }
   std::fill(values.begin() + n, values.end(), T(0));
   for (int64_t i = 0; i < keys; i += kBlock)
     out.write(index + i, std::min(kBlock, keys - i), values.data() + i);
@@ -147,7 +153,7 @@ void masked_softmax_of(const MaskedSoftmaxArgs& args) {
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& p) {
     const int64_t n = rows.visible(row);
     if (n > 0) rows.probabilities(row, n, p.data());
-    write_row(out, row * rows.keys(), n, p);
+    write_row(out, row * rows.keys(), n, p, static_cast<T>(args.factor));
   });
 }
 
@@ -159,7 +165,7 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
   const Numbers<T> grad(args.grad);
   std::optional<Result<T>> kept;
   if (args.p.defined()) kept.emplace(args.p, args.p_output, args.p_key);
-  const T scale = static_cast<T>(args.rows.scale);
+  const T scale = static_cast<T>(args.rows.scale), factor = static_cast<T>(args.factor);
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& values) {
     const int64_t n = rows.visible(row), index = row * rows.keys();
     T* p = values.data();
@@ -171,7 +177,7 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
       if (kept) {
         thread_local std::vector<T> copy;
         copy = values;
-        write_row(*kept, index, n, copy);
+        write_row(*kept, index, n, copy, factor);
       }
       grad.read(index, n, g);
       RowOf<T>::round(gradient, g, n, index);
@@ -183,9 +189,9 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
         for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] * (g[j] - sum) * scale);
       });
     } else if (kept) {
-      write_row(*kept, index, n, values);
+      write_row(*kept, index, n, values, factor);
     }
-    write_row(out, index, n, values);
+    write_row(out, index, n, values, factor);
   });
 }
 

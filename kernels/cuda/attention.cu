@@ -13,7 +13,7 @@ struct Masked {
   Source scores;
   Visible visible;
   int64_t rows;  // B·T
-  float scale;
+  float scale, factor;
   Rounder score, interior[3];
   bool rounds_interior;
   Sink out;
@@ -80,6 +80,17 @@ __device__ __forceinline__ void probabilities(const Masked& w, const RandomSourc
   });
 }
 
+/// A row's first n values times a factor.
+template <int kQuads>
+__device__ __forceinline__ void scale_row(float factor, int n, float (&x)[kQuads][kQuad]) {
+  if (factor == 1) return;
+  for_row_quads<kQuads>(n, [&](int q, int at) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k)
+      if (at + k < n) x[q][k] = canonical(x[q][k] * factor);
+  });
+}
+
 template <int kQuads, bool kBackward>
 __global__ void __launch_bounds__(kThreads) held_kernel(const __grid_constant__ Masked w) {
   const RandomSource score = w.score.random(), output = w.output.random(),
@@ -107,12 +118,15 @@ __global__ void __launch_bounds__(kThreads) held_kernel(const __grid_constant__ 
         for (int k = 0; k < kQuad; ++k)
           g[q][k] = at + k < n ? canonical(p[q][k] * (g[q][k] - sum) * w.scale) : 0.0f;
       });
+      scale_row(w.factor, n, g);
       round_row(w.output, output, begin, keys, g);
       store_row(w.out, begin, keys, g);
       if (w.kept.data == nullptr) return;
+      scale_row(w.factor, n, p);
       round_row(w.kept_output, kept, begin, keys, p);
       store_row(w.kept, begin, keys, p);
     } else {
+      scale_row(w.factor, n, p);
       round_row(w.output, output, begin, keys, p);
       store_row(w.out, begin, keys, p);
     }
@@ -165,14 +179,16 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
     if constexpr (kBackward)
       if (n > 0) total = warp_sum(n, [&](int64_t j) { return g(j) * p(j); });
     for (int64_t j = lane; j < keys; j += kWarp) {
+      const auto times = [&](float x) { return w.factor == 1 ? x : canonical(x * w.factor); };
       float y = 0;
       if (j < n) y = p(j);
       if constexpr (kBackward) {
         if (w.kept.data != nullptr)
           store_one(w.kept.data, w.kept.dtype, begin + j,
-                    round_interior(w.kept_output, kept, begin + j, y));
+                    round_interior(w.kept_output, kept, begin + j, times(y)));
         if (j < n) y = canonical(y * (g(j) - total) * w.scale);
       }
+      y = times(y);
       store_one(w.out.data, w.out.dtype, begin + j, round_interior(w.output, output, begin + j, y));
     }
   });
@@ -189,13 +205,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Masked masked_of(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
-                 const Quantizer& output, const RandomKey& key) {
+                 const Quantizer& output, const RandomKey& key, double factor) {
   check_float(kernel, r.scores);
   Masked w{};
   w.scores = source_of(r.scores);
   w.visible = Visible(r);
   w.rows = r.scores.size(0) * r.scores.size(1);
   w.scale = static_cast<float>(r.scale);
+  w.factor = static_cast<float>(factor);
   w.score = make_elementwise_rounder(kernel, stream.device, r.score, r.score_key);
   RandomKey interior = r.interior_key;
   for (Rounder& rounder : w.interior) {
@@ -241,13 +258,13 @@ void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_masked_softmax(stream, args);
   launch_masked<false>(
       "masked_softmax", stream,
-      masked_of("masked_softmax", stream, args.rows, args.out, args.output, args.key));
+      masked_of("masked_softmax", stream, args.rows, args.out, args.output, args.key, args.factor));
 }
 
 void masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {
   constexpr const char* kName = "masked_softmax_backward";
   check_masked_softmax_backward(stream, args);
-  Masked w = masked_of(kName, stream, args.rows, args.out, args.output, args.key);
+  Masked w = masked_of(kName, stream, args.rows, args.out, args.output, args.key, args.factor);
   w.grad = source_of(args.grad);
   if (args.p.defined()) {
     w.kept = sink_of(args.p);
