@@ -319,10 +319,8 @@ class Training {
       saved_bytes_ = tape.saved_bytes();
       tape.backward(loss, loss_.share(e_.accumulate_steps));
     }
-    count_parameters(run_, model_->parameters(), OfParameter::Grads);
     scaler_.check();
     optimizer_.step();
-    count_parameters(run_, model_->parameters(), OfParameter::Weights);
     if (average_) average_->update();
   }
 
