@@ -15,12 +15,13 @@ namespace {
 class Convolution {
  public:
   Convolution(Tape& tape, const char* op, const Windows& windows, int64_t outputs,
-              const OpFormats& formats, RandomSite site)
+              const OpFormats& formats, RandomSite site, const ProductFactors& factors)
       : use_{tape, site},
         op_(op),
         windows_(windows),
         outputs_(outputs / windows.groups),
-        formats_(formats) {
+        formats_(formats),
+        factors_(factors) {
     if (windows_.is_image()) return;
     check_blocks(formats.input, "input");
     check_blocks(formats.weight, "weight");
@@ -80,8 +81,8 @@ class Convolution {
             dw = self.weight_gradient(g_dw, x_dw.get(), w_shape);
           }
           if (needs[2]) {
-            db = Tensor::empty({g_matrix[1]}, g.dtype(), g.device());
-            kernels::sum(stream, {g, db, 1, g_matrix[0], g_matrix[1]});
+            db = Tensor::empty({g_matrix[1]}, self.use_.result_type(g, {}), g.device());
+            kernels::sum(stream, {g, db, 1, g_matrix[0], g_matrix[1], self.factors_.db});
           }
           return {dx, dw, db};
         });
@@ -115,9 +116,10 @@ class Convolution {
   /// A result whose rounding no kernel could do.
   Tensor finished(const Tensor& out, const Shape& matrix, const Shape& shape, const Quantizer& q,
                   const char* role) const {
+    if (use_.fuses(q)) return out.reshape(shape);
     if (q.block.kind == Block::Kind::Axis)
-      return use_.after(out.reshape(shape), q, role, shape.rank() - 1);
-    return use_.after(out.reshape(matrix), q, role, 1).reshape(shape);
+      return use_.result(out.reshape(shape), q, role, shape.rank() - 1);
+    return use_.result(out.reshape(matrix), q, role, 1).reshape(shape);
   }
 
   Tensor make(const Operand& like, const Shape& shape) const {
@@ -132,6 +134,7 @@ class Convolution {
     args.accumulator = outcome.accumulator;
     args.math = use_.tape.run().math();
     args.fits_tf32 = fit_tf32(a, b);
+    args.factor = outcome.factor;
   }
 
   /// Images as the kernels see them.
@@ -148,7 +151,7 @@ class Convolution {
 
   Tensor forward(const Operand& x, const Operand& w, const Tensor& bias,
                  const Shape& y_shape) const {
-    const Outcome outcome{formats_.output, "output", formats_.forward_acc};
+    const Outcome outcome{formats_.output, "output", formats_.forward_acc, factors_.forward};
     const Shape matrix{windows_.rows(), windows_.groups * outputs_};
     if (windows_.is_image())
       return finished(unfinished_product(use_, op_, x, w, bias, outcome), matrix, y_shape,
@@ -169,7 +172,7 @@ class Convolution {
 
   Tensor input_gradient(const Operand& g, const Operand& w, const Shape& x_shape) const {
     const Stream stream = use_.tape.stream();
-    const Outcome outcome{formats_.grad_input, "grad_input", formats_.dx_acc};
+    const Outcome outcome{formats_.grad_input, "grad_input", formats_.dx_acc, factors_.dx};
     const Shape matrix{windows_.images * windows_.h.in * windows_.w.in, windows_.pixel()};
     if (windows_.is_image())
       return finished(unfinished_product(use_, op_, g, turned(stream, w), {}, outcome), matrix,
@@ -189,7 +192,7 @@ class Convolution {
 
   Tensor weight_gradient(const Operand& g, const Operand& x, const Shape& w_shape) const {
     const Stream stream = use_.tape.stream();
-    const Outcome outcome{formats_.grad_weight, "grad_weight", formats_.dw_acc};
+    const Outcome outcome{formats_.grad_weight, "grad_weight", formats_.dw_acc, factors_.dw};
     if (windows_.is_image())
       return finished(
           unfinished_product(use_, op_, turned(stream, g), turned(stream, x), {}, outcome),
@@ -212,6 +215,7 @@ class Convolution {
   Windows windows_;
   int64_t outputs_;  // of a group
   OpFormats formats_;
+  ProductFactors factors_;
 };
 
 std::string text(Pair p) { return std::to_string(p.h) + " × " + std::to_string(p.w); }
@@ -255,7 +259,8 @@ Windows windows_of(const Var& x, const Var& w, int64_t groups) {
 }
 
 Var convolve(Tape& tape, const char* op, const Var& x, const Var& w, const Var& b,
-             const ConvOptions& o, const OpFormats& formats, RandomSite site) {
+             const ConvOptions& o, const OpFormats& formats, RandomSite site,
+             const ProductFactors& factors) {
   check_least(op, "stride", o.stride, 1);
   check_least(op, "padding", o.padding, 0);
   check_least(op, "dilation", o.dilation, 1);
@@ -277,26 +282,28 @@ Var convolve(Tape& tape, const char* op, const Var& x, const Var& w, const Var& 
   const int64_t outputs = w.shape()[0];
   const Shape y_shape = x.shape().rank() == 4 ? Shape{x.shape()[0], out.h, out.w, outputs}
                                               : Shape{x.shape()[0], out.w, outputs};
-  return Convolution(tape, op, windows, outputs, formats, site).run(x, w, b, y_shape);
+  return Convolution(tape, op, windows, outputs, formats, site, factors).run(x, w, b, y_shape);
 }
 
 }  // namespace
 
 Var conv2d(Tape& tape, const Var& x, const Var& w, const Var& b, const ConvOptions& options,
-           const OpFormats& formats, RandomSite site) {
+           const OpFormats& formats, RandomSite site, const ProductFactors& factors) {
   check_operands("conv2d", "(N, H, W, In)", "(Out, KH, KW, In/groups)", x, w, b, 4, options.groups);
-  return convolve(tape, "conv2d", x, w, b, options, formats, site);
+  return convolve(tape, "conv2d", x, w, b, options, formats, site, factors);
 }
 
 Var conv1d(Tape& tape, const Var& x, const Var& w, const Var& b, const Conv1dOptions& o,
-           const OpFormats& formats, RandomSite site) {
+           const OpFormats& formats, RandomSite site, const ProductFactors& factors) {
   check_operands("conv1d", "(N, L, In)", "(Out, K, In/groups)", x, w, b, 3, o.groups);
   return convolve(tape, "conv1d", x, w, b,
-                  {{1, o.stride}, {0, o.padding}, {1, o.dilation}, o.groups}, formats, site);
+                  {{1, o.stride}, {0, o.padding}, {1, o.dilation}, o.groups}, formats, site,
+                  factors);
 }
 
 Var conv_transpose2d(Tape& tape, const Var& x, const Var& w, const Var& b,
-                     const ConvTransposeOptions& o, const OpFormats& formats, RandomSite site) {
+                     const ConvTransposeOptions& o, const OpFormats& formats, RandomSite site,
+                     const ProductFactors& factors) {
   const char* op = "conv_transpose2d";
   check_operands(op, "(N, H, W, In)", "(Out, KH, KW, In/groups)", x, w, b, 4, o.groups);
   check_least(op, "stride", o.stride, 1);
@@ -320,7 +327,7 @@ Var conv_transpose2d(Tape& tape, const Var& x, const Var& w, const Var& b,
   Windows windows = windows_of(x, w, o.groups);
   windows.h = {in.h, out.h, taps.h, 1, o.stride.h, o.padding.h, -o.dilation.h};
   windows.w = {in.w, out.w, taps.w, 1, o.stride.w, o.padding.w, -o.dilation.w};
-  return Convolution(tape, op, windows, w.shape()[0], formats, site)
+  return Convolution(tape, op, windows, w.shape()[0], formats, site, factors)
       .run(x, w, b, {x.shape()[0], out.h, out.w, w.shape()[0]});
 }
 

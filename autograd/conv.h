@@ -1,6 +1,7 @@
 #pragma once
 
 #include "autograd/pair.h"
+#include "autograd/product_factors.h"
 #include "autograd/tape.h"
 
 /// Convolutions: products of quantised operands, whose windows are gathered inside the kernels (kernels/conv.h). Images are
@@ -22,7 +23,8 @@
 /// where padding and the gaps of strides are terms with an operand +0: exactly matmul of the windows' matrix. The bias is added
 /// in fp32 before output rounding.
 /// Backward: dx is the adjoint operator at (grad_output_dx, weight_dx), dw = gᵀ · windows of (grad_output_dw, input_dw),
-/// db = Σ g over all pixels (the unrounded g, in the order of core/sum.h).
+/// db = Σ g over all pixels (the unrounded g, in the order of core/sum.h). `factors` multiply y before the bias, dx, dw and db
+/// (autograd/product_factors.h).
 /// Error: products of ≤ 12-bit significands are exact; the sum's bound is 2·K·2⁻²⁴·Σ|x||w|, K = KH·KW·In/groups.
 /// Throws ulp::Error if shapes, devices or options do not fit.
 namespace ulp::ops {
@@ -36,7 +38,7 @@ struct ConvOptions {
 /// b: (Out) or an empty Var  →  y: (N, OH, OW, Out),  OH = ⌊(H + 2·padding − dilation·(KH − 1) − 1)/stride⌋ + 1. Padding is
 /// with zeros. Group g of In/groups channels makes outputs g·Out/groups and on; groups = In: depthwise.
 Var conv2d(Tape& tape, const Var& x, const Var& w, const Var& b, const ConvOptions& options = {},
-           const OpFormats& formats = {}, RandomSite site = {});
+           const OpFormats& formats = {}, RandomSite site = {}, const ProductFactors& factors = {});
 
 struct ConvTransposeOptions {
   Pair stride = 1, padding = 0, output_padding = 0, dilation = 1;
@@ -48,7 +50,7 @@ struct ConvTransposeOptions {
 /// rows and columns at the end. Sums over (kh, kw, in) and, for dw, over the output's pixels.
 Var conv_transpose2d(Tape& tape, const Var& x, const Var& w, const Var& b,
                      const ConvTransposeOptions& options = {}, const OpFormats& formats = {},
-                     RandomSite site = {});
+                     RandomSite site = {}, const ProductFactors& factors = {});
 
 struct Conv1dOptions {
   int64_t stride = 1, padding = 0, dilation = 1, groups = 1;
@@ -56,6 +58,6 @@ struct Conv1dOptions {
 
 /// conv2d of one axis.  x: (N, L, In)  w: (Out, K, In/groups)  b: (Out) or an empty Var  →  y: (N, OL, Out).
 Var conv1d(Tape& tape, const Var& x, const Var& w, const Var& b, const Conv1dOptions& options = {},
-           const OpFormats& formats = {}, RandomSite site = {});
+           const OpFormats& formats = {}, RandomSite site = {}, const ProductFactors& factors = {});
 
 }  // namespace ulp::ops

@@ -14,7 +14,7 @@ Tensor flat(Stream stream, const Tensor& x) {
 }  // namespace
 
 Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats& f,
-           RandomSite site) {
+           RandomSite site, const ProductFactors& factors) {
   ULP_CHECK(w.value.defined() && w.shape().rank() == 2, "linear: w must be (Out, In), got {}",
             w.value);
   const int64_t out_features = w.shape()[0], in_features = w.shape()[1];
@@ -31,7 +31,9 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
 
   const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left);
   const Operand wq = use.operand(w2, f.weight, "weight", 1, Side::Right);
-  const Tensor y = product(use, "linear", xq, wq, b.value, {f.output, "output", f.forward_acc});
+  constexpr auto kKept = Outcome::Type::Kept;
+  const Tensor y = product(use, "linear", xq, wq, b.value,
+                           {f.output, "output", f.forward_acc, factors.forward, kKept});
 
   SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
@@ -56,7 +58,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
         if (needs[0]) {
           g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
           dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
-                       {f.grad_input, "grad_input", f.dx_acc})
+                       {f.grad_input, "grad_input", f.dx_acc, factors.dx, kKept})
                    .reshape(x_shape);
         }
         if (needs[1]) {
@@ -68,11 +70,11 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
                   : use.operand(g, f.grad_output_dw, alike ? "grad_output_dx" : "grad_output_dw", 0,
                                 Side::Left);
           dw = product(use, "linear", turned(stream, g_dw), turned(stream, x_dw.get()), {},
-                       {f.grad_weight, "grad_weight", f.dw_acc});
+                       {f.grad_weight, "grad_weight", f.dw_acc, factors.dw});
         }
         if (needs[2]) {
-          db = Tensor::empty({out_features}, g.dtype(), g.device());
-          kernels::sum(stream, {g, db, 1, g.size(0), out_features});
+          db = Tensor::empty({out_features}, use.result_type(g, {}), g.device());
+          kernels::sum(stream, {g, db, 1, g.size(0), out_features, factors.db});
         }
         return {dx, dw, db};
       });

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "autograd/product_factors.h"
 #include "autograd/tape.h"
 
 /// One function per differentiable op, its backward beside its forward. Tensors may have any strides. `site` names the
@@ -14,9 +15,10 @@ namespace ulp::ops {
 /// and one draw, unless their groups run differently. The bias is added in fp32 before output rounding.
 /// Backward: dx = g w, dw = gᵀ x, db = Σ_N g (the unrounded g, in the order of core/sum.h).
 /// Error: products of ≤ 12-bit significands are exact; the sum's bound is 2·In·2⁻²⁴·Σ|x||w|.
+/// `factors` multiply y before the bias, dx, dw and db (autograd/product_factors.h).
 /// Throws ulp::Error if shapes or devices do not fit.
 Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats& formats = {},
-           RandomSite site = {});
+           RandomSite site = {}, const ProductFactors& factors = {});
 
 /// a + b, a − b, a · b for equal shapes.  Formats: output; grad_input rounds both gradients, b's with the draws of the
 /// stream "grad_input2".

@@ -104,6 +104,7 @@ struct Products {
   const char* op;
   Sizes size;
   RecurrentFormats f;
+  RecurrentFactors factors;
   RoleUse input, hidden;
   Operand w_hidden;  // forward
   Tensor bias_hidden;
@@ -127,7 +128,7 @@ struct Products {
     const Operand xq = input.operand(rows, fi.input, "input", 1, Side::Left);
     const Operand wq = input.operand(wi, fi.weight, "weight", 1, Side::Right);
     const Tensor sums = product(input, op, xq, wq, contiguous_or_none(stream, w.input_bias),
-                                {fi.output, "output", fi.forward_acc});
+                                {fi.output, "output", fi.forward_acc, factors.input.forward});
     w_hidden = hidden.operand(wh, fh.weight, "weight", 1, Side::Right);
     bias_hidden = contiguous_or_none(stream, w.hidden_bias);
     if (tape.recording() && w.input.needs_grad())
@@ -143,7 +144,7 @@ struct Products {
   Tensor step(const Tensor& h) const {
     const OpFormats& fh = f.hidden_product;
     return product(hidden, op, hidden.operand(h, fh.input, "input", 1, Side::Left), w_hidden,
-                   bias_hidden, {fh.output, "output", fh.forward_acc});
+                   bias_hidden, {fh.output, "output", fh.forward_acc, factors.hidden.forward});
   }
 
   /// The gradient of the state before one step, through the product. w: the turned w_hidden_dx.
@@ -151,12 +152,12 @@ struct Products {
     const OpFormats& fh = f.hidden_product;
     return product(hidden, op,
                    hidden.operand(gates, fh.grad_output_dx, "grad_output_dx", 1, Side::Left), w, {},
-                   {fh.grad_input, "grad_input", fh.dx_acc});
+                   {fh.grad_input, "grad_input", fh.dx_acc, factors.hidden.dx});
   }
 
-  Tensor bias_gradient(const Tensor& g) const {
+  Tensor bias_gradient(const Tensor& g, double factor) const {
     const Tensor db = Tensor::empty({g.size(1)}, g.dtype(), g.device());
-    kernels::sum(input.tape.stream(), {g, db, 1, g.size(0), g.size(1)});
+    kernels::sum(input.tape.stream(), {g, db, 1, g.size(0), g.size(1), factor});
     return db;
   }
 
@@ -172,7 +173,7 @@ struct Products {
       g_dx = input.operand(g_input, fi.grad_output_dx, "grad_output_dx", 1, Side::Left);
       d[0] = by_sequence(stream,
                          product(input, op, g_dx, turned(stream, w_input_dx.get()), {},
-                                 {fi.grad_input, "grad_input", fi.dx_acc}),
+                                 {fi.grad_input, "grad_input", fi.dx_acc, factors.input.dx}),
                          size);
     }
     if (needs[1]) {
@@ -183,25 +184,25 @@ struct Products {
               : input.operand(g_input, fi.grad_output_dw,
                               alike ? "grad_output_dx" : "grad_output_dw", 0, Side::Left);
       d[1] = product(input, op, turned(stream, g_dw), turned(stream, x_dw.get()), {},
-                     {fi.grad_weight, "grad_weight", fi.dw_acc});
+                     {fi.grad_weight, "grad_weight", fi.dw_acc, factors.input.dw});
     }
     if (needs[2]) {
       const Operand g_dw =
           hidden.operand(g_hidden, fh.grad_output_dw, "grad_output_dw", 0, Side::Left);
       const Operand h_dw = hidden.operand(h, fh.input_dw, "input_dw", 0, Side::Right);
       d[2] = product(hidden, op, turned(stream, g_dw), turned(stream, h_dw), {},
-                     {fh.grad_weight, "grad_weight", fh.dw_acc});
+                     {fh.grad_weight, "grad_weight", fh.dw_acc, factors.hidden.dw});
     }
-    if (needs[3]) d[3] = bias_gradient(g_input);
-    if (needs[4]) d[4] = bias_gradient(g_hidden);
+    if (needs[3]) d[3] = bias_gradient(g_input, factors.input.db);
+    if (needs[4]) d[4] = bias_gradient(g_hidden, factors.hidden.db);
     return d;
   }
 };
 
 Products products_of(const char* op, Tape& tape, const Sizes& size, const RecurrentFormats& f,
-                     const RecurrentSites& sites) {
-  Products p{op, size, f, {tape, sites.input_product}, {tape, sites.hidden_product}, {}, {},
-             {}, {},   {}};
+                     const RecurrentSites& sites, const RecurrentFactors& factors) {
+  Products p{op, size, f,  factors, {tape, sites.input_product}, {tape, sites.hidden_product}, {},
+             {}, {},   {}, {}};
   return p;
 }
 
@@ -239,7 +240,7 @@ Tensor step_or_none(const Tensor& all, int64_t t) {
   return all.defined() ? step_of(all, t) : Tensor();
 }
 Tensor contiguous_gradient(Stream stream, const Tensor& g) {
-  return g.defined() ? kernels::contiguous(stream, g) : Tensor();
+  return g.defined() ? wide(stream, g) : Tensor();
 }
 
 std::string part(std::string_view path, const char* name) {
@@ -257,12 +258,12 @@ RecurrentSites::RecurrentSites(std::string_view path)
 
 RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
                      const RecurrentState& first, const RecurrentFormats& f,
-                     const RecurrentSites& sites) {
+                     const RecurrentSites& sites, const RecurrentFactors& factors) {
   const Sizes z = checked("lstm", 4, x, w, first);
   const Stream stream = tape.stream();
   const RoleUse gates{tape, sites.gates}, h_use{tape, sites.hidden_state},
       c_use{tape, sites.cell_state};
-  Products p = products_of("lstm", tape, z, f, sites);
+  Products p = products_of("lstm", tape, z, f, sites, factors);
   const Tensor sums = p.begin(x, w, true);
   const Tensor h = states_from(stream, z, first.h), c = states_from(stream, z, first.c);
   const Tensor kept = Tensor::empty({tape.recording() ? z.t : 1, z.n, 5 * z.h}, z.dtype, z.device);
@@ -303,7 +304,8 @@ RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
         const StepRole dh_role{h_use, f.hidden_state.grad_input, "grad_input"},
             dc_role{c_use, f.cell_state.grad_input, "grad_input"},
             gates_role{gates, f.gates.grad_input, "grad_input"};
-        const Tensor dy = grads[0].defined() ? turned_in_time(stream, grads[0]) : Tensor();
+        const Tensor dy =
+            grads[0].defined() ? turned_in_time(stream, wide(stream, grads[0])) : Tensor();
         Tensor dh = contiguous_gradient(stream, grads[1]),
                dc = contiguous_gradient(stream, grads[2]);
         const Tensor dz = Tensor::empty({z.t, z.n, 4 * z.h}, z.dtype, z.device);
@@ -338,12 +340,12 @@ RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
 
 RecurrentResult gru(Tape& tape, const Var& x, const RecurrentWeights& w,
                     const RecurrentState& first, const RecurrentFormats& f,
-                    const RecurrentSites& sites) {
+                    const RecurrentSites& sites, const RecurrentFactors& factors) {
   ULP_CHECK(!first.c.value.defined(), "gru: it has no cell state; give h only");
   const Sizes z = checked("gru", 3, x, w, first);
   const Stream stream = tape.stream();
   const RoleUse gates{tape, sites.gates}, h_use{tape, sites.hidden_state};
-  Products p = products_of("gru", tape, z, f, sites);
+  Products p = products_of("gru", tape, z, f, sites, factors);
   const Tensor sums = p.begin(x, w, true);
   const Tensor h = states_from(stream, z, first.h);
   const Tensor kept = Tensor::empty({tape.recording() ? z.t : 1, z.n, 4 * z.h}, z.dtype, z.device);
@@ -373,7 +375,8 @@ RecurrentResult gru(Tape& tape, const Var& x, const RecurrentWeights& w,
       [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
         const StepRole dh_role{h_use, f.hidden_state.grad_input, "grad_input"},
             gates_role{gates, f.gates.grad_input, "grad_input"};
-        const Tensor dy = grads[0].defined() ? turned_in_time(stream, grads[0]) : Tensor();
+        const Tensor dy =
+            grads[0].defined() ? turned_in_time(stream, wide(stream, grads[0])) : Tensor();
         Tensor dh = contiguous_gradient(stream, grads[1]), direct;
         const Tensor dx = Tensor::empty({z.t, z.n, 3 * z.h}, z.dtype, z.device);
         const Tensor du = make_like(dx);

@@ -4,6 +4,7 @@
 
 #include <string_view>
 
+#include "autograd/product_factors.h"
 #include "autograd/tape.h"
 
 namespace ulp::ops {
@@ -27,6 +28,11 @@ struct RecurrentFormats {
   static RecurrentFormats all(const OpFormats& formats) {
     return {formats, formats, formats, formats, formats};
   }
+};
+
+/// What multiplies the results of the two products (autograd/product_factors.h).
+struct RecurrentFactors {
+  ProductFactors input, hidden;
 };
 
 /// The random streams of the parts: those below a path are path.input_product and so on.
@@ -64,13 +70,13 @@ struct RecurrentResult {
 /// Source: Hochreiter, Schmidhuber, Neural Computation 9(8), 1997, with forget gates; torch.nn.LSTM's equations.
 RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& weights,
                      const RecurrentState& state = {}, const RecurrentFormats& formats = {},
-                     const RecurrentSites& sites = {});
+                     const RecurrentSites& sites = {}, const RecurrentFactors& factors = {});
 
 /// The same with
 ///   r, z of x_t W_ihᵀ + b_ih + h W_hhᵀ + b_hh;  n = tanh(x_t W_inᵀ + b_in + σ(r)·(h W_hnᵀ + b_hn));  h ← n + σ(z)·(h − n)
 /// Source: Cho et al., arXiv 1406.1078, in the form of torch.nn.GRU.
 RecurrentResult gru(Tape& tape, const Var& x, const RecurrentWeights& weights,
                     const RecurrentState& state = {}, const RecurrentFormats& formats = {},
-                    const RecurrentSites& sites = {});
+                    const RecurrentSites& sites = {}, const RecurrentFactors& factors = {});
 
 }  // namespace ulp::ops

@@ -1,10 +1,11 @@
 #include "core/device.h"
 
-#include <cstdlib>
+#include <cstdint>
 #include <cstring>
 
 #include "core/arena.h"
 #include "core/error.h"
+#include "core/host_pool.h"
 
 #if defined(ULP_HAS_CUDA)
 #include <array>
@@ -25,11 +26,21 @@ std::string to_string(Device device) {
 
 namespace {
 
-constexpr size_t kAlignment = 64;
+// What looks for the use of freed memory must see it freed.
+#if defined(ULP_GUARD) || defined(__SANITIZE_ADDRESS__)
+constexpr size_t kLeastKept = SIZE_MAX;
+#else
+constexpr size_t kLeastKept = HostPool::kLeast;
+#endif
+
+/// Never destroyed: tensors may outlive every other object.
+HostPool& host_pool() {
+  static auto& pool = *new HostPool(kLeastKept);
+  return pool;
+}
 
 void* allocate_host(size_t bytes) {
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* pointer = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+  void* pointer = host_pool().allocate(bytes);
   ULP_CHECK(pointer != nullptr, "cpu: out of memory, asked for {} bytes", bytes);
   return pointer;
 }
@@ -210,10 +221,7 @@ void* allocate(Device device, size_t bytes) {
 }
 
 void deallocate(Device device, void* pointer) noexcept {
-  if (device.type == DeviceType::Cpu) {
-    std::free(pointer);
-    return;
-  }
+  if (device.type == DeviceType::Cpu) return host_pool().deallocate(pointer);
   try {
     std::shared_ptr<Arena> owner;  // its last owner frees it outside the lock
     Recordings& all = recordings();
@@ -278,7 +286,7 @@ void* allocate(Device device, size_t bytes) {
   return allocate_host(bytes);
 }
 
-void deallocate(Device, void* pointer) noexcept { std::free(pointer); }
+void deallocate(Device, void* pointer) noexcept { host_pool().deallocate(pointer); }
 
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (to_device.type == DeviceType::Cuda) no_cuda(to_device);

@@ -12,7 +12,7 @@ namespace ulp {
 /// element. image (N, H, W, G·C): any float; weight (G, KH·KW, C, O): any float, any strides. Group g reads the image's
 /// channels from g·C on and makes those of out from g·O on.
 /// Sums over (kh, kw, c) are those of matmul with the windows' matrix, padding taken as +0: in strict math the same bits.
-/// image_factor, weight_factor (F32, one number, optional): as a_factor and b_factor of MatmulArgs.
+/// image_factor, weight_factor (F32, one number, optional), factor: as a_factor, b_factor and factor of MatmulArgs.
 struct ConvArgs {
   Tensor image, weight, bias, out;
   Windows windows;
@@ -22,6 +22,7 @@ struct ConvArgs {
   Math math = Math::Strict;
   bool fits_tf32 = false;
   Tensor image_factor{}, weight_factor{};
+  double factor = 1;
 };
 
 /// out (G·O, KH·KW·C) = gradᵀ · windows(image), rounded by `output`: the gradient of a weight (O rows a group). grad
@@ -35,6 +36,7 @@ struct ConvWeightArgs {
   Math math = Math::Strict;
   bool fits_tf32 = false;
   Tensor grad_factor{}, image_factor{};
+  double factor = 1;
 };
 
 // clang-format off

@@ -86,9 +86,12 @@ struct RotateArgs {
   bool inverse = false;
 };
 
-/// out (M, N) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each element.
+/// out (M, N; any float that holds it) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each
+/// element.
 /// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; other math: cuBLASLt.
-/// a_factor, b_factor (F32, one number, optional): before the bias, a sum s becomes fma(s, fl(a_factor · b_factor), +0).
+/// a_factor, b_factor (F32, one number, optional) and factor: before the bias, a sum s becomes
+/// fma(s, fl(fl(a_factor · b_factor) · factor), +0), factor as fp32; nothing is done where neither is given and factor is 1.
+/// F64: s · factor.
 struct MatmulArgs {
   Tensor a, b, bias, out;
   Quantizer output;
@@ -97,6 +100,7 @@ struct MatmulArgs {
   Math math = Math::Strict;
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
   Tensor a_factor{}, b_factor{};
+  double factor = 1;
 };
 
 /// The factors of a matrix: one for each `rows` × `columns` of its elements (core/block_map.h), in row-major order. Undefined
@@ -107,7 +111,7 @@ struct Factors {
 };
 
 /// One step of a product whose operands have factors. sums (M, N) are those of a · b over the k from `k` on that share one
-/// factor in each operand: acc = fma(sums, fl(fa · fb), acc), with acc = 0 in the first step, else out. After the last one
+/// factor in each operand: acc = fma(sums, fl(fl(fa · fb) · factor), acc), with acc = 0 in the first step, else out. After the last one
 /// bias (N) is added and `output` (element-wise only) rounds. a_factors: of a (M, K), b_factors: of b's transpose (N, K).
 struct ScaledAddArgs {
   Tensor sums, out;
@@ -117,6 +121,7 @@ struct ScaledAddArgs {
   Tensor bias;
   Quantizer output;
   RandomKey key;
+  double factor = 1;
 };
 
 /// out[i] = f(in[0][i], in[1][i], in[2][i]; alpha, beta), then `output` (element-wise only) rounds it. in: any float, as many

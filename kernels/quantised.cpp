@@ -173,6 +173,7 @@ void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_facto
     add.bias = args.bias;
     add.output = args.output;
     add.key = args.key;
+    add.factor = args.factor;
     kernels::scaled_add(stream, add);
   }
 }

@@ -13,23 +13,26 @@ const std::vector<const char*> kAllRoles{"input",          "weight",    "output"
 
 Var bias_of(Inputs in) { return in.size() > 2 ? in[2] : Var{}; }
 
-OpRow conv2d_row(const char* name, ops::ConvOptions options, Entries shapes) {
+OpRow conv2d_row(const char* name, ops::ConvOptions options, Entries shapes,
+                 const ProductFactors& factors = {}) {
   return {name,
           {"conv", "conv_weight", "sum"},
           std::move(shapes),
-          [options](Tape& t, Inputs in, const OpFormats& f) {
-            return ops::conv2d(t, in[0], in[1], bias_of(in), options, f, RandomSite(kSite));
+          [options, factors](Tape& t, Inputs in, const OpFormats& f) {
+            return ops::conv2d(t, in[0], in[1], bias_of(in), options, f, RandomSite(kSite),
+                               factors);
           },
           kAllRoles};
 }
 
-OpRow transpose_row(const char* name, ops::ConvTransposeOptions options, Entries shapes) {
+OpRow transpose_row(const char* name, ops::ConvTransposeOptions options, Entries shapes,
+                    const ProductFactors& factors = {}) {
   return {name,
           {"conv", "conv_weight", "sum"},
           std::move(shapes),
-          [options](Tape& t, Inputs in, const OpFormats& f) {
+          [options, factors](Tape& t, Inputs in, const OpFormats& f) {
             return ops::conv_transpose2d(t, in[0], in[1], bias_of(in), options, f,
-                                         RandomSite(kSite));
+                                         RandomSite(kSite), factors);
           },
           kAllRoles};
 }
@@ -73,6 +76,16 @@ std::vector<OpRow> conv_op_rows() {
       transpose_row("conv_transpose2d with dilation and groups",
                     {.stride = {1, 3}, .padding = {0, 1}, .dilation = {2, 1}, .groups = 2},
                     {{{2, 3, 3, 4}, {6, 3, 2, 2}, {6}}, {{2, 3, 3, 12}, {6, 2, 3, 6}}}),
+      conv2d_row("conv2d with factors", {.padding = 1},
+                 {{{2, 5, 4, 3}, {4, 3, 3, 3}, {4}}, {{2, 6, 5, 16}, {9, 3, 3, 16}, {9}}},
+                 kOneFactor),
+      conv2d_row("conv2d of one pixel with factors", {}, {{{3, 4, 5, 6}, {7, 1, 1, 6}, {7}}},
+                 kOneFactor),
+      conv2d_row("conv2d in groups with factors", {.padding = 1, .groups = 2},
+                 {{{2, 5, 4, 4}, {6, 3, 3, 2}, {6}}, {{2, 5, 4, 12}, {8, 3, 3, 6}, {8}}},
+                 kOneFactor),
+      transpose_row("conv_transpose2d with factors", {.stride = 2, .padding = 1},
+                    {{{2, 3, 4, 3}, {4, 3, 3, 3}, {4}}}, kOneFactor),
       conv1d_row(
           "conv1d", {.stride = 2, .padding = 2, .dilation = 2},
           {{{1, 1, 1}, {1, 1, 1}, {1}}, {{0, 7, 2}, {3, 3, 2}, {3}}, {{2, 11, 3}, {4, 3, 3}, {4}}}),

@@ -57,6 +57,14 @@ std::vector<OpRow> core_op_rows() {
        },
        {"input", "weight", "output", "grad_output_dx", "weight_dx", "grad_input", "grad_output_dw",
         "input_dw", "grad_weight"}},
+      {"linear with factors",
+       {"matmul", "sum"},
+       {{{3, 5}, {4, 5}, {4}}, {{33, 65}, {17, 65}, {17}}},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::linear(t, in[0], in[1], in[2], f, site, kOneFactor);
+       },
+       {"input", "weight", "output", "grad_output_dx", "weight_dx", "grad_input", "grad_output_dw",
+        "input_dw", "grad_weight"}},
       {"add",
        {"add"},
        binary_shapes(),

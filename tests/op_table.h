@@ -42,6 +42,8 @@ std::vector<OpRow> act_op_rows();
 /// Those of autograd/embedding.h and rotary.h.
 std::vector<OpRow> text_op_rows();
 inline constexpr const char* kSite = "model.layer";
+/// For rows of products with factors: y, dx and dw have the same one, so that the gradients are those of y.
+inline constexpr ProductFactors kOneFactor{-0.3, -0.3, -0.3, 1};
 
 /// Uniform values in [low, high], a function of the seed alone, as fp32 numbers.
 std::vector<double> random_values(int64_t n, double low, double high, uint64_t seed);

@@ -42,7 +42,30 @@ std::vector<OpRow> recurrent_op_rows() {
   const auto gru = [](Tape& t, Inputs in, const OpFormats& f) {
     return ops::gru(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], {}}, parts_of(f), sites);
   };
+  static const ops::RecurrentFactors factors{kOneFactor, {0.75, 0.75, 0.75, 1}};
   return {
+      {"lstm with factors",
+       {"lstm_step", "lstm_step_backward", "matmul"},
+       {lstm_shapes(2, 3, 3, 2)},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::lstm(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], in[6]}, parts_of(f),
+                          sites, factors)
+             .y;
+       },
+       roles,
+       -1,
+       1},
+      {"gru with factors",
+       {"gru_step", "gru_step_backward", "matmul"},
+       {gru_shapes(2, 3, 3, 2)},
+       [](Tape& t, Inputs in, const OpFormats& f) {
+         return ops::gru(t, in[0], {in[1], in[2], in[3], in[4]}, {in[5], {}}, parts_of(f), sites,
+                         factors)
+             .y;
+       },
+       roles,
+       -1,
+       1},
       {"lstm",
        {"lstm_step", "lstm_step_backward", "matmul", "sum", "copy"},
        {lstm_shapes(1, 1, 1, 1), lstm_shapes(0, 2, 3, 2), lstm_shapes(2, 3, 3, 2),

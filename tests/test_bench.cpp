@@ -80,7 +80,8 @@ TEST_SUITE("bench") {
   TEST_CASE("bench step names the models there are") {
     check_refused("bench step --model preresnet20,alexnet", 2, {"alexnet", "mlp", "vgg16bn"});
     check_refused("bench step --model ''", 2, {"--model", "mlp"});
-    check_refused("bench step --model mlp,gpt", 2, {"gpt", "texts", "vgg16bn"});
+    check_refused("bench step --model mlp,gtp", 2, {"gtp", "gpt", "vgg16bn"});
+    check_refused("bench step --model gpt --setting fp33", 2, {"fp33", "'fp32, tf32 math'"});
   }
 }
 

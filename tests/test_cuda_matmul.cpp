@@ -12,6 +12,7 @@
 
 #include "core/convert.h"
 #include "core/random.h"
+#include "kernels/attention.h"
 #include "kernels/matmul_unit.h"
 #include "kernels/quantised.h"
 
@@ -61,6 +62,7 @@ struct Product {
   Math math = Math::Fast;
   bool fits_tf32 = false;
   Tensor bias{}, a_factor{}, b_factor{};
+  double factor = 1;
 
   Tensor out() const {
     MatmulArgs args;
@@ -72,6 +74,7 @@ struct Product {
     args.bias = bias;
     args.a_factor = a_factor;
     args.b_factor = b_factor;
+    args.factor = factor;
     kernels::matmul(stream_of(kGpu), args);
     return args.out;
   }
@@ -262,7 +265,7 @@ TEST_SUITE("cuda_matmul") {
                  eight = Tensor::from(std::vector<float>{8.0f}, {1}).to(kGpu);
     for (const DType dtype : kFloats)
       for (const DType bias_type : {DType::F32, DType::BF16})
-        for (const int given : {0, 1, 2, 3, 4, 5, 6, 7}) {
+        for (int given = 0; given < 16; ++given) {
           Product p;
           p.a = values({48, 64}, dtype, "fp32", Domain::Halves, 11).to(kGpu);
           p.b = values({32, 64}, dtype, "fp32", Domain::Halves, 12).to(kGpu).transpose(0, 1);
@@ -270,6 +273,7 @@ TEST_SUITE("cuda_matmul") {
           if ((given & 2) != 0) p.b_factor = eight;
           if ((given & 4) != 0)
             p.bias = values({32}, bias_type, "fp32", Domain::Halves, 13).to(kGpu);
+          if ((given & 8) != 0) p.factor = 0.25;
           const auto with = [&](Math math, const char* output) {
             MatmulArgs args;
             args.a = p.a;
@@ -278,6 +282,7 @@ TEST_SUITE("cuda_matmul") {
             args.bias = p.bias;
             args.a_factor = p.a_factor;
             args.b_factor = p.b_factor;
+            args.factor = p.factor;
             args.output = Quantizer::parse(output);
             args.key.seed = 4;
             args.out = Tensor::empty({48, 32}, storage_type(args.output), kGpu);
@@ -292,6 +297,36 @@ TEST_SUITE("cuda_matmul") {
             if (dtype != DType::F8E5M2) CHECK(with(Math::Fp8, output) == strict);
           }
         }
+  }
+
+  TEST_CASE(
+      "a batch of products has the bits of strict math where no sum is rounded, into bf16 too") {
+    if (no_gpu()) return;
+    const int64_t count = 6, m = 48, k = 64, n = 40;
+    for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::F8E4M3})
+      for (const bool turn_a : {false, true})
+        for (const bool turn_b : {false, true})
+          for (const char* output : {"fp32", "bf16", "e4m3", "bf16:rtz"}) {
+            BatchedMatmulArgs args;
+            args.a = values(turn_a ? Shape{count, k, m} : Shape{count, m, k}, dtype, "fp32",
+                            Domain::Halves, 17)
+                         .to(kGpu);
+            args.b = values(turn_b ? Shape{count, n, k} : Shape{count, k, n}, dtype, "fp32",
+                            Domain::Halves, 18)
+                         .to(kGpu);
+            args.turn_a = turn_a;
+            args.turn_b = turn_b;
+            args.output = Quantizer::parse(output);
+            const auto with = [&](Math math) {
+              args.math = math;
+              args.out = Tensor::empty({count, m, n}, storage_type(args.output), kGpu);
+              kernels::batched_matmul(stream_of(kGpu), args);
+              return args.out.to_floats();
+            };
+            CAPTURE(to_string(dtype));
+            CAPTURE(output);
+            CHECK(with(Math::Fast) == with(Math::Strict));
+          }
   }
 
 #if defined(ULP_HAS_CUDA)

@@ -262,10 +262,10 @@ void conv_doubles(const ConvArgs& args, double* out) {
       for (int64_t n = 0; n < all; ++n) {
         const int64_t g = n / outputs;
         double& y = out[row * all + n];
-        y = sum_in_chunks(depth, [&](int64_t k) {
-          return window_value(image, w, g, row, k) *
-                 values[(g * depth + k) * outputs + n % outputs];
-        });
+        y = args.factor * sum_in_chunks(depth, [&](int64_t k) {
+              return window_value(image, w, g, row, k) *
+                     values[(g * depth + k) * outputs + n % outputs];
+            });
         if (args.bias.defined()) y += args.bias.data<double>()[n];
       }
   });
@@ -278,9 +278,9 @@ void weight_doubles(const ConvWeightArgs& args, double* out) {
   parallel_for(all * depth, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / depth, k = i % depth;
-      out[i] = sum_in_chunks(w.rows(), [&](int64_t row) {
-        return grad[row * all + n] * window_value(image, w, n / outputs, row, k);
-      });
+      out[i] = args.factor * sum_in_chunks(w.rows(), [&](int64_t row) {
+                 return grad[row * all + n] * window_value(image, w, n / outputs, row, k);
+               });
     }
   });
 }
@@ -292,7 +292,8 @@ void conv(Stream stream, const ConvArgs& args) {
   if (args.out.numel() == 0) return;
   Tensor out = args.out;
   if (args.image.dtype() == DType::F64) return conv_doubles(args, out.mutable_data<double>());
-  const Finish finish({args.image_factor, args.weight_factor}, args.bias, args.output, args.key);
+  const Finish finish({args.image_factor, args.weight_factor}, args.factor, args.bias, args.output,
+                      args.key);
   const int64_t outputs = args.weight.size(3);
   const auto sum = is_narrow(args.windows, outputs)     ? conv_direct
                    : shifts_suit(args.windows, outputs) ? conv_shifted
@@ -305,7 +306,8 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
   if (args.out.numel() == 0) return;
   Tensor out = args.out;
   if (args.image.dtype() == DType::F64) return weight_doubles(args, out.mutable_data<double>());
-  const Finish finish({args.grad_factor, args.image_factor}, {}, args.output, args.key);
+  const Finish finish({args.grad_factor, args.image_factor}, args.factor, {}, args.output,
+                      args.key);
   const int64_t outputs = args.grad.size(3) / args.windows.groups;
   const auto sum = is_narrow(args.windows, outputs)            ? weight_direct
                    : weight_shifts_suit(args.windows, outputs) ? weight_shifted

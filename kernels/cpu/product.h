@@ -50,8 +50,9 @@ struct Finish {
   SpanGrid grid;
   RandomSource random;
 
-  Finish(std::initializer_list<Tensor> factors, const Tensor& bias_of, const Quantizer& output,
-         const RandomKey& key);
+  /// factors: one number each, or undefined; they multiply each other, then `last`.
+  Finish(std::initializer_list<Tensor> factors, double last, const Tensor& bias_of,
+         const Quantizer& output, const RandomKey& key);
   /// x[0 … n) are the elements (row, column …) of out, number `first` and on.
   void operator()(float* x, int64_t first, int64_t column, int64_t n) const;
   /// The same for whole rows, which follow one another in memory.
@@ -72,5 +73,8 @@ struct Product {
   int64_t out_step, row = 0, column = 0;
 };
 void multiply(const Product& product, const Finish& finish);
+
+/// out = the numbers of `values` (F32, as many), which its type holds.
+void narrow(const Tensor& values, Tensor out);
 
 }  // namespace ulp::cpu

@@ -40,6 +40,7 @@ void scaled_add(Stream stream, const ScaledAddArgs& args) {
   const float* bias = biases.empty() ? nullptr : biases.data();
   const BlockQuantiser quantiser(args.last ? args.output : Quantizer{}, args.key);
   const bool first = args.first;
+  const float factor = static_cast<float>(args.factor);
   parallel_for(rows, std::max<int64_t>(1, kGrain / columns), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
       const float f = fa.at(r);
@@ -48,7 +49,7 @@ void scaled_add(Stream stream, const ScaledAddArgs& args) {
       with_isa([=]() ULP_INLINE {
 #pragma GCC ivdep
         for (int64_t n = 0; n < columns; ++n)
-          to[n] = canonical(__builtin_fmaf(from[n], f * b[n], first ? 0.0f : to[n]));
+          to[n] = canonical(__builtin_fmaf(from[n], f * b[n] * factor, first ? 0.0f : to[n]));
         if (bias != nullptr)
           for (int64_t n = 0; n < columns; ++n) to[n] = canonical(to[n] + bias[n]);
       });

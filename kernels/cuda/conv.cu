@@ -262,8 +262,9 @@ bool conv_fast(Stream stream, const ConvArgs& args, bool whole, const UnitChoice
         product.bias = args.bias;
         product.a_factor = args.image_factor;
         product.b_factor = args.weight_factor;
+        product.factor = args.factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + (g * rows + first) * outputs))
+      if (!matmul_fast(stream, product, choice, whole, {sums + (g * rows + first) * outputs}))
         return false;
     }
   }
@@ -304,8 +305,9 @@ bool weight_fast(Stream stream, const ConvWeightArgs& args, const UnitChoice& ch
       if (whole) {
         product.a_factor = args.grad_factor;
         product.b_factor = args.image_factor;
+        product.factor = args.factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + g * outputs * blocks.columns,
+      if (!matmul_fast(stream, product, choice, whole, {sums + g * outputs * blocks.columns},
                        first > 0))
         return false;
     }
@@ -437,8 +439,9 @@ void conv(Stream stream, const ConvArgs& args) {
   if (args.out.numel() == 0) return;
   const Windows& w = args.windows;
   const int64_t outputs = args.weight.size(3), all = w.groups * outputs;
-  const Outcome outcome{
-      args.bias, args.image_factor, args.weight_factor, args.out, args.output, args.key, all};
+  const Outcome outcome{args.bias, args.image_factor, args.weight_factor,
+                        args.out,  args.output,       args.key,
+                        all,       args.factor};
   auto* const out = static_cast<float*>(written(args.out));
   const bool narrow = is_narrow(w, outputs);
   Tensor apart;  // (G, rows, O) where groups lie side by side in out
@@ -470,7 +473,7 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
   const Windows& w = args.windows;
   const int64_t all = args.grad.size(3), outputs = all / w.groups;
   const Outcome outcome{{},          args.grad_factor, args.image_factor, args.out,
-                        args.output, args.key,         w.columns()};
+                        args.output, args.key,         w.columns(),       args.factor};
   auto* const out = static_cast<float*>(written(args.out));
   const bool narrow = is_narrow(w, outputs);
   const UnitChoice choice =

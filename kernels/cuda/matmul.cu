@@ -10,7 +10,8 @@ namespace {
 struct Finish {
   Source sums;
   const float *a_factor, *b_factor;  // null: 1
-  Source bias;                       // data is null: none
+  float factor;
+  Source bias;  // data is null: none
   Sink out;
   Rounder rounder;
   int64_t n, count;  // count = M·N
@@ -18,9 +19,9 @@ struct Finish {
 
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Finish w) {
   const RandomSource random = w.rounder.random();
-  const bool scales = w.a_factor != nullptr || w.b_factor != nullptr;
-  const float factor =
-      (w.a_factor != nullptr ? *w.a_factor : 1.0f) * (w.b_factor != nullptr ? *w.b_factor : 1.0f);
+  const bool scales = w.a_factor != nullptr || w.b_factor != nullptr || w.factor != 1;
+  const float factor = (w.a_factor != nullptr ? *w.a_factor : 1.0f) *
+                       (w.b_factor != nullptr ? *w.b_factor : 1.0f) * w.factor;
   for_quads(w.count, [&](int64_t i, int count) {
     float total[kQuad];
     load_quad(w.sums, i, count, total);
@@ -81,7 +82,7 @@ void check(Stream stream, const MatmulArgs& args) {
 }  // namespace
 
 void finish_product(const char* kernel, Stream stream, const Outcome& o, const float* sums) {
-  const bool scaled = o.a_factor.defined() || o.b_factor.defined();
+  const bool scaled = o.a_factor.defined() || o.b_factor.defined() || o.factor != 1;
   Finish finish{};
   finish.rounder = make_elementwise_rounder(kernel, stream.device, o.output, o.key);
   finish.out = sink_of(o.out);
@@ -89,6 +90,7 @@ void finish_product(const char* kernel, Stream stream, const Outcome& o, const f
   finish.sums = {sums, DType::F32, is_aligned(sums, DType::F32)};
   finish.a_factor = data_or_null(o.a_factor);
   finish.b_factor = data_or_null(o.b_factor);
+  finish.factor = static_cast<float>(o.factor);
   finish.n = o.columns;
   finish.count = o.out.numel();
   if (o.bias.defined()) finish.bias = source_of(o.bias);
@@ -101,20 +103,19 @@ void matmul(Stream stream, const MatmulArgs& call) {
   if (args.bias.defined()) args.bias = kernels::contiguous(stream, args.bias);
   const int64_t m = args.a.size(0), k = args.a.size(1), n = args.b.size(1);
   const Outcome outcome{args.bias, args.a_factor, args.b_factor, args.out, args.output, args.key,
-                        n};
+                        n,         args.factor};
   if (m == 0 || n == 0) return;
 
+  const UnitChoice choice = matrix_unit(args);
+  const bool fast = choice.unit != MatrixUnit::Strict && k > 0;
+  if (fast && fast_finishes(outcome, choice.unit) &&
+      matmul_fast(stream, args, choice, true, {written(args.out), args.out.dtype()}))
+    return;
   const bool into_out = args.out.dtype() == DType::F32;
   Tensor scratch;
   if (!into_out) scratch = Tensor::empty({m, n}, DType::F32, stream.device);
   auto* const sums = static_cast<float*>(written(into_out ? args.out : scratch));
-  const UnitChoice choice = matrix_unit(args);
-  bool done = false;
-  if (choice.unit != MatrixUnit::Strict && k > 0) {
-    const bool whole = into_out && fast_finishes(outcome, choice.unit);
-    if (whole && matmul_fast(stream, args, choice, true, sums)) return;
-    done = matmul_fast(stream, args, choice, false, sums);
-  }
+  const bool done = fast && matmul_fast(stream, args, choice, false, {sums});
   if (!done) matmul_strict(stream, args, sums);
   finish_product("matmul", stream, outcome, sums);
 }

@@ -36,13 +36,47 @@ Layout merge_axes(const Tensor& t) {
   return layout;
 }
 
-__device__ __forceinline__ int64_t offset_of(const Layout& layout, int64_t i) {
-  int64_t offset = 0;
+/// The same in pieces of `elements` neighbours.
+Layout in_pieces(Layout layout, int64_t elements) {
+  if (elements == 1) return layout;
+  const int last = layout.rank - 1;
+  layout.extents[last] /= elements;
+  for (int axis = 0; axis < last; ++axis) layout.strides[axis] /= elements;
+  return layout;
+}
+
+/// How many neighbours can be moved at once, 16 bytes at most: runs, what lies between them and both addresses are multiples.
+int64_t piece_of(const Layout& layout, size_t size, const void* in, const void* out) {
+  const int last = layout.rank - 1;
+  if (last < 0 || layout.strides[last] != 1) return 1;
+  auto all = static_cast<uint64_t>(layout.extents[last]);
+  for (int axis = 0; axis < last; ++axis) all |= static_cast<uint64_t>(layout.strides[axis]);
+  const uint64_t bytes =
+      all * size | reinterpret_cast<uintptr_t>(in) | reinterpret_cast<uintptr_t>(out) | 16;
+  return std::max<int64_t>(1, static_cast<int64_t>((bytes & ~(bytes - 1)) / size));
+}
+
+/// True if neither an index nor an offset needs more than 32 bits, whose divisions are several times faster.
+bool is_small(const Layout& layout, int64_t n) {
+  if (n > INT32_MAX) return false;
+  int64_t reach = 0;
+  for (int axis = 0; axis < layout.rank; ++axis)
+    reach += (layout.extents[axis] - 1) * std::abs(layout.strides[axis]);
+  return reach <= INT32_MAX;
+}
+
+template <class Index>
+__device__ __forceinline__ int64_t offset_of(const Layout& layout, int64_t at) {
+  auto i = static_cast<Index>(at);
+  Index offset = 0;
   for (int axis = layout.rank - 1; axis > 0; --axis) {
-    offset += i % layout.extents[axis] * layout.strides[axis];
-    i /= layout.extents[axis];
+    const auto extent = static_cast<Index>(layout.extents[axis]);
+    const Index rest = i / extent;
+    offset += (i - rest * extent) * static_cast<Index>(layout.strides[axis]);
+    i = rest;
   }
-  return layout.rank == 0 ? offset : offset + i * layout.strides[0];
+  if (layout.rank > 0) offset += i * static_cast<Index>(layout.strides[0]);
+  return static_cast<int64_t>(offset);
 }
 
 /// Calls body(i) for this thread's elements of [0, n).
@@ -57,27 +91,29 @@ __device__ __forceinline__ bool skipped(const StepState* state) {
   return state != nullptr && state->found_inf != 0;
 }
 
-template <class Word>
+template <class Word, class Index>
 __global__ void __launch_bounds__(kThreads)
     copy_kernel(const Word* in, Word* out, Layout layout, int64_t n, const StepState* state) {
   if (skipped(state)) return;
-  for_elements(n, [&](int64_t i) { out[i] = in[offset_of(layout, i)]; });
+  for_elements(n, [&](int64_t i) { out[i] = in[offset_of<Index>(layout, i)]; });
 }
 
+template <class Index>
 __global__ void __launch_bounds__(kThreads)
     convert_kernel(const void* in, DType dtype, float* out, Layout layout, int64_t n,
                    const StepState* state) {
   if (skipped(state)) return;
-  for_elements(
-      n, [&](int64_t i) { out[i] = canonical(load_as_float(in, dtype, offset_of(layout, i))); });
+  for_elements(n, [&](int64_t i) {
+    out[i] = canonical(load_as_float(in, dtype, offset_of<Index>(layout, i)));
+  });
 }
 
+/// n words; strides and extents count them.
 template <class Word>
-void copy_words(Stream stream, const CopyArgs& args, void* out) {
-  const Tensor& in = args.in;
-  launch("copy", stream, blocks_for(in.numel(), kThreads), kThreads, copy_kernel<Word>,
-         static_cast<const Word*>(in.raw()), static_cast<Word*>(out), merge_axes(in), in.numel(),
-         args.state);
+void copy_words(Stream stream, const CopyArgs& args, void* out, const Layout& layout, int64_t n) {
+  launch("copy", stream, blocks_for(n, kThreads), kThreads,
+         is_small(layout, n) ? copy_kernel<Word, uint32_t> : copy_kernel<Word, int64_t>,
+         static_cast<const Word*>(args.in.raw()), static_cast<Word*>(out), layout, n, args.state);
 }
 
 template <class T>
@@ -182,18 +218,25 @@ void copy(Stream stream, const CopyArgs& args) {
     if (in.is_contiguous() && args.state == nullptr)
       return copy_bytes(out, stream.device, in.raw(), stream.device,
                         static_cast<size_t>(in.bytes()));
-    switch (size_of(in.dtype())) {
-      case 1: return copy_words<uint8_t>(stream, args, out);
-      case 2: return copy_words<uint16_t>(stream, args, out);
-      case 4: return copy_words<uint32_t>(stream, args, out);
-      default: return copy_words<uint64_t>(stream, args, out);
+    const Layout layout = merge_axes(in);
+    const int64_t piece = piece_of(layout, size_of(in.dtype()), in.raw(), out),
+                  words = in.numel() / piece;
+    const Layout pieces = in_pieces(layout, piece);
+    switch (size_of(in.dtype()) * static_cast<size_t>(piece)) {
+      case 1: return copy_words<uint8_t>(stream, args, out, pieces, words);
+      case 2: return copy_words<uint16_t>(stream, args, out, pieces, words);
+      case 4: return copy_words<uint32_t>(stream, args, out, pieces, words);
+      case 8: return copy_words<uint64_t>(stream, args, out, pieces, words);
+      default: return copy_words<uint4>(stream, args, out, pieces, words);
     }
   }
   ULP_CHECK(args.out.dtype() == DType::F32 && is_float_up_to_32(in.dtype()),
             "copy: {} to {} is a conversion that rounds; quantise it", in.dtype(),
             args.out.dtype());
-  launch("copy", stream, blocks_for(in.numel(), kThreads), kThreads, convert_kernel, in.raw(),
-         in.dtype(), static_cast<float*>(out), merge_axes(in), in.numel(), args.state);
+  const Layout layout = merge_axes(in);
+  launch("copy", stream, blocks_for(in.numel(), kThreads), kThreads,
+         is_small(layout, in.numel()) ? convert_kernel<uint32_t> : convert_kernel<int64_t>,
+         in.raw(), in.dtype(), static_cast<float*>(out), layout, in.numel(), args.state);
 }
 
 void fill(Stream stream, const FillArgs& args) {

@@ -39,10 +39,13 @@ struct Coding {
   const float* device_factor;  // instead of `factor`, unless null
   float numbers[256];
 
-  bool is_short;
-  ShortFloat quick;          // Float
+  enum class Form : uint8_t { None, Half, Fields, Integer };
+  Form packs, unpacks;       // the short forms that serve
+  HalfFloat half;            // Half
+  ShortFloat quick;          // Fields
   float unit, inverse_unit;  // Integer: numbers over integers, and back
 };
+using Form = Coding::Form;
 
 struct ScaleOf {
   float scale, factor;
@@ -169,6 +172,34 @@ __device__ __forceinline__ uint64_t short_float_piece(const ShortFloat& f, const
   return piece_of<kBits>(fields);
 }
 
+/// The same by fp16, of which the code is a part; `beyond` gets one of the bits 15 and 31 where a magnitude is no finite number's.
+/// s: of one in fp16.
+template <int kBits>
+__device__ __forceinline__ uint32_t half_float_piece(const HalfFloat& f, const QuadScale& s,
+                                                     const float (&x)[kQuad], uint32_t& differs,
+                                                     uint32_t& beyond) {
+  uint32_t two[2];
+#pragma unroll
+  for (int p = 0; p < 2; ++p) {
+    const float low = x[2 * p], high = x[2 * p + 1];
+    const uint32_t pair = half_pair(low * s.inverse, high * s.inverse);
+    float low_back, high_back;
+    floats_of_halves(pair, low_back, high_back);
+    differs |= bits_of(low_back * s.scale) ^ bits_of(low);
+    differs |= bits_of(high_back * s.scale) ^ bits_of(high);
+    differs |= pair & f.low;
+    beyond |= (pair & 0x7FFF7FFFu) + f.room;
+    two[p] = (pair >> f.drop & f.magnitudes) | (pair >> f.sign_drop & f.signs);
+  }
+  if constexpr (kBits == 8) {
+    return __byte_perm(two[0], two[1], 0x6420);
+  } else {
+    constexpr int kWay = 16 - kBits;  // from the upper half to beside the lower one
+    return ((two[0] | two[0] >> kWay) & low_bits(2 * kBits)) |
+           ((two[1] | two[1] >> kWay) & low_bits(2 * kBits)) << (2 * kBits);
+  }
+}
+
 /// The same for integers; `beyond` gets bits above a code's unless each fits. s: of one in fp32.
 template <int kBits>
 __device__ __forceinline__ uint64_t short_integer_piece(const CodeRule& rule, const QuadScale& s,
@@ -279,11 +310,10 @@ __device__ __noinline__ void pack_segment_slowly(const Source& values, const Cod
 }
 
 /// Segments [0, segments).
-template <CodeRule::Kind kKind, int kBits>
-__global__ void __launch_bounds__(kThreads, 3)
+template <Form kForm, int kBits>
+__global__ void __launch_bounds__(kThreads, 4)
     pack_segments_kernel(const __grid_constant__ Source values, const __grid_constant__ Coding c,
                          int64_t segments, uint8_t* codes, unsigned long long* no_code) {
-  constexpr bool kFloat = kKind == CodeRule::Kind::Float;
   const float* numbers = shared_numbers(c);
   for_segments(segments * kSegment, [&](int64_t begin) {
     Segment x;
@@ -292,24 +322,34 @@ __global__ void __launch_bounds__(kThreads, 3)
     of_segment(
         c.places, begin, [&](int64_t block) { return scale_of(c, numbers, block).scale; }, scale);
     uint32_t differs = 0, beyond = 0;
+    float least = 1;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const QuadScale s{scale[j], inverse_of(scale[j])};
       uint64_t piece;
-      if constexpr (kFloat)
+      if constexpr (kForm == Form::Half) {
+        const QuadScale of_half{s.scale * c.half.unit, s.inverse * c.half.inverse_unit};
+        least = fminf(least, of_half.scale);
+        piece = half_float_piece<kBits>(c.half, of_half, x[j], differs, beyond);
+      } else if constexpr (kForm == Form::Fields) {
         piece = short_float_piece<kBits>(c.quick, s, x[j], differs);
-      else
+      } else {
         piece = short_integer_piece<kBits>(c.rule, {s.scale * c.unit, s.inverse * c.inverse_unit},
                                            x[j], differs, beyond);
+      }
       store_pieces<kBits>(codes + (begin + j * kRow) / kOctet * kBits, piece);
     }
-    const bool fails = kFloat ? differs << 1 != 0 : (differs | beyond >> kBits) != 0;
+    bool fails = differs != 0;
+    if constexpr (kForm == Form::Half)  // a subnormal scale is rounded twice
+      fails = fails || (beyond & 0x80008000u) != 0 || least < 0x1p-126f;
+    if constexpr (kForm == Form::Fields) fails = differs << 1 != 0;
+    if constexpr (kForm == Form::Integer) fails = fails || beyond >> kBits != 0;
     if (__any_sync(kFullWarp, fails))
       pack_segment_slowly<kBits>(values, c, numbers, begin, codes, no_code);
   });
 }
 
-template <CodeRule::Kind kKind, int kBits>
+template <Form kForm, int kBits>
 __global__ void __launch_bounds__(kThreads, 3)
     unpack_segments_kernel(const uint8_t* codes, const __grid_constant__ Coding c, int64_t segments,
                            Sink values) {
@@ -338,7 +378,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       uint32_t most = 0;
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
-        if (kKind == CodeRule::Kind::Float) {
+        if (kForm == Form::Fields) {
           const uint32_t magnitude = code[k] & (c.quick.sign - 1);
           most = max(most, magnitude);
           y[k] = float_of(bits_of(c.quick.scaled(magnitude) * c.quick.unit) |
@@ -348,7 +388,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
         y[k] = y[k] * scale[j] * last;
       }
-      if (!(all_finite(y)) || (kKind == CodeRule::Kind::Float && most >= c.quick.limit)) {
+      if (!(all_finite(y)) || (kForm == Form::Fields && most >= c.quick.limit)) {
         const ScaleOf s = scale_of(c, numbers, c.places.block(quad_at(begin, j)));
 #pragma unroll
         for (int k = 0; k < kQuad; ++k) y[k] = number_of(c.rule, code[k], s.scale, s.factor);
@@ -358,20 +398,22 @@ __global__ void __launch_bounds__(kThreads, 3)
   });
 }
 
-/// Calls call.operator()<kind, bits>() for a coding with a short form.
+/// Calls call.operator()<form, bits>() for a coding's short form.
 template <class Call>
-void for_coding(const CodeRule& rule, const Call& call) {
-  using Kind = CodeRule::Kind;
-  const auto with_bits = [&]<Kind kKind>() {
-    switch (rule.bits) {
-      case 4: return call.template operator()<kKind, 4>();
-      case 6: return call.template operator()<kKind, 6>();
-      case 8: return call.template operator()<kKind, 8>();
-      default: return call.template operator()<kKind, 16>();
+void for_form(Form form, int32_t bits, const Call& call) {
+  const auto with_bits = [&]<Form kForm>() {
+    switch (bits) {
+      case 4: return call.template operator()<kForm, 4>();
+      case 6: return call.template operator()<kForm, 6>();
+      default: return call.template operator()<kForm, 8>();
     }
   };
-  if (rule.kind == Kind::Float) return with_bits.template operator()<Kind::Float>();
-  with_bits.template operator()<Kind::Integer>();
+  if (form == Form::Half) return with_bits.template operator()<Form::Half>();
+  if (form == Form::Fields)
+    return bits == 16 ? call.template operator()<Form::Fields, 16>()
+                      : with_bits.template operator()<Form::Fields>();
+  bits == 16 ? call.template operator()<Form::Integer, 16>()
+             : with_bits.template operator()<Form::Integer>();
 }
 
 // ---- scales ---------------------------------------------------------------------------------------------------------
@@ -520,12 +562,14 @@ Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, co
   const bool has_width = r.bits == 4 || r.bits == 6 || r.bits == 8 || r.bits == 16;
   if (!has_width || !c.places.keeps_quads) return c;
   if (r.kind == CodeRule::Kind::Integer && r.quantum >= -126 && r.quantum <= 126) {
-    c.is_short = true;
+    c.packs = c.unpacks = Form::Integer;
     c.unit = pow2(r.quantum);
     c.inverse_unit = pow2(-r.quantum);
   }
   c.quick = make_short_float(r);
-  c.is_short = c.is_short || c.quick.serves;
+  if (c.quick.serves) c.packs = c.unpacks = Form::Fields;
+  c.half = make_half_float(r);
+  if (c.half.serves) c.packs = Form::Half;
   return c;
 }
 
@@ -572,11 +616,11 @@ void pack_codes(Stream stream, const PackCodesArgs& args) {
   auto* no_code = static_cast<unsigned long long*>(written(args.no_code));
   launch("pack_codes", stream, 1, 1, set_kernel, no_code, static_cast<unsigned long long>(n));
   int64_t done = 0;
-  if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
+  if (c.packs != Form::None && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
-    for_coding(c.rule, [&]<CodeRule::Kind kKind, int kBits>() {
+    for_form(c.packs, c.rule.bits, [&]<Form kForm, int kBits>() {
       launch("pack_codes", stream, segment_blocks(done), kThreads,
-             pack_segments_kernel<kKind, kBits>, values, c, n / kSegment, codes, no_code);
+             pack_segments_kernel<kForm, kBits>, values, c, n / kSegment, codes, no_code);
     });
   }
   launch("pack_codes", stream, blocks_for(n - done, kThreads * kOctet), kThreads, pack_any_kernel,
@@ -592,11 +636,12 @@ void unpack_codes(Stream stream, const UnpackCodesArgs& args) {
   const Sink values = sink_of(args.values);
   if (args.device_factor.defined()) c.device_factor = args.device_factor.data<float>();
   int64_t done = 0;
-  if (c.is_short && values.aligned && is_aligned_for_words(codes)) {
+  if (c.unpacks != Form::None && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
-    for_coding(c.rule, [&]<CodeRule::Kind kKind, int kBits>() {
-      launch("unpack_codes", stream, segment_blocks(done), kThreads,
-             unpack_segments_kernel<kKind, kBits>, codes, c, n / kSegment, values);
+    for_form(c.unpacks, c.rule.bits, [&]<Form kForm, int kBits>() {
+      if constexpr (kForm != Form::Half)
+        launch("unpack_codes", stream, segment_blocks(done), kThreads,
+               unpack_segments_kernel<kForm, kBits>, codes, c, n / kSegment, values);
     });
   }
   launch("unpack_codes", stream, blocks_for(n - done, kThreads), kThreads, unpack_any_kernel, codes,

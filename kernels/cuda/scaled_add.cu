@@ -24,6 +24,7 @@ struct Work {
   FactorColumn a, b;
   int64_t n, columns;
   bool first;
+  float factor;
   Rounder rounder;
 };
 
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) scaled_add_kernel(Work w) {
     if (!w.first) load_pack(w.out.source(), i, count, values);
     for (int k = 0; k < count; ++k) {
       const int64_t row = (i + k) / w.columns, column = (i + k) % w.columns;
-      values[k] = canonical(__fmaf_rn(sums[k], w.a.at(row) * w.b.at(column), values[k]));
+      values[k] = canonical(__fmaf_rn(sums[k], w.a.at(row) * w.b.at(column) * w.factor, values[k]));
       if (w.bias.data != nullptr)
         values[k] = canonical(values[k] + load_as_float(w.bias.data, w.bias.dtype, column));
     }
@@ -56,6 +57,7 @@ void scaled_add(Stream stream, const ScaledAddArgs& args) {
   w.columns = args.out.size(1);
   w.n = args.out.numel();
   w.first = args.first;
+  w.factor = static_cast<float>(args.factor);
   if (args.last && args.bias.defined()) w.bias = source_of(args.bias);
   if (args.last)
     w.rounder = make_elementwise_rounder("scaled_add", stream.device, args.output, args.key);

@@ -48,4 +48,34 @@ inline ShortFloat make_short_float(const CodeRule& r) {
   return s;
 }
 
+/// Codes of up to 8 bits whose numbers, times a power of two, are fp16's with fewer fraction bits: two at a time.
+struct HalfFloat {
+  bool serves = false;
+  int32_t drop = 0, sign_drop = 0;  // from fp16's magnitude and sign down to a code's
+  // In both halves of a word:
+  uint32_t low = 0;   // fraction bits that no number of the format has
+  uint32_t room = 0;  // added to a magnitude: carries into the sign where it is no finite number's
+  uint32_t magnitudes = 0, signs = 0;
+  float unit = 1, inverse_unit = 1;  // numbers over fp16's, and back
+};
+
+inline HalfFloat make_half_float(const CodeRule& r) {
+  constexpr int32_t kFraction = 10, kLeast = -14;  // of fp16
+  const ShortFloat s = make_short_float(r);
+  HalfFloat h;
+  h.drop = kFraction - r.significand_bits;
+  if (!s.serves || r.bits > 8 || s.limit << h.drop > 0x7C00u) return h;
+  constexpr uint32_t kBoth = 0x00010001u;
+  const int32_t least = r.quantum + r.significand_bits;
+  h.serves = true;
+  h.sign_drop = 16 - r.bits;
+  h.low = low_bits(h.drop) * kBoth;
+  h.room = (0x8000u - (s.limit << h.drop)) * kBoth;
+  h.magnitudes = (s.sign - 1) * kBoth;
+  h.signs = s.sign * kBoth;
+  h.unit = pow2(least - kLeast);
+  h.inverse_unit = pow2(kLeast - least);
+  return h;
+}
+
 }  // namespace ulp::cuda

@@ -1,6 +1,8 @@
 // Packed codes and rotations.
 
 #include <cstring>
+#include <limits>
+#include <optional>
 #include <string>
 
 #include "kernels/pack.h"
@@ -11,9 +13,9 @@ namespace ulp::cases {
 
 namespace {
 
-/// Packed, on both devices: scales, codes and what they stand for.
+/// Packed, on both devices: scales, codes and what they stand for. spoil: put in the middle, where it need have no code.
 void pack_once(Comparison& compare, const Quantizer& q, const Tensor& x, int group_axis,
-               DType store, bool askew) {
+               DType store, bool askew, std::optional<float> spoil = {}) {
   const std::string kind = to_string(q) + (x.numel() > 10000 ? " long" : "");
   if (!compare.takes(x.numel(), x.numel() < 1000 || askew ? "" : kind)) return;
   const auto same = [&](const Pair& pair, const char* what) {
@@ -34,6 +36,7 @@ void pack_once(Comparison& compare, const Quantizer& q, const Tensor& x, int gro
   if (q.has_factor())
     args.factors = Tensor::empty({factor_count(q, x.shape(), group_axis)}, DType::F32, kCpu);
   kernels::quantise(stream_of(kCpu), args);
+  if (spoil) y.mutable_data<float>()[y.numel() / 2] = *spoil;
   const Pair values = put(y), from = put(x);
   const Pair factor = compare.output({1}), no_code = compare.output({8}, DType::U8);
   Pair scales;
@@ -124,6 +127,16 @@ void check_pack(Comparison& compare) {
                         askew);
             pack_once(compare, q, x, axis, DType::F32, false);
           }
+    }
+  // What is no number of the format, in small ways and large ones.
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const char* format : {"e4m3", "e5m2", "e2m1", "e3m2", "e6m1", "fp16", "bf16", "fixed8.4",
+                             "mxfp8", "mxfp6", "mxfp4", "mxint8", "e4m3-g128-scalef32"})
+    for (const float spoil : {0x1.000002p0f, 0x1.FFFFFEp-1f, 0x1.08p0f, 0x1p-149f, -0x1p-60f,
+                              0x1p20f, -0x1.FFFFFEp127f, -0.0f, kInfinity, -kInfinity}) {
+      const Tensor x =
+          values({4, 1024}, DType::F32, Domain::Modest, compare.options().seed * 1000 + 32);
+      pack_once(compare, Quantizer::parse(format), x, 1, DType::F32, false, spoil);
     }
 }
 
