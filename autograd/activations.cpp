@@ -70,19 +70,19 @@ Var softmax(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
   const Stream stream = tape.stream();
   const int last = x.shape().rank() - 1;
-  const Tensor in = kernels::contiguous(stream, x.value);
+  const Tensor in = wide(stream, x.value);
   const Tensor y = make_like(in);
   kernels::softmax(stream,
                    {matrix_of(in), matrix_of(y), f.interior, interior_key(use, f.interior, 3)});
   const Saved saved =
       tape.save("softmax", y);  // unrounded: rounding the result is straight-through
   return tape.record(
-      "softmax", f, {x}, use.result(y, f.output, "output", last),
+      "softmax", f, {x}, use.kept(y, f.output, "output", last),
       [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Tensor g = kernels::contiguous(stream, grads[0]);
+        const Tensor g = wide(stream, grads[0]);
         const Tensor dx = make_like(g);
         kernels::softmax_backward(stream, {matrix_of(g), matrix_of(saved.get()), matrix_of(dx)});
-        return {use.result(dx, f.grad_input, "grad_input", last)};
+        return {use.kept(dx, f.grad_input, "grad_input", last)};
       });
 }
 

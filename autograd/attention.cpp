@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "autograd/product.h"
 #include "kernels/attention.h"
@@ -92,9 +93,12 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
           x.turned, values_fit_tf32(q)};
 }
 
-/// out = a · bᵀ, a: (B, M, K), b: (B, N, K).
-void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out) {
+/// out = factor · a · bᵀ, a: (B, M, K), b: (B, N, K), rounded.
+void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out,
+              const Quantizer& rounding = {}, double factor = 1) {
   BatchedMatmulArgs args;
+  args.factor = factor;
+  args.output = rounding;
   args.a = a.values;
   args.b = b.values;
   args.out = out;
@@ -104,10 +108,6 @@ void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor
   args.fits_tf32 = (a.fits_tf32 || a.values.dtype() != DType::F32) &&
                    (b.fits_tf32 || b.values.dtype() != DType::F32);
   kernels::batched_matmul(run.stream(), args);
-}
-
-Tensor like(const Tensor& wide, const Shape& shape) {
-  return Tensor::empty(shape, wide.dtype() == DType::F64 ? DType::F64 : DType::F32, wide.device());
 }
 
 /// q, k and v by head: (B, T, D), (B, S, D), (B, S, E), B = N·H, contiguous.
@@ -133,6 +133,7 @@ class Attention {
         depth_(x.v.size(2)) {
     for (const OpFormats* formats : {&f.qk, &f.softmax, &f.pv}) check_type(x.q, *formats);
     if (o_.scale == 0) o_.scale = 1 / std::sqrt(static_cast<double>(width_));
+    gains_ = attention_gains(o_.keys);
     keeps_ = !is_local(f.qk.output) || !is_local(f.pv.input);
     whole_ = keeps_;
     if (tape.recording())
@@ -154,19 +155,30 @@ class Attention {
     score_ = keys_of(qk_, f_.qk.output, "output", 1);
     interior_ = keys_of(softmax_, f_.softmax.interior, "interior", 3);
     p_ = keys_of(pv_, f_.pv.input, "input", 1);
-    Tensor y = like(x.q, {batch_, queries_, depth_});
+    const Quantizer rounding = in_product(pv_, f_.pv.output);
+    const Tensor y =
+        Tensor::empty({batch_, queries_, depth_}, pv_.result_type(x.q, rounding), x.q.device());
     for (int64_t c = 0; c < chunks_; ++c) {
       const auto [begin, end] = range(c);
       const Scores scores = scores_of(c, Count::Yes);
       const Matrices p = probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes);
-      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end));
+      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), rounding, gains_.sums);
       if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
         kept_to_round_ = scores.to_round;
         kept_p_ = tape_.save("attention", p.values);
       }
     }
-    return use_result(pv_, y, f_.pv.output, "output");
+    return after_product(pv_, y, f_.pv.output, "output");
+  }
+
+  /// A type that holds the gradients of q, k and v.
+  DType gradient_type(const Tensor& gy) const {
+    const DType types[] = {qk_.result_type(gy, f_.qk.grad_input),
+                           qk_.result_type(gy, f_.qk.grad_weight),
+                           pv_.result_type(gy, f_.pv.grad_weight)};
+    const bool alike = types[0] == types[1] && types[0] == types[2];
+    return alike ? types[0] : qk_.result_type(gy, {});
   }
 
   /// What backward needs beside what forward made.
@@ -194,8 +206,8 @@ class Attention {
     q_ = k_ = v_ = {};
   }
 
-  /// Gradients by head from that of y.
-  Heads backward(const Tensor& gy, bool dq, bool dk, bool dv) const {
+  /// Gradients by head from that of y. `room`: where those that are defined are to be, as far as their formats allow.
+  Heads backward(const Tensor& gy, bool dq, bool dk, bool dv, const Heads& room = {}) const {
     Run& run = tape_.run();
     const Attention back = with_operands();
     const bool alike = shares(f_.pv.grad_output_dx, f_.pv.grad_output_dw);
@@ -213,52 +225,74 @@ class Attention {
     const Matrices k_dq = dq ? k_dq_.get() : Matrices{}, q_dk = dk ? q_dk_.get() : Matrices{},
                    v_dp = dq || dk ? v_dp_.get() : Matrices{};
 
+    const Quantizer q_rounding = in_product(qk_, f_.qk.grad_input),
+                    k_rounding = in_product(qk_, f_.qk.grad_weight),
+                    v_rounding = in_product(pv_, f_.pv.grad_weight),
+                    p_rounding = early(pv_, f_.pv.grad_input);
+    const auto made = [&](const Tensor& in, const Quantizer& rounding, int64_t rows,
+                          int64_t columns) {
+      const DType type = qk_.result_type(gy, rounding);
+      return in.defined() && in.dtype() == type
+                 ? in
+                 : Tensor::empty({batch_, rows, columns}, type, gy.device());
+    };
     Heads d;
-    if (dq) d.q = like(gy, {batch_, queries_, width_});
-    if (dk) d.k = like(gy, {batch_, keys_, width_});
-    if (dv) d.v = like(gy, {batch_, keys_, depth_});
+    if (dq) d.q = made(room.q, q_rounding, queries_, width_);
+    if (dk) d.k = made(room.k, k_rounding, keys_, width_);
+    if (dv) d.v = made(room.v, v_rounding, keys_, depth_);
+    // One kernel makes the probabilities and the gradient of the scores where it can round both.
+    const bool same_p = shares(f_.pv.input, f_.pv.input_dw);
+    const Quantizer& of_p = same_p ? f_.pv.input : f_.pv.input_dw;
+    const bool p_beside = dv && (dq || dk) && !(same_p && keeps_) && fuses_chunk(pv_, of_p);
     for (int64_t c = 0; c < chunks_; ++c) {
       const auto [begin, end] = range(c);
       const Scores scores = back.scores_of(c, Count::No);
-      if (dv) {
-        const bool same = shares(f_.pv.input, f_.pv.input_dw);
-        Matrices p;
-        if (same && keeps_)
-          p = {kept_p_.get(), false, false};
-        else if (same)
-          p = back.probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::No);
-        else
-          p = back.probabilities(c, scores, f_.pv.input_dw, "input_dw", p_dv_.of(c), Count::Yes,
-                                 true);
-        p.turned = true;
-        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end));
-      }
+      Matrices p;
+      const RandomKey p_key = same_p ? p_.of(c) : p_dv_.of(c);
+      if (p_beside)
+        p = {Tensor::empty(scores.values.shape(), p_type(scores, of_p), gy.device()), true,
+             values_fit_tf32(of_p)};
+      else if (dv && same_p && keeps_)
+        p = {kept_p_.get(), true, false};
+      else if (dv)
+        p = back.probabilities(c, scores, of_p, same_p ? "input" : "input_dw", p_key,
+                               same_p ? Count::No : Count::Yes, !same_p);
+      p.turned = true;
+      if (dv && !p_beside)
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
       if (!dq && !dk) continue;
-      const Tensor dp = like(gy, {end - begin, queries_, keys_});
-      multiply(run, g_dp.chunk(begin, end), v_dp.chunk(begin, end), dp);
+      const Tensor dp = Tensor::empty({end - begin, queries_, keys_},
+                                      pv_.result_type(gy, p_rounding), gy.device());
+      multiply(run, g_dp.chunk(begin, end), v_dp.chunk(begin, end), dp, p_rounding);
       hide_masked(c, dp, f_.pv.grad_input);
-      const Tensor grad =
-          fuses_chunk(pv_, f_.pv.grad_input)
-              ? dp
-              : rounded(pv_, dp, f_.pv.grad_input, "grad_input", 2, dp_keys.of(c), DType::F32);
+      Gradient grad{dp, dp_keys.of(c), {}, {}, {}};
+      if (!fuses_chunk(pv_, f_.pv.grad_input))
+        grad.values = rounded(pv_, dp, f_.pv.grad_input, "grad_input", 2, grad.key, DType::F32);
+      else if (p_rounding.is_identity())
+        grad.to_round = f_.pv.grad_input;
+      if (p_beside) grad.p = p.values, grad.p_format = of_p, grad.p_key = p_key;
       Matrices ds;
       if (dq) {
-        ds = score_gradient(c, scores, grad, dp_keys.of(c), f_.qk.grad_output_dx, "grad_output_dx",
-                            ds_dq.of(c), false);
-        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end));
+        ds = score_gradient(c, scores, grad, f_.qk.grad_output_dx, "grad_output_dx", ds_dq.of(c),
+                            false);
+        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), q_rounding,
+                 gains_.sums);
       }
       if (dk) {
+        if (dq) grad.p = {};  // it is there
         if (dq && one_ds)
           ds.turned = true;
         else
-          ds = score_gradient(c, scores, grad, dp_keys.of(c), f_.qk.grad_output_dw, dk_role,
-                              ds_dk.of(c), true);
-        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end));
+          ds = score_gradient(c, scores, grad, f_.qk.grad_output_dw, dk_role, ds_dk.of(c), true);
+        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), k_rounding,
+                 gains_.sums);
       }
+      if (p_beside)
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
     }
-    if (dq) d.q = use_result(qk_, d.q, f_.qk.grad_input, "grad_input");
-    if (dk) d.k = use_result(qk_, d.k, f_.qk.grad_weight, "grad_weight");
-    if (dv) d.v = use_result(pv_, d.v, f_.pv.grad_weight, "grad_weight");
+    if (dq) d.q = after_product(qk_, d.q, f_.qk.grad_input, "grad_input");
+    if (dk) d.k = after_product(qk_, d.k, f_.qk.grad_weight, "grad_weight");
+    if (dv) d.v = after_product(pv_, d.v, f_.pv.grad_weight, "grad_weight");
     return d;
   }
 
@@ -293,9 +327,19 @@ class Attention {
     return use.fuses(q) && !q.has_factor();
   }
 
-  static Tensor use_result(const RoleUse& use, const Tensor& x, const Quantizer& q,
-                           const char* role) {
-    return use.result(x, q, role, 2);
+  /// What of a result's format the product itself applies.
+  static Quantizer in_product(const RoleUse& use, const Quantizer& q) {
+    return fuses_chunk(use, q) && !q.is_stochastic() ? q : Quantizer{};
+  }
+  /// The rest of it.
+  static Tensor after_product(const RoleUse& use, const Tensor& x, const Quantizer& q,
+                              const char* role) {
+    return in_product(use, q) == q && fuses_chunk(use, q) ? x : use.kept(x, q, role, 2);
+  }
+  /// What of the format of scores, or of their gradient, is applied by the product, where that makes them narrow at no cost; else
+  /// the softmax applies it.
+  static Quantizer early(const RoleUse& use, const Quantizer& q) {
+    return use.tape.run().keeps_narrow() && unit_rounds(q) ? in_product(use, q) : Quantizer{};
   }
 
   Attention with_operands() const {
@@ -308,10 +352,12 @@ class Attention {
   Scores scores_of(int64_t c, Count count) const {
     if (count == Count::No && keeps_) return {kept_scores_.get(), kept_to_round_};
     const auto [begin, end] = range(c);
-    const Tensor scores = like(q_.values, {end - begin, queries_, keys_});
-    multiply(tape_.run(), q_.chunk(begin, end), k_.chunk(begin, end), scores);
+    const Quantizer rounding = early(qk_, f_.qk.output);
+    const Tensor scores = Tensor::empty({end - begin, queries_, keys_},
+                                        qk_.result_type(q_.values, rounding), q_.values.device());
+    multiply(tape_.run(), q_.chunk(begin, end), k_.chunk(begin, end), scores, rounding);
     hide_masked(c, scores, f_.qk.output);
-    if (fuses_chunk(qk_, f_.qk.output)) return {scores, !f_.qk.output.is_identity()};
+    if (fuses_chunk(qk_, f_.qk.output)) return {scores, rounding != f_.qk.output};
     return {rounded(qk_, scores, f_.qk.output, "output", 2, score_.of(c), DType::F32, count),
             false};
   }
@@ -348,11 +394,12 @@ class Attention {
   Matrices probabilities(int64_t c, const Scores& scores, const Quantizer& q, const char* role,
                          const RandomKey& key, Count count, bool turned = false) const {
     const bool fused = fuses_chunk(pv_, q);
-    const DType wide = scores.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
-    const DType narrow = q.is_identity() ? wide : type_of(q, tape_.run().math());
+    const DType narrow = p_type(scores, q);
     MaskedSoftmaxArgs args;
     args.rows = rows(c, scores);
-    args.out = Tensor::empty(scores.values.shape(), fused ? narrow : wide, scores.values.device());
+    args.factor = gains_.probabilities;
+    args.out = Tensor::empty(scores.values.shape(), fused ? narrow : p_type(scores, {}),
+                             scores.values.device());
     if (fused) {
       args.output = q;
       args.key = key;
@@ -363,20 +410,38 @@ class Attention {
     return {rounded(pv_, args.out, q, role, turned ? 1 : 2, key, narrow, count), false, fits};
   }
 
-  /// The gradient of the scores as a role makes it; grad: that of p, rounded already unless a kernel can.
-  Matrices score_gradient(int64_t c, const Scores& scores, const Tensor& grad,
-                          const RandomKey& grad_key, const Quantizer& q, const char* role,
-                          const RandomKey& key, bool turned) const {
+  /// The type of probabilities, or of their like, as a role makes them.
+  DType p_type(const Scores& scores, const Quantizer& q) const {
+    const DType wide = scores.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
+    return q.is_identity() ? wide : type_of(q, tape_.run().math());
+  }
+
+  /// The gradient of p, and how the kernel that reads it still has to round it. p: where that kernel also puts p in its format.
+  struct Gradient {
+    Tensor values;
+    RandomKey key;
+    Quantizer to_round;
+    Tensor p;
+    Quantizer p_format;
+    RandomKey p_key{};
+  };
+
+  /// The gradient of the scores as a role makes it.
+  Matrices score_gradient(int64_t c, const Scores& scores, const Gradient& grad, const Quantizer& q,
+                          const char* role, const RandomKey& key, bool turned) const {
     const bool fused = fuses_chunk(qk_, q);
-    const DType narrow = q.is_identity() ? grad.dtype() : type_of(q, tape_.run().math());
+    const DType narrow = p_type(scores, q);
     MaskedSoftmaxBackwardArgs args;
     args.rows = rows(c, scores);
-    args.grad = grad;
-    args.out = Tensor::empty(grad.shape(), fused ? narrow : grad.dtype(), grad.device());
-    if (fuses_chunk(pv_, f_.pv.grad_input)) {
-      args.gradient = f_.pv.grad_input;
-      args.gradient_key = grad_key;
-    }
+    args.grad = grad.values;
+    args.factor = gains_.probabilities;
+    args.out = Tensor::empty(grad.values.shape(), fused ? narrow : p_type(scores, {}),
+                             grad.values.device());
+    args.gradient = grad.to_round;
+    args.gradient_key = grad.key;
+    args.p = grad.p;
+    args.p_output = grad.p_format;
+    args.p_key = grad.p_key;
     if (fused) {
       args.output = q;
       args.key = key;
@@ -389,6 +454,7 @@ class Attention {
 
   Tape& tape_;
   AttentionOptions o_;
+  AttentionGains gains_;
   AttentionFormats f_;
   RoleUse qk_, softmax_, pv_;
   int64_t batch_, queries_, keys_, width_, depth_;
@@ -489,16 +555,26 @@ Var self_attention(Tape& tape, const Var& qkv, const AttentionOptions& o, const 
   return tape.record(
       "self_attention", f.qk, {qkv}, y,
       [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Heads g = op.backward(by_head(stream, grads[0], heads), true, true, true);
-        Tensor all = Tensor::empty({3, n, heads, t, d}, g.q.dtype(), g.q.device());
+        const Tensor gy = by_head(stream, grads[0], heads);
+        const Tensor all = Tensor::empty({3, n, heads, t, d}, op.gradient_type(gy), gy.device());
+        const auto room = [&](int64_t k) {
+          return all.slice(0, k, k + 1).reshape({n * heads, t, d});
+        };
+        const Heads g = op.backward(gy, true, true, true, {room(0), room(1), room(2)});
         int64_t i = 0;
         for (const Tensor& from : {g.q, g.k, g.v}) {
-          kernels::copy(stream, {from.reshape({1, n, heads, t, d}), all.slice(0, i, i + 1)});
+          const Tensor to = all.slice(0, i, i + 1);
+          if (to.raw() != from.raw()) kernels::copy(stream, {from.reshape(to.shape()), to});
           ++i;
         }
         return {kernels::contiguous(stream, all.transpose(0, 1).transpose(2, 3).transpose(1, 2))
                     .reshape({n, t, 3 * heads * d})};
       });
+}
+
+AttentionGains attention_gains(double keys) {
+  if (keys == 0) return {};
+  return {keys / std::sqrt(std::numbers::e), 1 / std::sqrt(keys)};
 }
 
 std::string attention_obstacle(const AttentionFormats& f) {

@@ -32,7 +32,17 @@ struct AttentionOptions {
   /// I32 (N): sequence n has so many keys, the others are padding. Undefined: all of them.
   Tensor lengths{};
   double scale = 0;  // of the scores; 0: 1/√width of a head
+  /// Unit scaling: how many keys a query sees; 0: none. The probabilities and the gradients of the scores are multiplied by
+  /// keys/√e before they are rounded, the sums y, dq, dk and dv by keys^−½: all of them √(keys/e) times what they are without.
+  double keys = 0;
 };
+
+/// e^z/Σ e^z of independent normal z over `keys` keys has the size √e/keys, and sums of so many terms that of √keys of them.
+/// Source: the factor √(keys/e) of scaled_dot_product_attention in graphcore-research/unit-scaling, functional.py.
+struct AttentionGains {
+  double probabilities = 1, sums = 1;
+};
+AttentionGains attention_gains(double keys);
 
 /// y = softmax(scale · q kᵀ) v for each head.  q: (N, T, H·D)  k: (N, S, H·D)  v: (N, S, H·E)  →  y: (N, T, H·E).
 /// A query that sees no key gets 0. Masked keys have the probability 0, and no part in anything if they are finite: formats with

@@ -84,7 +84,7 @@ class Convolution {
             dw = self.weight_gradient(g_dw, x_dw.get(), w_shape);
           }
           if (needs[2]) {
-            db = Tensor::empty({g_matrix[1]}, g.dtype(), g.device());
+            db = Tensor::empty({g_matrix[1]}, self.use_.result_type(g, {}), g.device());
             kernels::sum(stream, {g, db, 1, g_matrix[0], g_matrix[1], self.factors_.db});
           }
           return {dx, dw, db};
@@ -120,9 +120,10 @@ class Convolution {
   /// A result whose rounding no kernel could do.
   Tensor finished(const Tensor& out, const Shape& matrix, const Shape& shape, const Quantizer& q,
                   const char* role) const {
+    if (use_.fuses(q)) return out.reshape(shape);
     if (q.block.kind == Block::Kind::Axis)
-      return use_.after(out.reshape(shape), q, role, shape.rank() - 1);
-    return use_.after(out.reshape(matrix), q, role, 1).reshape(shape);
+      return use_.result(out.reshape(shape), q, role, shape.rank() - 1);
+    return use_.result(out.reshape(matrix), q, role, 1).reshape(shape);
   }
 
   Tensor make(const Operand& like, const Shape& shape) const {

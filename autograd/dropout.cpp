@@ -13,12 +13,11 @@ Tensor masked(const RoleUse& use, const Tensor& in, double p, const RandomKey& m
               const Quantizer& rounding, const char* role, int last) {
   DropoutArgs args;
   args.in = in;
-  args.out =
-      Tensor::empty(in.shape(), in.dtype() == DType::F64 ? DType::F64 : DType::F32, in.device());
+  args.output = use.fused(rounding);
+  args.out = Tensor::empty(in.shape(), use.result_type(in, args.output), in.device());
   args.threshold = static_cast<uint32_t>(std::min(p * 0x1p32, 0x1p32 - 1));
   args.scale = 1 / (1 - p);
   args.mask = mask;
-  args.output = use.fused(rounding);
   args.key = use.fused_key(rounding, role);
   kernels::dropout(use.tape.stream(), args);
   return use.after(args.out, rounding, role, last);

@@ -13,11 +13,10 @@ Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
   // A one-element operand serves all: the result has the shape of the others.
   const Tensor& shaped =
       k > 1 && args.in[0].numel() == 1 && args.in[1].numel() != 1 ? args.in[1] : args.in[0];
-  const DType dtype = shaped.dtype() == DType::F64 ? DType::F64 : DType::F32;
-  args.out = Tensor::empty(shaped.shape(), dtype, shaped.device());
+  args.output = use.fused(rounding);
+  args.out = Tensor::empty(shaped.shape(), use.result_type(shaped, args.output), shaped.device());
   args.alpha = scalars.alpha;
   args.beta = scalars.beta;
-  args.output = use.fused(rounding);
   args.key = use.fused_key(rounding, role);
   kernel(use.tape.stream(), args);
   return use.after(args.out, rounding, role, std::max(0, shaped.rank() - 1));
@@ -30,15 +29,16 @@ void check_same(const char* op, const Var& a, const Var& b) {
 
 Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
                const ElementwiseKernel& backward, Scalars scalars, const Var& x, const OpFormats& f,
-               RandomSite site) {
+               RandomSite site, Keeps keeps) {
   ULP_CHECK(x.value.defined(), "{}: the input holds no tensor", op);
   const RoleUse use{tape, site};
   const int last = std::max(0, x.shape().rank() - 1);
   const Tensor xq = use.narrow(x.value, f.input, "input", last);
-  const Saved saved = tape.save(op, xq);
+  const Tensor y = apply(use, forward, {xq}, scalars, f.output, "output");
+  const bool result = keeps == Keeps::Result && f.output.is_identity() && xq.dtype() == y.dtype();
+  const Saved saved = tape.save(op, result ? y : xq);
   return tape.record(
-      op, f, {x}, apply(use, forward, {xq}, scalars, f.output, "output"),
-      [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+      op, f, {x}, y, [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
         const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
         return {apply(use, backward, {saved.get(), g}, scalars, f.grad_input, "grad_input")};
       });
@@ -70,7 +70,7 @@ Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forwa
         Tensor db = Tensor::empty({columns}, dx.dtype(), dx.device());
         kernels::sum(use.tape.stream(),
                      {dx, db, 1, columns == 0 ? 0 : dx.numel() / columns, columns});
-        if (needs[0]) dx = use.result(dx, f.grad_input, "grad_input", last);
+        if (needs[0]) dx = use.kept(dx, f.grad_input, "grad_input", last);
         return {dx, db};
       });
 }
@@ -80,15 +80,17 @@ Var biased_activation(Tape& tape, const char* op, const ElementwiseKernel& forwa
 Var add(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
   check_same("add", a, b);
   const RoleUse use{tape, site};
-  return tape.record("add", f, {a, b},
-                     apply(use, kernels::add, {a.value, b.value}, {}, f.output, "output"),
-                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-                       Tensor da, db;
-                       const int last = std::max(0, grads[0].rank() - 1);
-                       if (needs[0]) da = use.result(grads[0], f.grad_input, "grad_input", last);
-                       if (needs[1]) db = use.result(grads[0], f.grad_input, kSecond, last);
-                       return {da, db};
-                     });
+  return tape.record(
+      "add", f, {a, b}, apply(use, kernels::add, {a.value, b.value}, {}, f.output, "output"),
+      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+        Tensor da, db;
+        const int last = std::max(0, grads[0].rank() - 1);
+        if (needs[0]) da = use.kept(grads[0], f.grad_input, "grad_input", last);
+        // Rounded without draws or a state of their own, both are the same.
+        const bool alike = da.defined() && use.fuses(f.grad_input) && !f.grad_input.is_stochastic();
+        if (needs[1]) db = alike ? da : use.kept(grads[0], f.grad_input, kSecond, last);
+        return {da, db};
+      });
 }
 
 Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomSite site) {
@@ -99,7 +101,7 @@ Var subtract(Tape& tape, const Var& a, const Var& b, const OpFormats& f, RandomS
                      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
                        Tensor da, db;
                        const int last = std::max(0, grads[0].rank() - 1);
-                       if (needs[0]) da = use.result(grads[0], f.grad_input, "grad_input", last);
+                       if (needs[0]) da = use.kept(grads[0], f.grad_input, "grad_input", last);
                        if (needs[1])
                          db = apply(use, kernels::scale, {grads[0]}, {-1}, f.grad_input, kSecond);
                        return {da, db};
@@ -144,7 +146,9 @@ Var square(Tape& tape, const Var& a, const OpFormats& f, RandomSite site) {
 }
 
 Var relu(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
-  return activation(tape, "relu", kernels::relu, kernels::relu_backward, {}, x, f, site);
+  // y is above 0, or NaN, where x is.
+  return activation(tape, "relu", kernels::relu, kernels::relu_backward, {}, x, f, site,
+                    Keeps::Result);
 }
 
 Var gelu(Tape& tape, const Var& x, Gelu form, const OpFormats& f, RandomSite site) {

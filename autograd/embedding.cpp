@@ -40,7 +40,8 @@ Var embedding(Tape& tape, const Tensor& tokens, const Var& table, const OpFormat
   const Tensor own = kernels::contiguous(stream, tokens).reshape({tokens.numel()});
   const Tensor weights =
       use.narrow(kernels::contiguous(stream, table.value), f.weight, "weight", 1);
-  const Tensor y = Tensor::empty({own.numel(), columns}, result_type(weights), weights.device());
+  const Tensor y = Tensor::empty({own.numel(), columns},
+                                 use.result_type(weights, use.fused(f.output)), weights.device());
   kernels::embedding(stream,
                      {weights, own, y, use.fused(f.output), use.fused_key(f.output, "output")});
   std::vector<int64_t> extents;
@@ -61,7 +62,7 @@ Var embedding(Tape& tape, const Tensor& tokens, const Var& table, const OpFormat
         const Tensor dw = Tensor::empty({count, columns}, result_type(g), g.device());
         kernels::embedding_backward(stream, {g, order, starts, dw, use.fused(f.grad_weight),
                                              use.fused_key(f.grad_weight, "grad_weight")});
-        return {use.after(dw, f.grad_weight, "grad_weight", 1)};
+        return {use.fuses(f.grad_weight) ? dw : use.result(dw, f.grad_weight, "grad_weight", 1)};
       });
 }
 
@@ -83,13 +84,13 @@ Var add_positions(Tape& tape, const Var& x, const Var& table, int64_t offset, co
   const Tensor flat = kernels::contiguous(stream, x.value).reshape({batch, length * columns});
   const Tensor y = apply(use, kernels::add, {flat, rows.reshape({length * columns})}, {}, {}, "");
   return tape.record("positions", f, {x, table},
-                     use.result(y.reshape(x.shape()), f.output, "output", 2),
+                     use.kept(y.reshape(x.shape()), f.output, "output", 2),
                      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
                        const Tensor g = kernels::contiguous(stream, grads[0]);
                        Tensor dx, dw;
-                       if (needs[0]) dx = use.result(g, f.grad_input, "grad_input", 2);
+                       if (needs[0]) dx = use.kept(g, f.grad_input, "grad_input", 2);
                        if (needs[1]) {
-                         dw = Tensor::empty({context, columns}, g.dtype(), g.device());
+                         dw = Tensor::empty({context, columns}, result_type(g), g.device());
                          if (length < context) kernels::fill(stream, {dw});
                          const Tensor part = dw.slice(0, offset, offset + length);
                          kernels::sum(stream, {g, part, 1, batch, length * columns});

@@ -33,8 +33,9 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
       clamp_mask("linear", x2, f.input, f.clamp_mask && tape.recording() && x.needs_grad());
   const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left, mask);
   const Operand wq = use.operand(w2, f.weight, "weight", 1, Side::Right);
-  const Tensor y =
-      product(use, "linear", xq, wq, b.value, {f.output, "output", f.forward_acc, factors.forward});
+  constexpr auto kKept = Outcome::Type::Kept;
+  const Tensor y = product(use, "linear", xq, wq, b.value,
+                           {f.output, "output", f.forward_acc, factors.forward, kKept});
 
   SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
@@ -60,7 +61,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
         if (needs[0]) {
           g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
           dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
-                       {f.grad_input, "grad_input", f.dx_acc, factors.dx});
+                       {f.grad_input, "grad_input", f.dx_acc, factors.dx, kKept});
           dx = unclamped(stream, clamped.get(), dx).reshape(x_shape);
         }
         if (needs[1]) {
@@ -75,7 +76,7 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
                        {f.grad_weight, "grad_weight", f.dw_acc, factors.dw});
         }
         if (needs[2]) {
-          db = Tensor::empty({out_features}, g.dtype(), g.device());
+          db = Tensor::empty({out_features}, use.result_type(g, {}), g.device());
           kernels::sum(stream, {g, db, 1, g.size(0), out_features, factors.db});
         }
         return {dx, dw, db};

@@ -31,8 +31,7 @@ Labelled labelled(const char* op, Tape& tape, const Var& x, const Tensor& labels
                 "{}: label {} of sample {} is not in [0, {})", op, plain.data<int32_t>()[i], i,
                 classes);
   }
-  return {kernels::contiguous(tape.stream(), x.value), kernels::contiguous(tape.stream(), labels),
-          n, classes};
+  return {wide(tape.stream(), x.value), kernels::contiguous(tape.stream(), labels), n, classes};
 }
 
 /// factor · Σ values, one value.
@@ -52,14 +51,14 @@ Var label_loss(const char* op, const RoleUse& use, const Var& x, const Labelled&
   kernels::label_loss(stream, {in, rows.labels, each, loss, weights});
   const Saved saved = use.tape.save(op, in);
   const Tensor labels = rows.labels;
-  return use.tape.record(
-      op, f, {x}, total(stream, each, factor),
-      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-        const Tensor y = saved.get();
-        const Tensor dx = make_like(y);
-        kernels::label_loss_backward(stream, {y, labels, grads[0], dx, loss, weights, factor});
-        return {use.result(dx, f.grad_input, "grad_input", 1)};
-      });
+  return use.tape.record(op, f, {x}, total(stream, each, factor),
+                         [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+                           const Tensor y = saved.get();
+                           const Tensor dx = make_like(y);
+                           kernels::label_loss_backward(stream, {y, labels, wide(stream, grads[0]),
+                                                                 dx, loss, weights, factor});
+                           return {use.kept(dx, f.grad_input, "grad_input", 1)};
+                         });
 }
 
 /// A loss of pairs of elements.
@@ -112,7 +111,7 @@ Var difference_loss(const char* op, Tape& tape, const Var& prediction, const Var
                      const Tensor dt =
                          apply(use, kernels::scale, {dx}, {-1}, f.grad_input, kSecond);
                      const int last = std::max(0, dx.rank() - 1);
-                     if (needs[0]) dx = use.result(dx, f.grad_input, "grad_input", last);
+                     if (needs[0]) dx = use.kept(dx, f.grad_input, "grad_input", last);
                      return {dx, dt};
                    });
 }
@@ -136,8 +135,8 @@ Var cross_entropy_of_many(Tape& tape, const Var& logits, const Labelled& rows, c
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
                        Tensor dx = make_like(saved.get());
                        kernels::log_sum_backward(stream, {saved.get(), labels, saved_sums.get(),
-                                                          grads[0], dx, per_sample});
-                       return {use.result(dx, f.grad_input, "grad_input", 1)};
+                                                          wide(stream, grads[0]), dx, per_sample});
+                       return {use.kept(dx, f.grad_input, "grad_input", 1)};
                      });
 }
 
@@ -147,8 +146,7 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpF
                   RandomSite site) {
   const Labelled rows = labelled("cross_entropy", tape, logits, labels, Samples::AtLeastOne);
   const Stream stream = tape.stream();
-  const bool wide = rows.in.dtype() == DType::F32 || rows.in.dtype() == DType::F64;
-  if (rows.classes >= kManyClasses && f.interior.is_identity() && wide)
+  if (rows.classes >= kManyClasses && f.interior.is_identity())
     return cross_entropy_of_many(tape, logits, rows, f, site);
   const RoleUse use{tape, site};
   const Tensor each = Tensor::empty({rows.samples}, rows.in.dtype(), rows.in.device());
@@ -160,8 +158,9 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const OpF
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
                        Tensor dx = make_like(saved.get());
                        kernels::cross_entropy_backward(
-                           stream, {saved.get(), own_labels, grads[0], dx, per_sample});
-                       return {use.result(dx, f.grad_input, "grad_input", 1)};
+                           stream,
+                           {saved.get(), own_labels, wide(stream, grads[0]), dx, per_sample});
+                       return {use.kept(dx, f.grad_input, "grad_input", 1)};
                      });
 }
 

@@ -86,13 +86,13 @@ Var grouped(Tape& tape, const Operands& in, const NormLayout& layout, bool centr
   args.x = r.x;
   args.weight = parameter(tape, in.weight);
   args.bias = parameter(tape, in.bias);
-  args.out = r.empty(rows);
+  args.output = use.fused(f.output);
+  args.out = Tensor::empty(rows, use.result_type(r.x, args.output), r.x.device());
   if (centred) args.mean = r.empty({layout.statistics()});
   args.inverse_deviation = r.empty({layout.statistics()});
   args.layout = layout;
   args.eps = eps;
   args.interior = r.interior;
-  args.output = use.fused(f.output);
   args.key = use.fused_key(f.output, "output");
   kernels::group_norm(tape.stream(), args);
   const Tensor y = use.after(args.out.reshape(shape), f.output, "output", last);
@@ -114,7 +114,7 @@ Var grouped(Tape& tape, const Operands& in, const NormLayout& layout, bool centr
                                       layout, interior});
         }
         if (needs[0]) {
-          dx = Tensor::empty(rows, wide, x.device());
+          dx = Tensor::empty(rows, use.result_type(x, use.fused(f.grad_input)), x.device());
           kernels::group_norm_backward(
               stream,
               {x, g, kept.mean.get(), kept.inverse_deviation.get(), kept.weight.get(), dx, layout,
@@ -179,10 +179,10 @@ Var batch_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias,
   args.inverse_deviation = statistics.inverse_deviation;
   args.weight = parameter(tape, weight);
   args.bias = parameter(tape, bias);
-  args.out = r.empty(rows);
+  args.output = use.fused(f.output);
+  args.out = Tensor::empty(rows, use.result_type(r.x, args.output), r.x.device());
   args.layout = batch_layout(r.x);
   args.interior = r.interior;
-  args.output = use.fused(f.output);
   args.key = use.fused_key(f.output, "output");
   kernels::norm_apply(stream, args);
   const Tensor y = use.after(args.out.reshape(shape), f.output, "output", last);
@@ -205,7 +205,7 @@ Var batch_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias,
                                       batch_layout(own), interior});
         }
         if (needs[0]) {
-          dx = empty(rows);
+          dx = Tensor::empty(rows, use.result_type(own, use.fused(f.grad_input)), own.device());
           kernels::batch_norm_backward(
               stream, {own, g, kept.mean.get(), kept.inverse_deviation.get(), kept.weight.get(),
                        training ? db : Tensor{}, training ? dw : Tensor{}, dx, interior,

@@ -15,7 +15,12 @@ Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, 
                           const Tensor& bias, const Outcome& outcome) {
   const std::string problem = rotations_misfit(a.hadamard, b.hadamard);
   ULP_CHECK(problem.empty(), "{}: the operands of {} {}", op, outcome.role, problem);
-  const DType dtype = a.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
+  // Partial sums of operands with many factors are kept in F32.
+  const auto many = [](const Operand& o) {
+    return o.has_factors() && o.factors.values.numel() != 1;
+  };
+  const bool kept = outcome.type == Outcome::Type::Kept && !many(a) && !many(b);
+  const DType dtype = use.result_type(a.values, kept ? use.fused(outcome.rounding) : Quantizer{});
   Tensor out = Tensor::empty({a.values.size(0), b.values.size(0)}, dtype, a.values.device());
   MatmulArgs args;
   args.a = a.values;
@@ -34,8 +39,10 @@ Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, 
 
 Tensor product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
                const Tensor& bias, const Outcome& outcome) {
-  return use.after(unfinished_product(use, op, a, b, bias, outcome), outcome.rounding, outcome.role,
-                   1);
+  const Tensor out = unfinished_product(use, op, a, b, bias, outcome);
+  if (use.fuses(outcome.rounding)) return out;
+  return outcome.type == Outcome::Type::Kept ? use.kept(out, outcome.rounding, outcome.role, 1)
+                                             : use.result(out, outcome.rounding, outcome.role, 1);
 }
 
 }  // namespace ulp::ops

@@ -38,10 +38,12 @@ struct Outcome {
   const char* role;
   const Accumulator& accumulator;
   double factor = 1;  // of the sums
+  /// F32, or what the run keeps such a result in.
+  enum class Type : uint8_t { F32, Kept } type = Type::F32;
 };
 
-/// factor · (a · bᵀ) (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator: → (M, N) F32, rounded if the quantizer
-/// is element-wise.
+/// factor · (a · bᵀ) (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator: → (M, N), rounded if the quantizer is
+/// element-wise; else F32.
 Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, const Operand& b,
                           const Tensor& bias, const Outcome& outcome);
 

@@ -52,12 +52,17 @@ Operand RoleUse::operand(const Tensor& in, const Quantizer& quantizer, const cha
 
 Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char* role,
                        int group_axis, const Tensor& mask) const {
+  return rounded(in, quantizer, role, group_axis,
+                 storage_type(quantizer) == DType::F32 ? DType::F32 : gemm_type(quantizer), mask);
+}
+
+Tensor RoleUse::rounded(const Tensor& in, const Quantizer& quantizer, const char* role,
+                        int group_axis, DType dtype, const Tensor& mask) const {
   if (quantizer.is_identity()) {
     count(in, role);
     return in;
   }
   check_type(in, quantizer, role);
-  const DType dtype = storage_type(quantizer) == DType::F32 ? DType::F32 : gemm_type(quantizer);
   QuantiseUse use = use_of(quantizer, role, group_axis);
   use.stats = stats_for(in, quantizer, role);
   use.mask = mask;
@@ -66,14 +71,18 @@ Tensor RoleUse::narrow(const Tensor& in, const Quantizer& quantizer, const char*
 
 Tensor RoleUse::result(const Tensor& in, const Quantizer& quantizer, const char* role,
                        int group_axis) const {
-  if (quantizer.is_identity()) {
-    count(in, role);
-    return in;
-  }
-  check_type(in, quantizer, role);
-  QuantiseUse use = use_of(quantizer, role, group_axis);
-  use.stats = stats_for(in, quantizer, role);
-  return quantised(tape.stream(), in, use);
+  return rounded(in, quantizer, role, group_axis, DType::F32);
+}
+
+Tensor RoleUse::kept(const Tensor& in, const Quantizer& quantizer, const char* role,
+                     int group_axis) const {
+  return rounded(in, quantizer, role, group_axis, result_type(in, quantizer));
+}
+
+DType RoleUse::result_type(const Tensor& in, const Quantizer& quantizer) const {
+  if (in.dtype() == DType::F64) return DType::F64;
+  const bool apart = !quantizer.is_elementwise() || quantizer.scale.kind != Scale::Kind::None;
+  return tape.run().keeps_narrow() && !apart ? storage_type(quantizer) : DType::F32;
 }
 
 Tensor RoleUse::stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const {
@@ -96,6 +105,13 @@ void RoleUse::count(const Tensor& in, const char* role) const {
 RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const {
   if (quantizer.is_identity() || !fuses(quantizer)) return {};
   return tape.run().key(site.stream(role));
+}
+
+Tensor wide(Stream stream, const Tensor& x) {
+  if (x.dtype() == DType::F32 || x.dtype() == DType::F64) return kernels::contiguous(stream, x);
+  Tensor out = Tensor::empty(x.shape(), DType::F32, x.device());
+  kernels::copy(stream, {x, out});
+  return out;
 }
 
 Tensor make_like(const Tensor& tensor) {

@@ -21,6 +21,11 @@ struct RoleUse {
   /// `in` as the role makes it, in F32; `in` itself if the role changes nothing.
   Tensor result(const Tensor& in, const Quantizer& quantizer, const char* role,
                 int group_axis) const;
+  /// The same, in the type of results.
+  Tensor kept(const Tensor& in, const Quantizer& quantizer, const char* role, int group_axis) const;
+  /// The type of what a kernel makes of `in` and rounds itself: F64 of F64; the narrowest that holds the format, if the run
+  /// keeps results so; else F32.
+  DType result_type(const Tensor& in, const Quantizer& quantizer) const;
   /// What a kernel that rounds its own result gets: the quantizer if it is element-wise, else none. None too where roles are
   /// counted (autograd/role_stats.h): `after` rounds then, to the same bits.
   Quantizer fused(const Quantizer& quantizer) const {
@@ -32,7 +37,7 @@ struct RoleUse {
   /// Applies a quantizer that was not fused.
   Tensor after(const Tensor& in, const Quantizer& quantizer, const char* role,
                int group_axis) const {
-    return fuses(quantizer) ? in : result(in, quantizer, role, group_axis);
+    return fuses(quantizer) ? in : kept(in, quantizer, role, group_axis);
   }
   bool fuses(const Quantizer& quantizer) const {
     return quantizer.is_elementwise() && tape.run().role_stats() == nullptr;
@@ -41,6 +46,10 @@ struct RoleUse {
   Tensor stats_for(const Tensor& in, const Quantizer& quantizer, const char* role) const;
   /// Counts a use of a role that changes nothing, if roles are counted.
   void count(const Tensor& in, const char* role) const;
+
+ private:
+  Tensor rounded(const Tensor& in, const Quantizer& quantizer, const char* role, int group_axis,
+                 DType dtype, const Tensor& mask = {}) const;
 };
 
 /// Both uses of one tensor see the same values: one draw and one tensor serve both.
@@ -55,5 +64,8 @@ Tensor make_like(const Tensor& tensor);
 Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted);
 /// g, 0 where the mask is 1; g itself without a mask.
 Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g);
+
+/// x itself if it is contiguous and F32 or F64, else its numbers so, in F32: for kernels that take no others.
+Tensor wide(Stream stream, const Tensor& x);
 
 }  // namespace ulp::ops

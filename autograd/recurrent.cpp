@@ -240,7 +240,7 @@ Tensor step_or_none(const Tensor& all, int64_t t) {
   return all.defined() ? step_of(all, t) : Tensor();
 }
 Tensor contiguous_gradient(Stream stream, const Tensor& g) {
-  return g.defined() ? kernels::contiguous(stream, g) : Tensor();
+  return g.defined() ? wide(stream, g) : Tensor();
 }
 
 std::string part(std::string_view path, const char* name) {
@@ -304,7 +304,8 @@ RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
         const StepRole dh_role{h_use, f.hidden_state.grad_input, "grad_input"},
             dc_role{c_use, f.cell_state.grad_input, "grad_input"},
             gates_role{gates, f.gates.grad_input, "grad_input"};
-        const Tensor dy = grads[0].defined() ? turned_in_time(stream, grads[0]) : Tensor();
+        const Tensor dy =
+            grads[0].defined() ? turned_in_time(stream, wide(stream, grads[0])) : Tensor();
         Tensor dh = contiguous_gradient(stream, grads[1]),
                dc = contiguous_gradient(stream, grads[2]);
         const Tensor dz = Tensor::empty({z.t, z.n, 4 * z.h}, z.dtype, z.device);
@@ -374,7 +375,8 @@ RecurrentResult gru(Tape& tape, const Var& x, const RecurrentWeights& w,
       [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
         const StepRole dh_role{h_use, f.hidden_state.grad_input, "grad_input"},
             gates_role{gates, f.gates.grad_input, "grad_input"};
-        const Tensor dy = grads[0].defined() ? turned_in_time(stream, grads[0]) : Tensor();
+        const Tensor dy =
+            grads[0].defined() ? turned_in_time(stream, wide(stream, grads[0])) : Tensor();
         Tensor dh = contiguous_gradient(stream, grads[1]), direct;
         const Tensor dx = Tensor::empty({z.t, z.n, 3 * z.h}, z.dtype, z.device);
         const Tensor du = make_like(dx);

@@ -51,8 +51,8 @@ Tensor turns_on(Device device, DType dtype, int64_t size, double base, int64_t o
 
 Tensor turned(const RoleUse& use, const Tensor& in, const Tensor& turns, bool inverse,
               const Quantizer& rounding, const char* role) {
-  const DType dtype = in.dtype() == DType::F64 ? DType::F64 : DType::F32;
-  const Tensor out = Tensor::empty(in.shape(), dtype, in.device());
+  const Tensor out =
+      Tensor::empty(in.shape(), use.result_type(in, use.fused(rounding)), in.device());
   kernels::rotary(use.tape.stream(),
                   {in, turns, out, inverse, use.fused(rounding), use.fused_key(rounding, role)});
   return use.after(out, rounding, role, 3);
@@ -89,26 +89,27 @@ Var swiglu(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   const int last = x.shape().rank() - 1;
   const int64_t wide = x.shape()[last], rows = x.value.numel() / wide;
   const Tensor in = use.narrow(kernels::contiguous(tape.stream(), x.value), f.input, "input", last);
-  const DType dtype = in.dtype() == DType::F64 ? DType::F64 : DType::F32;
-  const Tensor y = Tensor::empty({rows, wide / 2}, dtype, in.device());
+  const Tensor y =
+      Tensor::empty({rows, wide / 2}, use.result_type(in, use.fused(f.output)), in.device());
   kernels::swiglu(tape.stream(), {in.reshape({rows, wide}), y, use.fused(f.output),
                                   use.fused_key(f.output, "output")});
   Shape shape = x.shape();
   shape[last] = wide / 2;
   const Shape x_shape = x.shape();
   const Saved saved = tape.save("swiglu", in);
-  return tape.record("swiglu", f, {x}, use.after(y.reshape(shape), f.output, "output", last),
-                     [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-                       const Tensor g = use.narrow(kernels::contiguous(use.tape.stream(), grads[0]),
-                                                   f.grad_output_dx, "grad_output_dx", last);
-                       const Tensor dx = Tensor::empty(x_shape, dtype, g.device());
-                       kernels::swiglu_backward(
-                           use.tape.stream(),
-                           {saved.get().reshape({rows, wide}), g.reshape({rows, wide / 2}),
-                            dx.reshape({rows, wide}), use.fused(f.grad_input),
-                            use.fused_key(f.grad_input, "grad_input")});
-                       return {use.after(dx, f.grad_input, "grad_input", last)};
-                     });
+  return tape.record(
+      "swiglu", f, {x}, use.after(y.reshape(shape), f.output, "output", last),
+      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+        const Tensor g = use.narrow(kernels::contiguous(use.tape.stream(), grads[0]),
+                                    f.grad_output_dx, "grad_output_dx", last);
+        const Tensor dx =
+            Tensor::empty(x_shape, use.result_type(g, use.fused(f.grad_input)), g.device());
+        kernels::swiglu_backward(use.tape.stream(),
+                                 {saved.get().reshape({rows, wide}), g.reshape({rows, wide / 2}),
+                                  dx.reshape({rows, wide}), use.fused(f.grad_input),
+                                  use.fused_key(f.grad_input, "grad_input")});
+        return {use.after(dx, f.grad_input, "grad_input", last)};
+      });
 }
 
 }  // namespace ulp::ops

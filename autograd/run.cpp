@@ -6,7 +6,10 @@
 namespace ulp {
 
 Run::Run(Device device, uint64_t seed, Math math)
-    : stream_(stream_of(device)), seed_(seed), math_(math) {
+    : stream_(stream_of(device)),
+      seed_(seed),
+      math_(math),
+      keeps_narrow_(device.type == DeviceType::Cuda) {
   ULP_CHECK(!(math != Math::Strict && device.type == DeviceType::Cpu),
             "run: {} math needs a CUDA device; the cpu has strict math", to_string(math));
   on_device_ = Tensor::empty({static_cast<int64_t>(sizeof(StepState))}, DType::U8, device);

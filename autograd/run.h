@@ -28,6 +28,11 @@ class Run {
   uint64_t seed() const { return seed_; }
   Math math() const { return math_; }
 
+  /// Whether ops keep results in the narrowest type that holds their format, else in F32: no number depends on it. At first on
+  /// a GPU, where memory bounds most kernels.
+  bool keeps_narrow() const { return keeps_narrow_; }
+  void keep_narrow(bool narrow) { keeps_narrow_ = narrow; }
+
   /// The state; waits for the device where that may know more than the host (after check_gradients). Random draws of step 0
   /// are those of initialisation; training begins at random_step 1.
   const StepState& state() const;
@@ -78,6 +83,7 @@ class Run {
   Stream stream_;
   uint64_t seed_;
   Math math_;
+  bool keeps_narrow_;
   mutable StepState state_;  // but for what only the device knows, while behind_
   mutable bool behind_ = false;
   Tensor on_device_;  // U8, sizeof(StepState)

@@ -38,17 +38,17 @@ Var log_softmax(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   const RoleUse use{tape, site};
   const Stream stream = tape.stream();
   const int last = x.shape().rank() - 1;
-  const Tensor in = kernels::contiguous(stream, x.value);
+  const Tensor in = wide(stream, x.value);
   const Tensor y = log_softmax_of(use, in, f.interior);
   const Saved saved =
       tape.save("log_softmax", y);  // unrounded: rounding the result is straight-through
-  return tape.record("log_softmax", f, {x}, use.result(y, f.output, "output", last),
+  return tape.record("log_softmax", f, {x}, use.kept(y, f.output, "output", last),
                      [=](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
-                       const Tensor g = kernels::contiguous(stream, grads[0]);
+                       const Tensor g = wide(stream, grads[0]);
                        const Tensor dx = make_like(g);
                        kernels::log_softmax_backward(
                            stream, {matrix_of(g), matrix_of(saved.get()), matrix_of(dx)});
-                       return {use.result(dx, f.grad_input, "grad_input", last)};
+                       return {use.kept(dx, f.grad_input, "grad_input", last)};
                      });
 }
 

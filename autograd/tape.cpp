@@ -123,7 +123,8 @@ void Tape::sweep_node(size_t index) {
 }
 
 Tensor Tape::add(const Tensor& a, const Tensor& b) const {
-  Tensor sum = Tensor::empty(a.shape(), a.dtype(), a.device());
+  const DType dtype = a.dtype() == DType::F64 ? DType::F64 : DType::F32;
+  Tensor sum = Tensor::empty(a.shape(), dtype, a.device());
   kernels::add(stream(), {{a, b, {}}, sum, 0, {}, {}});
   return sum;
 }

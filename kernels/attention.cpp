@@ -14,17 +14,12 @@ void check_rounding(const char* kernel, const Quantizer& quantizer, bool wide) {
   ULP_CHECK(!wide || quantizer.is_identity(), "{}: F64 values are not quantised", kernel);
 }
 
-void check_rows(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
-                const Quantizer& output) {
+void check_rows(const char* kernel, Stream stream, const MaskedRows& r) {
   check_matrices(kernel, stream, r.scores);
-  check_kernel_tensor(kernel, stream, out, r.scores.shape());
   const bool wide = r.scores.dtype() == DType::F64;
-  ULP_CHECK(wide || r.scores.dtype() == DType::F32, "{}: scores must be F32, got {}", kernel,
-            r.scores);
-  ULP_CHECK(wide ? out.dtype() == DType::F64
-                 : is_float_up_to_32(out.dtype()) && fits(output, out.dtype()),
-            "{}: {} values do not fit the output's {}", kernel, output, out.dtype());
-  for (const Quantizer* q : {&r.score, &r.interior, &output}) check_rounding(kernel, *q, wide);
+  ULP_CHECK(wide || is_float_up_to_32(r.scores.dtype()), "{}: scores must be floats, got {}",
+            kernel, r.scores);
+  for (const Quantizer* q : {&r.score, &r.interior}) check_rounding(kernel, *q, wide);
   ULP_CHECK(r.heads >= 1 && r.first >= 0, "{}: heads must be at least 1, got {}", kernel, r.heads);
   if (!r.lengths.defined()) return;
   check_kernel_tensor(kernel, stream, r.lengths, r.lengths.shape());
@@ -32,6 +27,17 @@ void check_rows(const char* kernel, Stream stream, const MaskedRows& r, const Te
   ULP_CHECK(r.lengths.dtype() == DType::I32 && r.lengths.rank() == 1 && r.lengths.size(0) >= wanted,
             "{}: lengths must be I32, one for each of {} sequences, got {}", kernel, wanted,
             r.lengths);
+}
+
+/// What rows become, rounded by `output`.
+void check_result(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
+                  const Quantizer& output) {
+  check_kernel_tensor(kernel, stream, out, r.scores.shape());
+  const bool wide = r.scores.dtype() == DType::F64;
+  ULP_CHECK(wide ? out.dtype() == DType::F64
+                 : is_float_up_to_32(out.dtype()) && fits(output, out.dtype()),
+            "{}: {} values do not fit the output's {}", kernel, output, out.dtype());
+  check_rounding(kernel, output, wide);
 }
 
 }  // namespace
@@ -51,26 +57,35 @@ BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args
     ULP_CHECK(wide ? t->dtype() == DType::F64 : is_float_up_to_32(t->dtype()),
               "{}: operands must be floats of up to 32 bits, or both F64; got {} and {}", kName,
               args.a.dtype(), args.b.dtype());
-  ULP_CHECK(args.out.dtype() == (wide ? DType::F64 : DType::F32), "{}: out must be {}, got {}",
-            kName, wide ? DType::F64 : DType::F32, args.out);
+  ULP_CHECK(wide ? args.out.dtype() == DType::F64
+                 : is_float_up_to_32(args.out.dtype()) && fits(args.output, args.out.dtype()),
+            "{}: {} values do not fit the output's {}", kName, args.output, args.out.dtype());
+  check_rounding(kName, args.output, wide);
+  ULP_CHECK(!args.output.is_stochastic(), "{}: {} draws; round the result instead", kName,
+            args.output);
   return e;
 }
 
 void check_mask_scores(Stream stream, const MaskScoresArgs& args) {
-  check_rows("mask_scores", stream, args.rows, args.rows.scores, {});
+  check_rows("mask_scores", stream, args.rows);
 }
 
 void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
-  check_rows("masked_softmax", stream, args.rows, args.out, args.output);
+  check_rows("masked_softmax", stream, args.rows);
+  check_result("masked_softmax", stream, args.rows, args.out, args.output);
 }
 
 void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {
   constexpr const char* kName = "masked_softmax_backward";
-  check_rows(kName, stream, args.rows, args.out, args.output);
+  check_rows(kName, stream, args.rows);
+  check_result(kName, stream, args.rows, args.out, args.output);
   check_kernel_tensor(kName, stream, args.grad, args.rows.scores.shape());
-  ULP_CHECK(args.grad.dtype() == args.rows.scores.dtype(), "{}: grad must be {}, got {}", kName,
+  const bool wide = args.rows.scores.dtype() == DType::F64;
+  ULP_CHECK(wide ? args.grad.dtype() == DType::F64 : is_float_up_to_32(args.grad.dtype()),
+            "{}: grad must be {} beside scores of {}, got {}", kName, wide ? "F64" : "a float",
             args.rows.scores.dtype(), args.grad);
-  check_rounding(kName, args.gradient, args.grad.dtype() == DType::F64);
+  check_rounding(kName, args.gradient, wide);
+  if (args.p.defined()) check_result(kName, stream, args.rows, args.p, args.p_output);
 }
 
 }  // namespace ulp

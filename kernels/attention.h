@@ -6,17 +6,19 @@
 
 namespace ulp {
 
-/// out (B, M, N), F32 = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it with `factor` (without other
-/// factors, bias and rounding). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. Math::Fp8 is Math::Fast here.
+/// out (B, M, N; any float that holds it) = a (B, M, K) · b (B, K, N), each of the B products as kernels::matmul computes it with
+/// `factor` (without other factors and bias). With turn_a a is (B, K, M), with turn_b b is (B, N, K). a and b: any float. `output`
+/// (element-wise, without draws) rounds. Math::Fp8 is Math::Fast here.
 struct BatchedMatmulArgs {
   Tensor a, b, out;
   bool turn_a = false, turn_b = false;
   Math math = Math::Strict;
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
   double factor = 1;
+  Quantizer output{};
 };
 
-/// What a row of scores (B, T, S), F32, becomes. Row t sees the first keys of its sequence only: all S of them, or the first
+/// What a row of scores (B, T, S), any float, becomes. Row t sees the first keys of its sequence only: all S of them, or the first
 /// lengths[b / heads]; `causal`: at most the first S − T + t + 1. Over these, with one element each:
 ///   z = Qscore(score) · scale;  d = Qi(z − max z);  e = Qi(exp d);  sum = Qi(Σ e), in the order of core/sum.h;  p = e / sum
 /// p is 0 for all other keys, and in a row that sees none. A NaN, or a largest z that is infinite, makes what the row sees NaN.
@@ -35,15 +37,17 @@ struct MaskedRows {
   RandomKey interior_key{};
 };
 
-/// out (B, T, S) = Qout(p); any float that holds it.
+/// out (B, T, S) = Qout(factor · p); any float that holds it.
 struct MaskedSoftmaxArgs {
   MaskedRows rows;
   Tensor out;
   Quantizer output{};
   RandomKey key{};
+  double factor = 1;
 };
 
-/// out (B, T, S) = Qout(scale · p · (g − Σ g·p)) with g = Qgrad(grad), grad (B, T, S) F32; p is made again. 0 where p is masked.
+/// out (B, T, S) = Qout(factor · (scale · p · (g − Σ g·p))) with g = Qgrad(grad), grad (B, T, S) any float; p is made again. 0 where p is
+/// masked. p (B, T, S; optional) = Qp(factor · p), what masked_softmax makes.
 struct MaskedSoftmaxBackwardArgs {
   MaskedRows rows;
   Tensor grad, out;
@@ -51,6 +55,10 @@ struct MaskedSoftmaxBackwardArgs {
   RandomKey gradient_key{};
   Quantizer output{};
   RandomKey key{};
+  Tensor p{};
+  Quantizer p_output{};
+  RandomKey p_key{};
+  double factor = 1;
 };
 
 /// The scores that rows do not see become +0, in place: then they have no part in the groups of a format. Formats, keys and

@@ -56,14 +56,15 @@ struct SwigluBackwardArgs {
 
 /// Windows of a text for a model that tells each token from those before it: out (N, T) = text[s … s + T − 1] and labels (N·T) =
 /// text[s + 1 … s + T], s being where window n begins. In order: s = (begin + n)·T. At random: s = word · (L − T) / 2^32, rounded
-/// down, of word begin + n of `key`; with `state` begin is its batch_offset, which is moved on by N. text (L): U8 or I32, L > T;
-/// out and labels: I32.
+/// down, of word begin + n of `key`; with `state` begin is its batch_offset, which is moved on by N, and that of `epoch`.
+/// text (L): U8 or I32, L > T; out and labels: I32.
 struct GatherWindowsArgs {
   Tensor text, out, labels;
   bool random = false;
   int64_t begin = 0;
   RandomKey key{};
-  StepState* state = nullptr;  // on the stream's device
+  StepState* state = nullptr;        // on the stream's device, like the next
+  const StepState* epoch = nullptr;  // where the epoch begins among all windows; null: at 0
 
   int64_t windows() const { return out.size(0); }
   int64_t length() const { return out.size(1); }

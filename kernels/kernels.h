@@ -86,7 +86,8 @@ struct RotateArgs {
   bool inverse = false;
 };
 
-/// out (M, N) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each element.
+/// out (M, N; any float that holds it) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each
+/// element.
 /// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; other math: cuBLASLt.
 /// a_factor, b_factor (F32, one number, optional) and factor: before the bias, a sum s becomes
 /// fma(s, fl(fl(a_factor · b_factor) · factor), +0), factor as fp32; nothing is done where neither is given and factor is 1.

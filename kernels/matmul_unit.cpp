@@ -72,6 +72,11 @@ DType operand_type(const Quantizer& quantizer, Math math) {
   return gemm_type(quantizer);
 }
 
+bool unit_rounds(const Quantizer& output) {
+  static const Quantizer bf16("bf16");
+  return output == bf16;
+}
+
 bool fits_tf32(const Quantizer& q) {
   if (q.scale.kind == Scale::Kind::Squeeze) return false;
   if (q.scale.kind == Scale::Kind::PowerOfTwo) return false;  // reaches below tf32's range

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "autograd/activations.h"
-#include "nn/module.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -14,16 +14,27 @@ class Activation : public Module {
   std::vector<const char*> roles() const override {
     return {"input", "output", "grad_output_dx", "grad_input"};
   }
+  /// Gains of the function itself (unit_gains), which come after its formats.
+  bool unit_scale(const UnitPlace& place) override;
 
  protected:
+  /// How many neighbours in a row make one result.
+  virtual int inputs() const { return 1; }
+  Var result(Tape& tape, const Var& y) const { return scaled(tape, y, gains_); }
+
   OpFormats formats_;
+
+ private:
+  Gains gains_;
 };
 
 /// max(x, 0).
 class ReLU : public Activation {
  public:
   explicit ReLU(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::relu(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::relu(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "ReLU"; }
 };
 
@@ -33,7 +44,7 @@ class GELU : public Activation {
   explicit GELU(ops::Gelu form = ops::Gelu::Erf, OpFormats formats = {})
       : Activation(std::move(formats)), form_(form) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::gelu(tape, x, form_, formats_, site());
+    return result(tape, ops::gelu(tape, x, form_, formats_, site()));
   }
   std::string describe() const override { return form_ == ops::Gelu::Erf ? "GELU" : "GELU (tanh)"; }
 
@@ -45,7 +56,9 @@ class GELU : public Activation {
 class ReLU6 : public Activation {
  public:
   explicit ReLU6(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::relu6(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::relu6(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "ReLU6"; }
 };
 
@@ -55,7 +68,7 @@ class LeakyReLU : public Activation {
   explicit LeakyReLU(double slope = 0.01, OpFormats formats = {})
       : Activation(std::move(formats)), slope_(slope) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::leaky_relu(tape, x, slope_, formats_, site());
+    return result(tape, ops::leaky_relu(tape, x, slope_, formats_, site()));
   }
   std::string describe() const override;
 
@@ -69,7 +82,7 @@ class ELU : public Activation {
   explicit ELU(double alpha = 1, OpFormats formats = {})
       : Activation(std::move(formats)), alpha_(alpha) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::elu(tape, x, alpha_, formats_, site());
+    return result(tape, ops::elu(tape, x, alpha_, formats_, site()));
   }
   std::string describe() const override;
 
@@ -83,7 +96,7 @@ class Hardtanh : public Activation {
   explicit Hardtanh(double low = -1, double high = 1, OpFormats formats = {})
       : Activation(std::move(formats)), low_(low), high_(high) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::hardtanh(tape, x, low_, high_, formats_, site());
+    return result(tape, ops::hardtanh(tape, x, low_, high_, formats_, site()));
   }
   std::string describe() const override;
 
@@ -95,14 +108,18 @@ class Hardtanh : public Activation {
 class Sigmoid : public Activation {
  public:
   explicit Sigmoid(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::sigmoid(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::sigmoid(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "Sigmoid"; }
 };
 
 class Tanh : public Activation {
  public:
   explicit Tanh(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::tanh(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::tanh(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "Tanh"; }
 };
 
@@ -110,7 +127,9 @@ class Tanh : public Activation {
 class SiLU : public Activation {
  public:
   explicit SiLU(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::silu(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::silu(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "SiLU"; }
 };
 
@@ -120,7 +139,7 @@ class Softplus : public Activation {
   explicit Softplus(double beta = 1, double threshold = 20, OpFormats formats = {})
       : Activation(std::move(formats)), beta_(beta), threshold_(threshold) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::softplus(tape, x, beta_, threshold_, formats_, site());
+    return result(tape, ops::softplus(tape, x, beta_, threshold_, formats_, site()));
   }
   std::string describe() const override;
 
@@ -133,6 +152,7 @@ class RowActivation : public Activation {
  public:
   using Activation::Activation;
   std::vector<const char*> roles() const override { return {"interior", "output", "grad_input"}; }
+  bool unit_scale(const UnitPlace&) override { return false; }
 };
 
 /// exp(x − max) / Σ exp(x − max) along the last axis.

@@ -1,5 +1,7 @@
 #include "nn/attention.h"
 
+#include <fmt/core.h>
+
 #include <array>
 
 #include "autograd/shape_ops.h"
@@ -33,7 +35,9 @@ MultiHeadAttention::MultiHeadAttention(int64_t width, int64_t heads,
            settings.out_init.value_or(Initialiser::kaiming_uniform(width))),
       qk_("scores = q kᵀ", product_roles()),
       softmax_("probabilities = softmax(scores)", {"interior"}),
-      pv_("probabilities · v", product_roles()) {}
+      pv_("probabilities · v", product_roles()) {
+  qkv_.set_parts(3);
+}
 
 ops::AttentionFormats MultiHeadAttention::part_formats() const {
   return {*qk_.formats(), *softmax_.formats(), *pv_.formats()};
@@ -55,6 +59,7 @@ Var MultiHeadAttention::forward(Tape& tape, const Var& x) {
   options.heads = heads_;
   options.causal = settings_.causal;
   options.lengths = lengths_;
+  options.keys = keys_for_scale_;
   const ops::AttentionSites sites(path());
   const Var qkv = qkv_(tape, x);
   Var y;
@@ -84,6 +89,16 @@ Var MultiHeadAttention::forward(Tape& tape, const Var& x) {
   qk_(tape, y);
   softmax_(tape, y);
   return out_(tape, pv_(tape, y));
+}
+
+bool MultiHeadAttention::unit_scale(const UnitPlace&) {
+  ULP_CHECK(settings_.context >= 1,
+            "MultiHeadAttention: unit scaling follows from the length of the sequences; give "
+            "AttentionSettings::context");
+  keys_for_scale_ = static_cast<double>(settings_.context);
+  const ops::AttentionGains gains = ops::attention_gains(keys_for_scale_);
+  set_scaled(fmt::format("p × {:.4g}, sums of keys × {:.4g}", gains.probabilities, gains.sums));
+  return true;
 }
 
 std::string MultiHeadAttention::describe() const {

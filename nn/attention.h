@@ -20,6 +20,7 @@ class AttentionPart : public Module {
   LayerType type() const override { return LayerType::Attention; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override { return roles_; }
+  bool unit_scale(const UnitPlace&) override { return true; }  // the attention's rule
 
  private:
   std::string text_;
@@ -32,6 +33,7 @@ struct AttentionSettings {
   bool rotary = false;  // q and k are turned by their positions (ops::rotary)
   double rotary_base = ops::kRotaryBase;
   Linear::Bias bias = Linear::Bias::Yes;
+  int64_t context = 0;  // the longest sequence; 0: unknown
   /// Of the weights of qkv and out; without, Kaiming uniform.
   std::optional<Initialiser> qkv_init{}, out_init{};
 };
@@ -50,6 +52,10 @@ class MultiHeadAttention : public Module, public Incremental {
   std::string describe() const override;
   std::vector<Child> children() override;
 
+  /// ops::AttentionOptions::keys are those of a longest sequence, whatever the length of the one that comes: otherwise the function
+  /// would depend on it. A causal query sees fewer, and its probabilities are larger. Throws where the length is unknown.
+  bool unit_scale(const UnitPlace&) override;
+
   void begin(int64_t batch, int64_t longest) override;
   void end() override;
   std::string obstacle() const override;
@@ -67,6 +73,7 @@ class MultiHeadAttention : public Module, public Incremental {
   Linear qkv_, out_;
   mutable AttentionPart qk_, softmax_, pv_;
   Tensor lengths_;
+  double keys_for_scale_ = 0;  // 0: not scaled
   bool in_pieces_ = false;
   int64_t batch_ = 0, longest_ = 0;
   Tensor keys_, values_;  // of the pieces so far; undefined before the first

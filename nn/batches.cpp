@@ -231,7 +231,7 @@ void TextBatches::shuffle(int64_t epoch, int64_t batch_offset) {
   ULP_CHECK(batch_offset >= 0 && batch_offset <= samples(),
             "batches: an epoch of {} samples has no batch at {}", samples(), batch_offset);
   StepState draws;
-  draws.random_step = static_cast<uint32_t>(epoch);
+  draws.batch_offset = epoch * windows_;
   copy_bytes(epoch_.mutable_raw(), run_.device(), &draws, kCpu, sizeof draws);
   begun_ = true;
   StepState start = run_.state();
@@ -250,6 +250,7 @@ Batch TextBatches::next() {
   args.random = true;
   args.key = {run_.seed(), RandomSite("data").stream("windows"), 0, state_in(epoch_)};
   args.state = run_.device_state();
+  args.epoch = state_in(epoch_);
   kernels::gather_windows(run_.stream(), args);
   return batch;
 }

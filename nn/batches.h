@@ -104,8 +104,8 @@ class Batches : public BatchSource {
 };
 
 /// Windows of a text that is in the device's memory, (L) U8 or I32. An epoch has as many as there are from end to end, or as said;
-/// they begin at random places, window i of an epoch where word i of the epoch's draw says. In order they stand end to end, and
-/// what is left at the end has no part.
+/// they begin at random places, window i of all epochs where word i of the seed's draw says: how many of them make an epoch
+/// changes nothing. In order they stand end to end, and what is left at the end has no part.
 class TextBatches : public BatchSource {
  public:
   /// Windows of `length` tokens; epoch_windows 0: as many as there are from end to end. Throws unless the text is longer.
@@ -124,7 +124,7 @@ class TextBatches : public BatchSource {
   Run& run_;
   Tensor text_;
   int64_t length_, windows_;
-  Tensor epoch_;  // U8, sizeof(StepState): the epoch as the random_step of its draws
+  Tensor epoch_;  // U8, sizeof(StepState): the epoch's first window as its batch_offset
   bool begun_ = false;
 };
 

@@ -1,5 +1,8 @@
 #include "nn/conv.h"
 
+#include <functional>
+#include <numeric>
+
 #include "autograd/misfit.h"
 
 namespace ulp::nn {
@@ -12,6 +15,12 @@ std::string text(ops::Pair p) {
 /// ", name value", or nothing for the default.
 std::string part(const char* name, ops::Pair value, ops::Pair usual) {
   return value == usual ? "" : ", " + std::string(name) + " " + text(value);
+}
+
+/// Of windows along an axis of an image; as ops::conv2d.
+int64_t places(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t left = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return left < 0 ? 0 : left / stride + 1;
 }
 
 Shape weight_shape(int64_t in, int64_t out, const std::vector<int64_t>& kernel, int64_t groups) {
@@ -42,7 +51,29 @@ Convolution::Convolution(const char* name, int64_t in, int64_t out,
 
 Var Convolution::forward(Tape& tape, const Var& x) {
   const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
-  return apply(tape, x, tape.watch(*weight_), bias);
+  const bool known = unit_ && x.value.defined() && x.shape().rank() >= 3;
+  return apply(tape, x, tape.watch(*weight_), bias, known ? factors_of(x.shape()) : factors_);
+}
+
+bool Convolution::unit_scale(const UnitPlace& place) {
+  Shape pixel =
+      kernel_.size() == 1 ? Shape{1, kernel_[0], in_} : Shape{1, kernel_[0], kernel_[1], in_};
+  if (!steps(pixel)) return false;
+  set_initialiser(*weight_, unit_weights());
+  unit_ = place.edge;
+  set_scaled(unit_text(factors_of(pixel)));
+  return true;
+}
+
+/// A sum of y has KH·KW·In/groups terms, one of dx KH·KW·Out/groups in every `pixels`-th place, one of dw as many as windows.
+ProductFactors Convolution::factors_of(const Shape& x) const {
+  const int64_t taps = std::accumulate(kernel_.begin(), kernel_.end(), int64_t{1},
+                                       std::multiplies<int64_t>()),
+                groups = windows().groups;
+  const Steps found = *steps(x);
+  return unit_factors(static_cast<double>(taps * in_ / groups),
+                      static_cast<double>(taps * out_ / groups) / static_cast<double>(found.pixels),
+                      found.windows, *unit_);
 }
 
 void Convolution::set_weight(const Initialiser& init, const ProductFactors& factors) {
@@ -74,8 +105,16 @@ Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, ops::Pair kernel,
                   std::move(formats), bias),
       options_(options) {}
 
-Var Conv2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv2d(tape, x, w, b, options_, formats_, site(), factors_);
+Var Conv2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+                  const ProductFactors& factors) {
+  return ops::conv2d(tape, x, w, b, options_, formats_, site(), factors);
+}
+
+std::optional<Convolution::Steps> Conv2d::steps(const Shape& x) const {
+  const ops::ConvOptions& o = options_;
+  return Steps{o.stride.h * o.stride.w,
+               x[0] * places(x[1], kernel_[0], o.stride.h, o.padding.h, o.dilation.h) *
+                   places(x[2], kernel_[1], o.stride.w, o.padding.w, o.dilation.w)};
 }
 
 Windows Conv2d::windows() const {
@@ -97,8 +136,9 @@ ConvTranspose2d::ConvTranspose2d(int64_t in_channels, int64_t out_channels, ops:
                   options.groups, std::move(formats), bias),
       options_(options) {}
 
-Var ConvTranspose2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site(), factors_);
+Var ConvTranspose2d::apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+                           const ProductFactors& factors) {
+  return ops::conv_transpose2d(tape, x, w, b, options_, formats_, site(), factors);
 }
 
 Windows ConvTranspose2d::windows() const {
@@ -122,8 +162,14 @@ Conv1d::Conv1d(int64_t in_channels, int64_t out_channels, int64_t kernel,
                   bias),
       options_(options) {}
 
-Var Conv1d::apply(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  return ops::conv1d(tape, x, w, b, options_, formats_, site(), factors_);
+Var Conv1d::apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+                  const ProductFactors& factors) {
+  return ops::conv1d(tape, x, w, b, options_, formats_, site(), factors);
+}
+
+std::optional<Convolution::Steps> Conv1d::steps(const Shape& x) const {
+  const ops::Conv1dOptions& o = options_;
+  return Steps{o.stride, x[0] * places(x[1], kernel_[0], o.stride, o.padding, o.dilation)};
 }
 
 Windows Conv1d::windows() const {

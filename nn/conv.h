@@ -21,12 +21,19 @@ class Convolution : public Module, public RoleLimits, public ProductLayer {
   std::string misfit(const Role& role, const Quantizer& quantizer) const override;
   int64_t fan_in() const override { return fan_in_; }
   void set_weight(const Initialiser& init, const ProductFactors& factors) override;
+  bool unit_scale(const UnitPlace& place) override;
 
  protected:
   /// Throws unless all sizes are at least 1 and In and Out are multiples of groups. kernel: one size an axis.
   Convolution(const char* name, int64_t in, int64_t out, const std::vector<int64_t>& kernel,
               int64_t groups, OpFormats formats, Bias bias);
-  virtual Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) = 0;
+  virtual Var apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+                    const ProductFactors& factors) = 0;
+  /// Pixels of the image that each window is apart from the next, all axes together, and windows in x. None: there is no rule.
+  struct Steps {
+    int64_t pixels, windows;
+  };
+  virtual std::optional<Steps> steps(const Shape&) const { return {}; }
   /// Options that differ from their defaults: ", stride 2 × 2".
   virtual std::string options_text() const = 0;
   /// The windows of an image of one pixel, as far as Windows::is_image() depends on them.
@@ -38,7 +45,10 @@ class Convolution : public Module, public RoleLimits, public ProductLayer {
 
  private:
   std::string name_;
+  ProductFactors factors_of(const Shape& x) const;
+
   int64_t in_, out_, fan_in_;
+  std::optional<Edge> unit_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };
@@ -50,9 +60,11 @@ class Conv2d : public Convolution {
          OpFormats formats = {}, Bias bias = Bias::Yes);
 
  private:
-  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+            const ProductFactors& factors) override;
   std::string options_text() const override;
   Windows windows() const override;
+  std::optional<Steps> steps(const Shape& x) const override;
   ops::ConvOptions options_;
 };
 
@@ -64,7 +76,8 @@ class ConvTranspose2d : public Convolution {
                   Bias bias = Bias::Yes);
 
  private:
-  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+            const ProductFactors& factors) override;
   std::string options_text() const override;
   Windows windows() const override;
   ops::ConvTransposeOptions options_;
@@ -77,9 +90,11 @@ class Conv1d : public Convolution {
          OpFormats formats = {}, Bias bias = Bias::Yes);
 
  private:
-  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b) override;
+  Var apply(Tape& tape, const Var& x, const Var& w, const Var& b,
+            const ProductFactors& factors) override;
   std::string options_text() const override;
   Windows windows() const override;
+  std::optional<Steps> steps(const Shape& x) const override;
   ops::Conv1dOptions options_;
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "autograd/dropout.h"
-#include "nn/module.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -11,7 +11,7 @@ class Dropout : public Module {
   /// Throws unless 0 ≤ p < 1.
   explicit Dropout(double p = 0.5, OpFormats formats = {});
   Var forward(Tape& tape, const Var& x) override {
-    return ops::dropout(tape, x, p_, mode() == Mode::Train, formats_, site());
+    return scaled(tape, ops::dropout(tape, x, p_, mode() == Mode::Train, formats_, site()), gains_);
   }
   std::string describe() const override;
   LayerType type() const override { return LayerType::Dropout; }
@@ -20,9 +20,12 @@ class Dropout : public Module {
   std::vector<const char*> roles() const override {
     return {"input", "output", "grad_output_dx", "grad_input"};
   }
+  /// √(1 − p) both ways and in both modes: what is left in training has that size less.
+  bool unit_scale(const UnitPlace& place) override;
 
  private:
   double p_;
+  Gains gains_;
   OpFormats formats_;
 };
 

@@ -1,5 +1,8 @@
 #include "nn/embedding.h"
 
+#include <cmath>
+
+#include "autograd/scaling.h"
 #include "nn/pieces.h"
 
 namespace ulp::nn {
@@ -18,7 +21,17 @@ Embedding::Embedding(int64_t vocabulary, int64_t width, OpFormats formats)
 }
 
 Var Embedding::forward(Tape& tape, const Var& tokens) {
-  return ops::embedding(tape, tokens.value, tape.watch(*weight_), formats_, site());
+  const int64_t count = tokens.value.defined() ? tokens.value.numel() : 0;
+  const double rows = unit_ ? unit_rows(count) * std::sqrt(static_cast<double>(vocabulary_)) : 1.0;
+  return ops::embedding(tape, tokens.value, ops::scaling(tape, tape.watch(*weight_), 1, rows),
+                        formats_, site());
+}
+
+bool Embedding::unit_scale(const UnitPlace&) {
+  set_initialiser(*weight_, unit_weights());
+  unit_ = true;
+  set_scaled("dw × (vocabulary/tokens)^½");
+  return true;
 }
 
 std::string Embedding::describe() const {
@@ -51,10 +64,20 @@ LearnedPositions::LearnedPositions(int64_t context, int64_t width, OpFormats for
 
 Var LearnedPositions::forward(Tape& tape, const Var& x) {
   const bool in_pieces = offset_ >= 0 && mode() == Mode::Evaluate && !tape.recording();
-  const Var y =
-      ops::add_positions(tape, x, tape.watch(*weight_), in_pieces ? offset_ : 0, formats_, site());
+  const bool sequences = unit_ && x.value.defined() && x.shape().rank() > 0;
+  const Var table =
+      ops::scaling(tape, tape.watch(*weight_), 1, sequences ? unit_rows(x.shape()[0]) : 1.0);
+  const Var sum = ops::add_positions(tape, x, table, in_pieces ? offset_ : 0, formats_, site());
+  const Var y = unit_ ? scaled(tape, sum, *unit_) : sum;
   if (in_pieces) offset_ += x.shape()[1];
   return y;
+}
+
+bool LearnedPositions::unit_scale(const UnitPlace& place) {
+  set_initialiser(*weight_, unit_weights());
+  unit_ = settled({std::sqrt(0.5), 1}, place.edge);
+  set_scaled(unit_text(*unit_) + ", dw × N^−½");
+  return true;
 }
 
 std::string LearnedPositions::describe() const {

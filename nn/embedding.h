@@ -1,8 +1,10 @@
 #pragma once
 
+#include <optional>
+
 #include "autograd/embedding.h"
 #include "nn/incremental.h"
-#include "nn/module.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -20,6 +22,8 @@ class Embedding : public Module {
   std::vector<const char*> roles() const override {
     return {"weight", "output", "grad_output_dw", "grad_weight"};
   }
+  /// dtable · √(vocabulary/tokens): equally frequent tokens meet a row tokens/vocabulary times.
+  bool unit_scale(const UnitPlace&) override;
 
   int64_t vocabulary() const { return vocabulary_; }
   int64_t width() const { return width_; }
@@ -28,6 +32,7 @@ class Embedding : public Module {
  private:
   int64_t vocabulary_, width_;
   OpFormats formats_;
+  bool unit_ = false;
   Parameter* weight_;
 };
 
@@ -62,6 +67,8 @@ class LearnedPositions : public Module, public Incremental {
   std::vector<const char*> roles() const override {
     return {"output", "grad_input", "grad_weight"};
   }
+  /// y · √½, dtable · N^−½.
+  bool unit_scale(const UnitPlace& place) override;
 
   void begin(int64_t batch, int64_t longest) override;
   void end() override { offset_ = -1; }
@@ -70,6 +77,7 @@ class LearnedPositions : public Module, public Incremental {
  private:
   int64_t context_, width_;
   OpFormats formats_;
+  std::optional<Gains> unit_;
   Parameter* weight_;
   int64_t offset_ = -1;  // of the next piece; −1: whole sequences
 };

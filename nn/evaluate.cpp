@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "autograd/quantised.h"
+
 namespace ulp::nn {
 
 Score::Score(const ScoreTotals& totals)
@@ -28,7 +30,7 @@ void Tally::reset() {
 }
 
 void Tally::add(const Tensor& loss, const Tensor& logits, const Tensor& labels) {
-  kernels::tally(run_.stream(), {loss, logits, labels, totals_});
+  kernels::tally(run_.stream(), {loss, ops::wide(run_.stream(), logits), labels, totals_});
 }
 
 ScoreTotals Tally::totals() const {

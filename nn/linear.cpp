@@ -18,12 +18,26 @@ Linear::Linear(int64_t in_features, int64_t out_features, OpFormats formats, Bia
 
 Var Linear::forward(Tape& tape, const Var& x) {
   const Var bias = bias_ == nullptr ? Var{} : tape.watch(*bias_);
-  return ops::linear(tape, x, tape.watch(*weight_), bias, formats_, site(), factors_);
+  const ProductFactors factors =
+      unit_ && x.value.defined() ? factors_of(x.value.numel() / in_) : factors_;
+  return ops::linear(tape, x, tape.watch(*weight_), bias, formats_, site(), factors);
 }
 
 void Linear::set_weight(const Initialiser& init, const ProductFactors& factors) {
   set_initialiser(*weight_, init);
   factors_ = factors;
+}
+
+ProductFactors Linear::factors_of(int64_t rows) const {
+  return unit_factors(static_cast<double>(in_),
+                      static_cast<double>(out_) / static_cast<double>(parts_), rows, *unit_);
+}
+
+bool Linear::unit_scale(const UnitPlace& place) {
+  set_initialiser(*weight_, unit_weights());
+  unit_ = place.edge;
+  set_scaled(unit_text(factors_of(1)));
+  return true;
 }
 
 std::string Linear::describe() const {

@@ -1,7 +1,9 @@
 #pragma once
 
-#include "nn/module.h"
+#include <optional>
+
 #include "nn/product_layer.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -22,11 +24,17 @@ class Linear : public Module, public ProductLayer {
   std::vector<const char*> roles() const override;
   int64_t fan_in() const override { return in_; }
   void set_weight(const Initialiser& init, const ProductFactors& factors) override;
+  bool unit_scale(const UnitPlace& place) override;
+  /// The outputs are those of so many layers side by side, as q, k and v: unit scaling takes each as a layer of its own.
+  void set_parts(int64_t parts) { parts_ = parts; }
 
  private:
-  int64_t in_, out_;
+  ProductFactors factors_of(int64_t rows) const;
+
+  int64_t in_, out_, parts_ = 1;
   OpFormats formats_;
   ProductFactors factors_;
+  std::optional<Edge> unit_;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };

@@ -230,7 +230,7 @@ std::string tree_text(const ModelTree& tree, const std::vector<Layer>& layers, i
   size_t names = 0, descriptions = 0, shapes = 0;
   for (const TreeNode& node : tree.nodes()) {
     names = std::max(names, width_of(branch(node, false) + node.name));
-    descriptions = std::max(descriptions, width_of(node.module->describe()));
+    descriptions = std::max(descriptions, width_of(node.module->description()));
     shapes = std::max(shapes, width_of(shape_text(node)));
   }
   std::string text;
@@ -241,8 +241,8 @@ std::string tree_text(const ModelTree& tree, const std::vector<Layer>& layers, i
   for (size_t i = 0; i < tree.nodes().size(); ++i) {
     const TreeNode& node = tree.nodes()[i];
     line(padded(branch(node, false) + node.name, names) + "  " +
-         padded(node.module->describe(), descriptions) + "  " + padded(shape_text(node), shapes) +
-         "  " + count_text(node));
+         padded(node.module->description(), descriptions) + "  " +
+         padded(shape_text(node), shapes) + "  " + count_text(node));
     const auto layer = by_formats.find(node.module->formats());
     if (node.module->formats() == nullptr || layer == by_formats.end()) continue;
     const bool parent = i + 1 < tree.nodes().size() && tree.nodes()[i + 1].depth > node.depth;

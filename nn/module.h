@@ -36,6 +36,8 @@ struct Buffer {
   Tensor value;
 };
 
+struct UnitPlace;
+
 /// A layer or a network of layers. Before its first use a model is initialised once, which gives every module its path
 /// ("features.conv1"), every role its random stream, and every parameter its values.
 class Module {
@@ -68,6 +70,12 @@ class Module {
   };
   virtual std::vector<Child> children() { return {}; }
 
+  /// The layer's rule of unit scaling (nn/unit_scaling.h), before it is initialised. False: it has none, and nothing has changed.
+  /// What has neither parameters nor formats has nothing to scale.
+  virtual bool unit_scale(const UnitPlace&) { return slots_.empty() && formats() == nullptr; }
+  /// describe(), and how the layer is scaled: "Linear 64 → 32, unit: y × 0.125, dx × 0.177".
+  std::string description() const { return describe() + scaled_; }
+
   /// Names, checks and fills the whole tree below this module. `path` is the root's own, usually empty.
   /// Throws if two random streams of the model coincide; renaming one of the modules mends that.
   void initialise(Run& run, const std::string& path = "");
@@ -91,6 +99,8 @@ class Module {
   Buffer& add_buffer(std::string name, Shape shape, float value);
   /// Other first values of one of the module's own parameters, before it is initialised.
   void set_initialiser(const Parameter& parameter, const Initialiser& init);
+  /// What description() adds: "y × 0.125".
+  void set_scaled(const std::string& text) { scaled_ = ", unit: " + text; }
   RandomSite site() const { return RandomSite(path_); }
 
  private:
@@ -111,6 +121,7 @@ class Module {
   std::string path_;
   Mode mode_ = Mode::Train;
   Observer observer_;
+  std::string scaled_;
   std::deque<Slot> slots_;  // addresses stay
   std::deque<BufferSlot> buffers_;
 };

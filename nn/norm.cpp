@@ -1,5 +1,7 @@
 #include "nn/norm.h"
 
+#include "autograd/scaling.h"
+
 namespace ulp::nn {
 
 Norm::Norm(const char* name, int64_t channels, Affine affine, OpFormats formats)
@@ -8,6 +10,19 @@ Norm::Norm(const char* name, int64_t channels, Affine affine, OpFormats formats)
   if (affine != Affine::None) weight_ = &add_parameter("weight", {channels}, Initialiser::value(1));
   if (affine == Affine::WeightAndBias)
     bias_ = &add_parameter("bias", {channels}, Initialiser::zeros());
+}
+
+Var Norm::watched(Tape& tape, Parameter* p, const Var& x) const {
+  if (p == nullptr) return {};
+  const Var parameter = tape.watch(*p);
+  if (!unit_ || !x.value.defined()) return parameter;
+  return ops::scaling(tape, parameter, 1, unit_rows(x.value.numel() / channels_));
+}
+
+bool Norm::unit_scale(const UnitPlace&) {
+  unit_ = true;
+  if (weight_ != nullptr) set_scaled("dw × rows^−½");
+  return true;
 }
 
 std::string Norm::size_text() const {
@@ -35,7 +50,7 @@ Var BatchNorm::forward(Tape& tape, const Var& x) {
   options.eps = settings_.eps;
   options.momentum = settings_.momentum;
   options.training = mode() == Mode::Train;
-  return ops::batch_norm(tape, x, weight(tape), bias(tape),
+  return ops::batch_norm(tape, x, weight(tape, x), bias(tape, x),
                          {running_mean_->value, running_variance_->value}, options, formats_,
                          site());
 }
@@ -46,7 +61,7 @@ LayerNorm::LayerNorm(int64_t channels, double eps, Affine affine, OpFormats form
     : Norm("LayerNorm", channels, affine, std::move(formats)), eps_(eps) {}
 
 Var LayerNorm::forward(Tape& tape, const Var& x) {
-  return ops::layer_norm(tape, x, weight(tape), bias(tape), eps_, formats_, site());
+  return ops::layer_norm(tape, x, weight(tape, x), bias(tape, x), eps_, formats_, site());
 }
 
 std::string LayerNorm::describe() const { return "LayerNorm " + size_text(); }
@@ -57,7 +72,7 @@ RMSNorm::RMSNorm(int64_t channels, double eps, Affine affine, OpFormats formats)
 }
 
 Var RMSNorm::forward(Tape& tape, const Var& x) {
-  return ops::rms_norm(tape, x, weight(tape), eps_, formats_, site());
+  return ops::rms_norm(tape, x, weight(tape, x), eps_, formats_, site());
 }
 
 std::string RMSNorm::describe() const { return "RMSNorm " + size_text(); }
@@ -69,7 +84,7 @@ GroupNorm::GroupNorm(int64_t groups, int64_t channels, double eps, Affine affine
 }
 
 Var GroupNorm::forward(Tape& tape, const Var& x) {
-  return ops::group_norm(tape, x, groups_, weight(tape), bias(tape), eps_, formats_, site());
+  return ops::group_norm(tape, x, groups_, weight(tape, x), bias(tape, x), eps_, formats_, site());
 }
 
 std::string GroupNorm::describe() const {

@@ -3,7 +3,7 @@
 #include <array>
 
 #include "autograd/norm.h"
-#include "nn/module.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -19,12 +19,14 @@ class Norm : public Module {
   std::vector<const char*> roles() const override {
     return {"input", "output", "grad_output_dx", "grad_input", "interior"};
   }
+  /// Results have size 1 as they are; the gradients of weight and bias are multiplied by rows^−½.
+  bool unit_scale(const UnitPlace&) override;
 
  protected:
   /// Throws unless there is a channel.
   Norm(const char* name, int64_t channels, Affine affine, OpFormats formats);
-  Var weight(Tape& tape) const { return watched(tape, weight_); }
-  Var bias(Tape& tape) const { return watched(tape, bias_); }
+  Var weight(Tape& tape, const Var& x) const { return watched(tape, weight_, x); }
+  Var bias(Tape& tape, const Var& x) const { return watched(tape, bias_, x); }
   /// "16, no bias"
   std::string size_text() const;
 
@@ -32,8 +34,9 @@ class Norm : public Module {
   OpFormats formats_;
 
  private:
-  static Var watched(Tape& tape, Parameter* p) { return p == nullptr ? Var{} : tape.watch(*p); }
+  Var watched(Tape& tape, Parameter* p, const Var& x) const;
 
+  bool unit_ = false;
   Parameter* weight_ = nullptr;
   Parameter* bias_ = nullptr;
 };

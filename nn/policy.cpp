@@ -51,7 +51,7 @@ std::vector<std::string> names_of(const std::vector<const Layer*>& layers) {
 
 void add_layers(Module& module, const std::string& path, std::vector<Layer>& all) {
   if (OpFormats* const formats = module.formats())
-    all.push_back({path, module.type(), module.roles(), formats, module.describe(),
+    all.push_back({path, module.type(), module.roles(), formats, module.description(),
                    dynamic_cast<const RoleLimits*>(&module)});
   for (const Module::Child& child : module.children())
     add_layers(*child.module, join_path(path, child.name), all);

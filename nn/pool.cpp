@@ -1,6 +1,25 @@
 #include "nn/pool.h"
 
+#include <cmath>
+
 namespace ulp::nn {
+
+bool Pool::unit_scale(const UnitPlace& place) {
+  unit_ = place.edge;
+  set_scaled(kind_ == Kind::Largest ? "y / size of a window's largest, dx × √(pixels a window)"
+                                    : "dx × pixels a window");
+  return true;
+}
+
+Var Pool::result(Tape& tape, const Var& x, const Var& y, int64_t window) const {
+  if (!unit_ || y.value.numel() == 0) return y;
+  const double ratio = static_cast<double>(x.value.numel()) / static_cast<double>(y.value.numel()),
+               n = window == 0 ? ratio : static_cast<double>(window);
+  const Gains gains = kind_ == Kind::Largest
+                          ? Gains{1 / largest_size(static_cast<int64_t>(n)), std::sqrt(ratio)}
+                          : Gains{1, std::sqrt(n * ratio)};
+  return scaled(tape, y, settled(gains, *unit_));
+}
 
 std::string WindowPool::describe() const {
   const auto pair = [this](const std::pair<int64_t, int64_t>& p) {

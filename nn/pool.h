@@ -1,7 +1,9 @@
 #pragma once
 
+#include <optional>
+
 #include "autograd/pool.h"
-#include "nn/module.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -13,11 +15,22 @@ class Pool : public Module {
   std::vector<const char*> roles() const override {
     return {"input", "output", "grad_output_dx", "grad_input"};
   }
+  /// With n pixels a window and r times as many pixels in x as in y. Largest: y · 1/√E[M²], M the largest of n normal numbers, and
+  /// dx · √r, as each window passes its gradient to one pixel. Averages: y as it is, for what is averaged has a mean, and
+  /// dx · √(n·r), as each pixel gets g/n of n/r windows.
+  bool unit_scale(const UnitPlace& place) override;
 
  protected:
-  explicit Pool(OpFormats formats) : formats_(std::move(formats)) {}
+  enum class Kind : uint8_t { Largest, Average };
+  Pool(Kind kind, OpFormats formats) : formats_(std::move(formats)), kind_(kind) {}
+  /// window: pixels; 0: all of an image.
+  Var result(Tape& tape, const Var& x, const Var& y, int64_t window) const;
 
   OpFormats formats_;
+
+ private:
+  Kind kind_;
+  std::optional<Edge> unit_;
 };
 
 /// A pool over windows.
@@ -26,8 +39,12 @@ class WindowPool : public Pool {
   std::string describe() const override;
 
  protected:
-  WindowPool(const char* name, int axes, const ops::PoolOptions& options, OpFormats formats)
-      : Pool(std::move(formats)), options_(options), name_(name), axes_(axes) {}
+  WindowPool(Kind kind, const char* name, int axes, const ops::PoolOptions& options,
+             OpFormats formats)
+      : Pool(kind, std::move(formats)), options_(options), name_(name), axes_(axes) {}
+  Var pooled(Tape& tape, const Var& x, const Var& y) const {
+    return result(tape, x, y, options_.kernel.first * (axes_ == 1 ? 1 : options_.kernel.second));
+  }
 
   ops::PoolOptions options_;
 
@@ -40,12 +57,12 @@ class WindowPool : public Pool {
 class MaxPool2d : public WindowPool {
  public:
   explicit MaxPool2d(const ops::PoolOptions& options, OpFormats formats = {})
-      : WindowPool("MaxPool2d", 2, options, std::move(formats)) {}
+      : WindowPool(Kind::Largest, "MaxPool2d", 2, options, std::move(formats)) {}
   /// A square window, moved on by its size.
   explicit MaxPool2d(int64_t kernel, OpFormats formats = {})
       : MaxPool2d(ops::PoolOptions{.kernel = {kernel, kernel}}, std::move(formats)) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::max_pool2d(tape, x, options_, formats_, site());
+    return pooled(tape, x, ops::max_pool2d(tape, x, options_, formats_, site()));
   }
 };
 
@@ -53,11 +70,11 @@ class MaxPool2d : public WindowPool {
 class AvgPool2d : public WindowPool {
  public:
   explicit AvgPool2d(const ops::PoolOptions& options, OpFormats formats = {})
-      : WindowPool("AvgPool2d", 2, options, std::move(formats)) {}
+      : WindowPool(Kind::Average, "AvgPool2d", 2, options, std::move(formats)) {}
   explicit AvgPool2d(int64_t kernel, OpFormats formats = {})
       : AvgPool2d(ops::PoolOptions{.kernel = {kernel, kernel}}, std::move(formats)) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::avg_pool2d(tape, x, options_, formats_, site());
+    return pooled(tape, x, ops::avg_pool2d(tape, x, options_, formats_, site()));
   }
 };
 
@@ -65,26 +82,26 @@ class AvgPool2d : public WindowPool {
 class MaxPool1d : public WindowPool {
  public:
   explicit MaxPool1d(const ops::PoolOptions& options, OpFormats formats = {})
-      : WindowPool("MaxPool1d", 1, options, std::move(formats)) {}
+      : WindowPool(Kind::Largest, "MaxPool1d", 1, options, std::move(formats)) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::max_pool1d(tape, x, options_, formats_, site());
+    return pooled(tape, x, ops::max_pool1d(tape, x, options_, formats_, site()));
   }
 };
 class AvgPool1d : public WindowPool {
  public:
   explicit AvgPool1d(const ops::PoolOptions& options, OpFormats formats = {})
-      : WindowPool("AvgPool1d", 1, options, std::move(formats)) {}
+      : WindowPool(Kind::Average, "AvgPool1d", 1, options, std::move(formats)) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::avg_pool1d(tape, x, options_, formats_, site());
+    return pooled(tape, x, ops::avg_pool1d(tape, x, options_, formats_, site()));
   }
 };
 
 /// ops::global_avg_pool: (N, H, W, C) or (N, L, C) → (N, C).
 class GlobalAvgPool : public Pool {
  public:
-  explicit GlobalAvgPool(OpFormats formats = {}) : Pool(std::move(formats)) {}
+  explicit GlobalAvgPool(OpFormats formats = {}) : Pool(Kind::Average, std::move(formats)) {}
   Var forward(Tape& tape, const Var& x) override {
-    return ops::global_avg_pool(tape, x, formats_, site());
+    return result(tape, x, ops::global_avg_pool(tape, x, formats_, site()), 0);
   }
   std::string describe() const override { return "GlobalAvgPool"; }
 };

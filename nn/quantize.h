@@ -17,6 +17,7 @@ class Quantize : public Module {
            to_string(formats_.backward) + (formats_.clamp_mask ? ", clamp mask" : "");
   }
   std::vector<const char*> roles() const override { return {"forward", "backward"}; }
+  bool unit_scale(const UnitPlace&) override { return true; }  // sizes stay
 
  private:
   ops::QuantizeFormats formats_;

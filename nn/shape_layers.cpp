@@ -2,6 +2,11 @@
 
 #include <fmt/core.h>
 
+#include <cmath>
+
+#include "autograd/scaling.h"
+#include "nn/unit_scaling.h"
+
 namespace ulp::nn {
 
 Var Reshape::forward(Tape& tape, const Var& x) {
@@ -53,12 +58,21 @@ Residual::Residual(std::unique_ptr<Module> body, std::unique_ptr<Module> shortcu
 }
 
 Var Residual::forward(Tape& tape, const Var& x) {
-  const Var y = (*body_)(tape, x);
-  const Var other = shortcut_ == nullptr ? x : (*shortcut_)(tape, x);
+  const double body = tau_ == 0 ? 1 : std::sqrt(tau_), rest = std::sqrt(1 - tau_);
+  const Var y = ops::scaling(tape, (*body_)(tape, ops::scaling(tape, x, 1, body)), body, 1);
+  Var other = ops::scaling(tape, x, 1, rest);
+  if (shortcut_ != nullptr) other = (*shortcut_)(tape, other);
+  other = ops::scaling(tape, other, rest, 1);
   ULP_CHECK(y.shape() == other.shape(),
             "{}: Residual: body and shortcut must make one shape of {}, got {} and {}", path(),
             x.shape(), y.shape(), other.shape());
   return ops::add(tape, y, other, formats_, site());
+}
+
+bool Residual::unit_scale(const UnitPlace& place) {
+  tau_ = place.tau;
+  set_scaled(fmt::format("body × {:.4g}, x × {:.4g}", std::sqrt(tau_), std::sqrt(1 - tau_)));
+  return true;
 }
 
 std::string Residual::describe() const {

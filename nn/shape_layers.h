@@ -40,6 +40,7 @@ class Pad : public Module {
   LayerType type() const override { return LayerType::Pad; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override { return {"output", "grad_input"}; }
+  bool unit_scale(const UnitPlace&) override { return true; }  // the pixels of x stay as they are
 
  private:
   std::vector<ops::PadAxis> axes_;
@@ -60,8 +61,12 @@ class Residual : public Module {
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override { return {"output", "grad_input"}; }
   std::vector<Child> children() override;
+  /// y = √tau · body(x) + √(1 − tau) · x. On its way back the gradient meets √tau where it leaves the body, not where it enters:
+  /// all gradients in the body have the size of y's.
+  bool unit_scale(const UnitPlace& place) override;
 
  private:
+  double tau_ = 0;  // 0: a plain sum
   std::unique_ptr<Module> body_, shortcut_;
   OpFormats formats_;
 };

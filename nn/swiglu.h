@@ -9,8 +9,13 @@ namespace ulp::nn {
 class SwiGLU : public Activation {
  public:
   explicit SwiGLU(OpFormats formats = {}) : Activation(std::move(formats)) {}
-  Var forward(Tape& tape, const Var& x) override { return ops::swiglu(tape, x, formats_, site()); }
+  Var forward(Tape& tape, const Var& x) override {
+    return result(tape, ops::swiglu(tape, x, formats_, site()));
+  }
   std::string describe() const override { return "SwiGLU"; }
+
+ private:
+  int inputs() const override { return 2; }
 };
 
 }  // namespace ulp::nn

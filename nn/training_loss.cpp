@@ -1,7 +1,9 @@
 #include "nn/training_loss.h"
 
 #include "autograd/losses.h"
+#include "autograd/scaling.h"
 #include "core/error.h"
+#include "nn/unit_scaling.h"
 
 namespace ulp::nn {
 
@@ -17,8 +19,11 @@ LossKind parse_loss(std::string_view text) {
 
 Var TrainingLoss::of(Tape& tape, const Var& logits, const Tensor& labels) const {
   const RandomSite site("loss");
-  return kind == LossKind::CrossEntropy ? ops::cross_entropy(tape, logits, labels, formats, site)
-                                        : ops::sum_of_squares(tape, logits, labels, formats, site);
+  if (kind == LossKind::SumOfSquares)
+    return ops::sum_of_squares(tape, logits, labels, formats, site);
+  const Var loss = ops::cross_entropy(tape, logits, labels, formats, site);
+  if (scheme != WeightScheme::Unit) return loss;
+  return ops::scaling(tape, loss, 1, unit_loss_factor(labels.numel(), logits.shape()[1]));
 }
 
 Tensor TrainingLoss::mean(Run& run, const Var& loss, int64_t samples) const {
@@ -29,7 +34,12 @@ Tensor TrainingLoss::mean(Run& run, const Var& loss, int64_t samples) const {
 
 Layer loss_layer(TrainingLoss& loss) {
   if (loss.kind == LossKind::CrossEntropy)
-    return {"loss", LayerType::Loss, {"interior", "grad_input"}, &loss.formats, "cross-entropy"};
+    return {"loss",
+            LayerType::Loss,
+            {"interior", "grad_input"},
+            &loss.formats,
+            loss.scheme == WeightScheme::Unit ? "cross-entropy, unit: dx × N·C/√(C − 1)"
+                                              : "cross-entropy"};
   return {"loss", LayerType::Loss, {"grad_input"}, &loss.formats, "sum of squares"};
 }
 

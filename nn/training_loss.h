@@ -3,6 +3,7 @@
 #include <string_view>
 
 #include "nn/policy.h"
+#include "nn/weight_scheme.h"
 
 namespace ulp::nn {
 
@@ -18,6 +19,8 @@ LossKind parse_loss(std::string_view text);
 struct TrainingLoss {
   LossKind kind = LossKind::CrossEntropy;
   OpFormats formats{};
+  /// Unit: the gradients of cross-entropy are multiplied by unit_loss_factor; its value and sums of squares stay as they are.
+  WeightScheme scheme = WeightScheme::Standard;
 
   /// logits: (N, C), labels: (N) I32  →  one value.
   Var of(Tape& tape, const Var& logits, const Tensor& labels) const;

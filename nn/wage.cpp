@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/error.h"
 #include "nn/product_layer.h"
 
 namespace ulp::nn {
@@ -14,16 +13,6 @@ double usual_bound(int64_t fan_in) { return Initialiser::kaiming_uniform(fan_in)
 
 }  // namespace
 
-const char* to_string(WeightScheme scheme) {
-  return scheme == WeightScheme::Wage ? "wage" : "standard";
-}
-
-WeightScheme parse_weight_scheme(std::string_view text) {
-  for (const WeightScheme scheme : {WeightScheme::Standard, WeightScheme::Wage})
-    if (text == to_string(scheme)) return scheme;
-  throw_error("'{}' is no way to begin weights; there are standard and wage", text);
-}
-
 double wage_bound(int64_t fan_in) { return std::max(usual_bound(fan_in), kWageLeastBound); }
 
 double wage_scale(int64_t fan_in) {
@@ -31,8 +20,7 @@ double wage_scale(int64_t fan_in) {
   return std::max(std::exp2(std::round(std::log2(ratio))), 1.0);
 }
 
-void apply_weight_scheme(Module& model, WeightScheme scheme) {
-  if (scheme == WeightScheme::Standard) return;
+void wage_weights(Module& model) {
   for (Module* module : model.modules()) {
     auto* const layer = dynamic_cast<ProductLayer*>(module);
     if (layer == nullptr) continue;

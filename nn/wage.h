@@ -1,17 +1,8 @@
 #pragma once
 
-#include <string_view>
-
 #include "nn/module.h"
 
 namespace ulp::nn {
-
-/// How first weights are drawn, and what a product's results are multiplied by because of it. Standard: as each layer has it.
-enum class WeightScheme : uint8_t { Standard, Wage };
-/// "standard", "wage".
-const char* to_string(WeightScheme scheme);
-/// Throws ulp::Error with the names there are.
-WeightScheme parse_weight_scheme(std::string_view text);
 
 /// The least bound of a uniform weight that WAGE rounds to the two bits −½, 0, ½: 1.5 of the step ½.
 inline constexpr double kWageLeastBound = 0.75;
@@ -21,10 +12,10 @@ double wage_bound(int64_t fan_in);
 double wage_scale(int64_t fan_in);
 
 /// Linear layers and convolutions below `model` (ProductLayer) begin with weights uniform within ±wage_bound and have
-/// y = (x wᵀ)/α + b and dx = (g w)/α, while dw = gᵀ x is not divided: it is that of w/α, handed on to w as it is. Standard
-/// changes nothing. Before the model is initialised.
+/// y = (x wᵀ)/α + b and dx = (g w)/α, while dw = gᵀ x is not divided: it is that of w/α, handed on to w as it is. Before
+/// the model is initialised.
 /// Source: Wu et al., Training and inference with integers in deep neural networks, arXiv 1802.04680, section 3.2 (eq. 8, 9),
 /// and the authors' code, where the weight is divided behind its rounding and the gradient passes straight through both.
-void apply_weight_scheme(Module& model, WeightScheme scheme);
+void wage_weights(Module& model);
 
 }  // namespace ulp::nn

@@ -64,6 +64,19 @@ std::vector<OpRow> attention_op_rows() {
                 with(1, true, some_lengths(in[0].shape()[0], in[0].value.device())), formats(f),
                 sites);
           }),
+      row("attention of unit size",
+          {{{2, 3, 4}, {2, 5, 4}, {2, 5, 6}}, {{3, 4, 8}, {3, 8, 8}, {3, 8, 4}}},
+          [=](Tape& t, Inputs in, const OpFormats& f) {
+            ops::AttentionOptions o = with(2, true);
+            o.keys = 7.5;
+            return ops::attention(t, in[0], in[1], in[2], o, formats(f), sites);
+          }),
+      row("attention of unit size over many keys", {{{1, 3, 2}, {1, 1030, 2}, {1, 1030, 2}}},
+          [=](Tape& t, Inputs in, const OpFormats& f) {
+            ops::AttentionOptions o = with(1, false);
+            o.keys = 1030;
+            return ops::attention(t, in[0], in[1], in[2], o, formats(f), sites);
+          }),
       row("self_attention", {{{1, 1, 3}}, {{0, 2, 6}}, {{2, 3, 12}}, {{2, 8, 24}}, {{1, 33, 6}}},
           [=](Tape& t, Inputs in, const OpFormats& f) {
             return ops::self_attention(t, in[0], with(in[0].shape()[2] > 3 ? 2 : 1, true),

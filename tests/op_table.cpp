@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "autograd/scaling.h"
+
 namespace ulp::tests {
 namespace {
 
@@ -89,6 +91,11 @@ std::vector<OpRow> core_op_rows() {
        unary_shapes(),
        [](Tape& t, Inputs in, const OpFormats& f) { return ops::scale(t, in[0], -1.375, f, site); },
        result},
+      {"scaling",
+       {"scale"},
+       unary_shapes(),
+       [](Tape& t, Inputs in, const OpFormats&) { return ops::scaling(t, in[0], -1.375, -1.375); },
+       {}},
       {"square",
        {"square", "scale", "multiply"},
        unary_shapes(),

@@ -12,6 +12,7 @@
 
 #include "core/convert.h"
 #include "core/random.h"
+#include "kernels/attention.h"
 #include "kernels/matmul_unit.h"
 #include "kernels/quantised.h"
 
@@ -296,6 +297,36 @@ TEST_SUITE("cuda_matmul") {
             if (dtype != DType::F8E5M2) CHECK(with(Math::Fp8, output) == strict);
           }
         }
+  }
+
+  TEST_CASE(
+      "a batch of products has the bits of strict math where no sum is rounded, into bf16 too") {
+    if (no_gpu()) return;
+    const int64_t count = 6, m = 48, k = 64, n = 40;
+    for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::F8E4M3})
+      for (const bool turn_a : {false, true})
+        for (const bool turn_b : {false, true})
+          for (const char* output : {"fp32", "bf16", "e4m3", "bf16:rtz"}) {
+            BatchedMatmulArgs args;
+            args.a = values(turn_a ? Shape{count, k, m} : Shape{count, m, k}, dtype, "fp32",
+                            Domain::Halves, 17)
+                         .to(kGpu);
+            args.b = values(turn_b ? Shape{count, n, k} : Shape{count, k, n}, dtype, "fp32",
+                            Domain::Halves, 18)
+                         .to(kGpu);
+            args.turn_a = turn_a;
+            args.turn_b = turn_b;
+            args.output = Quantizer::parse(output);
+            const auto with = [&](Math math) {
+              args.math = math;
+              args.out = Tensor::empty({count, m, n}, storage_type(args.output), kGpu);
+              kernels::batched_matmul(stream_of(kGpu), args);
+              return args.out.to_floats();
+            };
+            CAPTURE(to_string(dtype));
+            CAPTURE(output);
+            CHECK(with(Math::Fast) == with(Math::Strict));
+          }
   }
 
 #if defined(ULP_HAS_CUDA)

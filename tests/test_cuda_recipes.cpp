@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <fstream>
 #include <string>
 
 #include "command.h"
@@ -47,6 +48,33 @@ TEST_SUITE("cuda_recipes") {
         }
         CHECK(slurp(gpu + "/model.safetensors") == slurp(cpu + "/model.safetensors"));
       }
+    }
+  }
+
+  TEST_CASE("unit scaling: the same bits with convolutions, residual sums and attention") {
+    if (cuda_device_count() == 0) return;
+    const Folder folder;
+    const std::string text = folder / "text.txt";
+    {
+      std::ofstream out(text);
+      for (int i = 0; i < 400; ++i) out << "line " << i * 7919 % 1009 << " of the text\n";
+    }
+    for (const std::string& model : std::initializer_list<std::string>{
+             "--model preresnet20 --epochs 1 --batch-size 128",
+             "--model vit-tiny --epochs 1 --batch-size 256",
+             "--model gpt --layers 2 --width 32 --heads 2 --context 16 --steps 20 --batch-size 8 "
+             "--data text:" +
+                 text}) {
+      CAPTURE(model);
+      const auto weights = [&](const std::string& device) {
+        const std::string out = folder / "run";
+        succeed("train --recipe unit-scaling --seed 5 --math strict " + model + " --out " + out +
+                " --device " + device);
+        return slurp(out + "/model.safetensors");
+      };
+      const std::string expected = weights("cpu");
+      CHECK(weights("cuda --no-graph") == expected);
+      CHECK(weights("cuda") == expected);
     }
   }
 }

@@ -130,6 +130,42 @@ TEST_SUITE("gpt") {
     }
   }
 
+  TEST_CASE("everything quantised: results in narrow types change no bit of loss or gradients") {
+    for (const nn::SequenceOptions& o : every_kind()) {
+      const auto trained = [&](bool narrow) {
+        Run run;
+        run.keep_narrow(narrow);
+        const auto net = nn::gpt(13, o);
+        net->initialise(run);
+        nn::TrainingLoss loss;
+        nn::Policy policy;
+        nn::Rule rule;
+        for (const Role& role : kRoles) {
+          const std::string_view name = role.name;
+          const bool result = name == "output" || name == "grad_input" || name == "grad_weight";
+          rule.role(name) = result || name == "interior" ? Quantizer("bf16")
+                            : name.starts_with("grad")   ? Quantizer("e5m2:sr")
+                                                         : Quantizer("e4m3");
+        }
+        policy.rules.push_back(rule);
+        const std::vector<nn::Layer> layers = nn::layers_of(*net, loss);
+        nn::apply(policy, layers, 1);
+        Tape tape(run);
+        const Tensor tokens = some_tokens(3, o.context, 13);
+        const Var logits = nn::logit_rows(tape, (*net)(tape, tape.constant(tokens)));
+        CHECK(logits.value.dtype() == (narrow ? DType::BF16 : DType::F32));
+        const Var value = loss.of(tape, logits, tokens.reshape({tokens.numel()}));
+        tape.backward(value);
+        std::vector<Tensor> all{value.value, logits.value};
+        for (const Parameter* p : net->parameters()) all.push_back(p->grad);
+        return all;
+      };
+      const std::vector<Tensor> wide = trained(false), narrow = trained(true);
+      REQUIRE(wide.size() == narrow.size());
+      for (size_t i = 0; i < wide.size(); ++i) CHECK(same_bits(wide[i], narrow[i]));
+    }
+  }
+
   TEST_CASE("no place sees those after it, and pieces have the bits of the whole") {
     for (const nn::SequenceOptions& o : every_kind())
       for (const char* format : {"fp32", "e4m3", "mxfp8"}) {

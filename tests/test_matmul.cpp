@@ -534,7 +534,7 @@ TEST_SUITE("matmul") {
     CHECK(message(arguments(a, b, {}, f32({4, 2}).transpose(0, 1)))
               .starts_with("matmul: wanted a contiguous"));
     CHECK(message(arguments(a, b, {}, Tensor::zeros({2, 4}, DType::BF16, kCpu)))
-              .starts_with("matmul: out must be F32"));
+              .starts_with("matmul: out must be a float"));
     CHECK(message(arguments(a, b, f32({3}), out)).starts_with("matmul: bias must be (4)"));
     CHECK(message(arguments(a, Tensor::zeros({3, 4}, DType::I32, kCpu), {}, out)).find("b I32") !=
           std::string::npos);

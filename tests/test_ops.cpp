@@ -4,10 +4,12 @@
 #include <cmath>
 #include <set>
 
+#include "autograd/norm.h"
 #include "core/scalar_math.h"
 #include "core/sum.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/names.h"
+#include "kernels/quantised.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
 
@@ -205,6 +207,65 @@ TEST_SUITE("ops") {
         CHECK(same_bits(expected, run_row(row, run, permuted, {})));
         CHECK(same_bits(expected, run_row(row, run, sliced, {})));
       }
+  }
+
+  TEST_CASE("results in the narrowest type: the same numbers, of narrow inputs and gradients too") {
+    for (const OpRow& row : op_table())
+      for (const char* format : {"fp32", "bf16", "e4m3", "e5m2:sr", "fp16:rtz"}) {
+        CAPTURE(std::string(row.name));
+        CAPTURE(std::string(format));
+        OpFormats f;
+        for (const char* name : row.roles)
+          for (const Role& role : kRoles)
+            if (std::string_view(role.name) == name) f.*role.quantizer = Quantizer::parse(format);
+        const auto pass = [&](bool narrow) {
+          Run run;
+          run.keep_narrow(narrow);
+          // bf16 numbers, as they are or in F32.
+          const auto given = [&](const Shape& shape, uint64_t seed) {
+            QuantiseUse use;
+            use.quantizer = "bf16";
+            return quantised(run.stream(), random_tensor(shape, row.low, row.high, seed), use,
+                             narrow ? DType::BF16 : DType::F32);
+          };
+          Tape tape(run);
+          std::vector<Var> vars;
+          uint64_t seed = 40;
+          for (const Shape& shape : row.shapes.back())
+            vars.push_back(tape.leaf(given(shape, ++seed)));
+          const Var y = row.build(tape, vars, f);
+          tape.backward(y, given(y.shape(), 7));
+          Pass result{y.value, {}};
+          for (const Var& var : vars) result.grads.push_back(tape.grad(var));
+          return result;
+        };
+        CHECK(same_bits(pass(false), pass(true)));
+      }
+  }
+
+  TEST_CASE(
+      "linear layers, activations, norms and sums keep their results narrow where a run does") {
+    Run run;
+    for (const bool narrow : {false, true}) {
+      run.keep_narrow(narrow);
+      Tape tape(run);
+      OpFormats f;
+      f.output = f.grad_input = f.grad_weight = "bf16";
+      const auto stored = [&](const Var& v) { return v.value.dtype(); };
+      const DType wanted = narrow ? DType::BF16 : DType::F32;
+      const Var x = tape.leaf(random_tensor({6, 8}, -1, 1, 1)),
+                w = tape.leaf(random_tensor({8, 8}, -1, 1, 2));
+      const Var y = ops::linear(tape, x, w, {}, f), z = ops::gelu(tape, y, ops::Gelu::Erf, f),
+                n = ops::layer_norm(tape, z, {}, {}, 1e-5, f), sum = ops::add(tape, n, y, f);
+      for (const Var& v : {y, z, n, sum}) CHECK(stored(v) == wanted);
+      f.output = "e4m3";
+      CHECK(stored(ops::scale(tape, sum, 2, f)) == (narrow ? DType::F8E4M3 : DType::F32));
+      f.output = "bfp8";
+      CHECK(stored(ops::linear(tape, x, w, {}, f)) == DType::F32);
+      tape.backward(sum, random_tensor({6, 8}, -1, 1, 3));
+      CHECK(tape.grad(x).dtype() == wanted);
+      CHECK(tape.grad(w).dtype() == DType::F32);
+    }
   }
 
   TEST_CASE("law of linear: plain products of quantised operands, results rounded by role") {

@@ -134,6 +134,9 @@ std::vector<Paper> papers() {
       all("s2fp8", operands("e5m2+scale=squeeze", "e5m2+scale=squeeze"),
           {{"weights", "fp32"}, {"dynamic_loss_scale", nullptr}}),
       all("posit8", operands("posit8.1", "posit8.2"), {{"weights", "fp32"}}),
+      // No loss scale: factors in every layer take its place.
+      all("unit-scaling", operands("e4m3", "e5m2"),
+          {{"weights", "fp32"}, {"dynamic_loss_scale", nullptr}}),
   };
   for (Paper& paper : list) {
     if (paper.name == "fp8-hybrid") paper.loss_scale = 65536;
@@ -268,9 +271,11 @@ TEST_SUITE("recipes") {
         CHECK(optimizer.at(key) == value);
       }
       CHECK(optimizer.at("loss_scale") == paper.loss_scale);
+      CHECK(config.at("init") == (name == "unit-scaling" ? "unit"
+                                  : name == "wage"       ? "wage"
+                                                         : "standard"));
       CHECK(optimizer.at("dynamic_loss_scale").is_null() == (name != "fp8-hybrid"));
       CHECK(config.at("loss") == (name == "wage" ? "sum-of-squares" : "cross-entropy"));
-      CHECK(config.at("init") == (name == "wage" ? "wage" : "standard"));
       CHECK(config.at("average").is_null() == (name != "swalp"));
       if (name == "swalp") CHECK(config.at("average").at("format") == "fp32");
 

@@ -307,7 +307,7 @@ TEST_SUITE("training_options") {
           {"--grad-order first", {"--grad-order", "scale-first or quantise-first"}},
           {"--accumulate-steps 0", {"--accumulate-steps"}},
           {"--grad-normalize norm", {"--grad-normalize takes none or shift, got 'norm'"}},
-          {"--init wgae", {"--init: 'wgae' is no way to begin weights; there are standard and"}},
+          {"--init wgae", {"--init: 'wgae' is no way to begin; there are standard, unit and wage"}},
           {"--lr-schedule cosin", {"--lr-schedule", "cosine[:FLOOR]"}},
           {"--lr-schedule step:0.1@2.5", {"--lr-schedule", "'2.5'"}},
           {"--lr-schedule onecycle@0.9", {"--lr-schedule", "the momenta are two"}},

@@ -6,6 +6,7 @@
 #include "nn/layers.h"
 #include "nn/models.h"
 #include "nn/wage.h"
+#include "nn/weight_scheme.h"
 #include "optim/optimizer.h"
 #include "tests/op_table.h"
 
@@ -84,8 +85,8 @@ TEST_SUITE("wage") {
       CHECK(nn::wage_scale(row.n) == row.scale);
     }
     CHECK_THROWS_AS(nn::wage_bound(0), Error);
-    CHECK_THROWS_WITH_AS(nn::parse_weight_scheme("wgae"), doctest::Contains("standard and wage"),
-                         Error);
+    CHECK_THROWS_WITH_AS(nn::parse_weight_scheme("wgae"),
+                         doctest::Contains("standard, unit and wage"), Error);
   }
 
   TEST_CASE("the scheme's weights are uniform within the bound, and its products divided") {

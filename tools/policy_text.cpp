@@ -134,7 +134,7 @@ std::string explain_training(const Experiment& e, const nn::Dataset& data) {
   model->initialise(run);
   check_optimizer(e.optimizer, model->parameters());
   const optim::Optimizer optimizer(run, model->parameters(), e.optimizer);
-  nn::TrainingLoss loss{e.loss, {}};
+  nn::TrainingLoss loss{e.loss, {}, e.init};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, 1);
 

@@ -12,7 +12,7 @@ namespace {
 class Rehearsal {
  public:
   Rehearsal(const Experiment& e, const nn::Dataset& data)
-      : e_(e), run_(kCpu, e.seed), model_(make_model(e, data)), loss_{e.loss, {}} {
+      : e_(e), run_(kCpu, e.seed), model_(make_model(e, data)), loss_{e.loss, {}, e.init} {
     model_->initialise(run_);
     layers_ = nn::layers_of(*model_, loss_);
     nn::check(e.policy, layers_, e.epochs);

@@ -21,7 +21,7 @@ namespace {
 /// The mean over the operands of all products in the last epoch.
 double bits_of(const Experiment& e, const nn::Dataset& data) {
   const auto model = make_model(e, data);
-  nn::TrainingLoss loss{e.loss, {}};
+  nn::TrainingLoss loss{e.loss, {}, e.init};
   const std::vector<nn::Layer> layers = nn::layers_of(*model, loss);
   nn::apply(e.policy, layers, e.epochs);
   double sum = 0;

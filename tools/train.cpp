@@ -226,10 +226,13 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
                   "cross-entropy, the mean over a batch; or sum-of-squares, 1/2 (y - onehot)^2 "
                   "summed over it, whose rates are smaller")
       ->capture_default_str();
-  cmd->add_option("--init", o->init,
-                  "standard: first weights as each layer has them; wage: uniform, wide enough for "
-                  "two bits, in linear layers and convolutions, whose results are divided by a "
-                  "power of two")
+  cmd->add_option(
+         "--init", o->init,
+         "standard: first weights as each layer has them; unit: of size 1, with factors in "
+         "every layer that keep activations and gradients there (unit scaling); wage: uniform, "
+         "wide "
+         "enough for two bits, in linear layers and convolutions, whose results are divided by a "
+         "power of two")
       ->capture_default_str();
   cmd->add_option("--seed", o->seed, "of initial weights, order and stochastic rounding")
       ->capture_default_str();

@@ -35,7 +35,7 @@ SavedExperiment TrainedModelFlags::read() const {
 
 TrainedModel::TrainedModel(const Experiment& e, const nn::Dataset& data,
                            const TrainedModelFlags& flags)
-    : run(e.device, e.seed, e.math), model(make_model(e, data)), loss{e.loss, {}} {
+    : run(e.device, e.seed, e.math), model(make_model(e, data)), loss{e.loss, {}, e.init} {
   model->initialise(run);
   layers = nn::layers_of(*model, loss);
   nn::check_epochs(e.policy, e.epochs);

@@ -1,5 +1,7 @@
 #include "kernels/attention.h"
 
+#include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "core/scalar_math.h"
@@ -28,13 +30,36 @@ Tensor view_of(const Tensor& t, bool turned, int64_t b) {
   return turned ? one.transpose(0, 1) : one;
 }
 
+/// The elements of a contiguous tensor: any float, or doubles.
+template <class T>
+class Numbers {
+ public:
+  explicit Numbers(const Tensor& t) : data_(t.raw()), dtype_(t.dtype()) {}
+  /// x[0 … n) = those from `begin` on.
+  void read(int64_t begin, int64_t n, T* x) const {
+    if constexpr (std::is_same_v<T, double>) {
+      std::copy_n(static_cast<const double*>(data_) + begin, n, x);
+    } else {
+      for (int64_t i = 0; i < n; i += kBlock) {
+        const int64_t count = std::min(kBlock, n - i);
+        const float* const from = read_block(data_, dtype_, begin + i, count, x + i);
+        if (from != x + i) std::copy_n(from, count, x + i);
+      }
+    }
+  }
+
+ private:
+  const void* data_;
+  DType dtype_;
+};
+
 /// The values of a row and what becomes of them.
 template <class T>
 class RowOf {
  public:
   RowOf(const MaskedRows& r)
       : visible_(r),
-        scores_(r.scores.data<T>()),
+        scores_(r.scores),
         scale_(static_cast<T>(r.scale)),
         score_(r.score, r.score_key),
         interior_(r.interior, r.interior_key) {}
@@ -45,8 +70,7 @@ class RowOf {
   /// p[j] for the n ≥ 1 keys that the row sees.
   void probabilities(int64_t row, int64_t n, T* p) const {
     const int64_t index = row * visible_.keys;
-    const T* in = scores_ + index;
-    std::copy_n(in, n, p);
+    scores_.read(index, n, p);
     round(score_, p, n, index);
     const T scale = scale_;
     with_isa([=]() ULP_INLINE {
@@ -75,30 +99,37 @@ class RowOf {
 
  private:
   Visible visible_;
-  const T* scores_;
+  Numbers<T> scores_;
   T scale_;
   BlockQuantiser score_;
   Interior interior_;
 };
 
-template <class T>
+/// Word: as large as a score, in all of whose types the bits of +0 are zeros.
+template <class Word>
 void mask_scores_of(const MaskedRows& r) {
   const Visible visible(r);
   Tensor scores = r.scores;
-  T* const x = scores.mutable_data<T>();
+  auto* const x = static_cast<Word*>(scores.mutable_raw());
   parallel_for(scores.size(0) * scores.size(1),
                std::max<int64_t>(1, kGrain / std::max<int64_t>(1, visible.keys)),
                [&](int64_t first, int64_t last) {
                  for (int64_t row = first; row < last; ++row)
                    std::fill(x + row * visible.keys + visible(row), x + (row + 1) * visible.keys,
-                             T(0));
+                             Word(0));
                });
 }
 
-/// Writes a row whose first n values are given; the others are 0.
+/// Writes a row whose first n values are given, times a factor; the others are 0.
 template <class T>
-void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values) {
+void write_row(const Result<T>& out, int64_t index, int64_t n, std::vector<T>& values, T factor) {
   const auto keys = static_cast<int64_t>(values.size());
+  if (factor != T(1)) {
+    T* const x = values.data();
+    with_isa([=]() ULP_INLINE {
+      for (int64_t j = 0; j < n; ++j) x[j] = canonical(x[j] * factor);
+    });
+  }
   std::fill(values.begin() + n, values.end(), T(0));
   for (int64_t i = 0; i < keys; i += kBlock)
     out.write(index + i, std::min(kBlock, keys - i), values.data() + i);
@@ -122,7 +153,7 @@ void masked_softmax_of(const MaskedSoftmaxArgs& args) {
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& p) {
     const int64_t n = rows.visible(row);
     if (n > 0) rows.probabilities(row, n, p.data());
-    write_row(out, row * rows.keys(), n, p);
+    write_row(out, row * rows.keys(), n, p, static_cast<T>(args.factor));
   });
 }
 
@@ -131,8 +162,10 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
   const RowOf<T> rows(args.rows);
   const Result<T> out(args.out, args.output, args.key);
   const BlockQuantiser gradient(args.gradient, args.gradient_key);
-  const T* const grad = args.grad.data<T>();
-  const T scale = static_cast<T>(args.rows.scale);
+  const Numbers<T> grad(args.grad);
+  std::optional<Result<T>> kept;
+  if (args.p.defined()) kept.emplace(args.p, args.p_output, args.p_key);
+  const T scale = static_cast<T>(args.rows.scale), factor = static_cast<T>(args.factor);
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& values) {
     const int64_t n = rows.visible(row), index = row * rows.keys();
     T* p = values.data();
@@ -141,7 +174,12 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
       more.resize(static_cast<size_t>(2 * n));
       T *g = more.data(), *products = g + n;
       rows.probabilities(row, n, p);
-      std::copy_n(grad + index, n, g);
+      if (kept) {
+        thread_local std::vector<T> copy;
+        copy = values;
+        write_row(*kept, index, n, copy, factor);
+      }
+      grad.read(index, n, g);
       RowOf<T>::round(gradient, g, n, index);
       with_isa([=]() ULP_INLINE {
         for (int64_t j = 0; j < n; ++j) products[j] = g[j] * p[j];
@@ -150,8 +188,10 @@ void masked_softmax_backward_of(const MaskedSoftmaxBackwardArgs& args) {
       with_isa([=]() ULP_INLINE {
         for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] * (g[j] - sum) * scale);
       });
+    } else if (kept) {
+      write_row(*kept, index, n, values, factor);
     }
-    write_row(out, index, n, values);
+    write_row(out, index, n, values, factor);
   });
 }
 
@@ -175,8 +215,9 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
     return;
   }
   Tensor out = args.out;
+  if (out.dtype() != DType::F32) out = Tensor::empty(out.shape(), DType::F32, kCpu);
   float* const sums = out.mutable_data<float>();
-  const Finish finish({}, args.factor, {}, {}, {});
+  const Finish finish({}, args.factor, {}, args.output, {});
   constexpr int64_t kWork = 1 << 18;  // multiply-adds that pay for waking a thread
   parallel_for(e.count, std::max<int64_t>(1, kWork / std::max<int64_t>(1, e.m * e.n * e.k)),
                [&](int64_t begin, int64_t end) {
@@ -191,13 +232,18 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
                    multiply(p, finish);
                  }
                });
+  if (args.out.dtype() != DType::F32) narrow(out, args.out);
 }
 
 void mask_scores(Stream stream, const MaskScoresArgs& args) {
   check_mask_scores(stream, args);
   if (args.rows.scores.numel() == 0) return;
-  args.rows.scores.dtype() == DType::F64 ? mask_scores_of<double>(args.rows)
-                                         : mask_scores_of<float>(args.rows);
+  switch (size_of(args.rows.scores.dtype())) {
+    case 1: return mask_scores_of<uint8_t>(args.rows);
+    case 2: return mask_scores_of<uint16_t>(args.rows);
+    case 4: return mask_scores_of<uint32_t>(args.rows);
+    default: return mask_scores_of<uint64_t>(args.rows);
+  }
 }
 
 void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {

@@ -219,7 +219,8 @@ void gather_windows(Stream stream, const GatherWindowsArgs& args) {
   check_gather_windows(stream, args);
   Tensor out_tensor = args.out, label_tensor = args.labels;
   int32_t *out = out_tensor.mutable_data<int32_t>(), *labels = label_tensor.mutable_data<int32_t>();
-  const int64_t begin = args.state == nullptr ? args.begin : args.state->batch_offset;
+  const int64_t begin = (args.state == nullptr ? args.begin : args.state->batch_offset) +
+                        (args.epoch == nullptr ? 0 : args.epoch->batch_offset);
   const int64_t length = args.length(), windows = args.windows();
   const RandomSource random = args.random ? RandomSource(args.key) : RandomSource();
   const auto gather = [&](const auto* text) {

@@ -630,10 +630,26 @@ void multiply(const Product& p, const Finish& finish) {
       BlockProduct(p, finish, i, std::min(kSide, p.m - i), j, std::min(kSide, p.n - j)).run();
 }
 
+void narrow(const Tensor& values, Tensor out) {
+  const float* from = values.data<float>();
+  void* const to = out.mutable_raw();
+  const DType dtype = out.dtype();
+  parallel_for_units(out.numel(), kBlock, kGrain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kBlock)
+      write_block(to, dtype, i, std::min(kBlock, last - i), from + i);
+  });
+}
+
 namespace {
 
 void multiply_floats(const MatmulArgs& args) {
   Tensor result = args.out;
+  if (result.dtype() != DType::F32) {
+    MatmulArgs wide = args;
+    wide.out = Tensor::empty(result.shape(), DType::F32, kCpu);
+    multiply_floats(wide);
+    return narrow(wide.out, result);
+  }
   Product product{};
   product.a = Matrix(args.a);
   product.b = Matrix(args.b);
@@ -693,8 +709,10 @@ void check(Stream stream, const MatmulArgs& args) {
               args.bias.defined() ? to_string(args.bias.dtype()) : "");
   }
   check_kernel_tensor("matmul", stream, args.out, Shape{m, n});
-  ULP_CHECK(args.out.dtype() == (doubles ? DType::F64 : DType::F32),
-            "matmul: out must be {}, got {}", doubles ? DType::F64 : DType::F32, args.out);
+  ULP_CHECK(doubles ? args.out.dtype() == DType::F64
+                    : is_float_up_to_32(args.out.dtype()) && fits(args.output, args.out.dtype()),
+            "matmul: out must be {} and hold {} values, got {}", doubles ? "F64" : "a float",
+            args.output, args.out);
   if (args.bias.defined())
     ULP_CHECK(args.bias.shape() == Shape{n}, "matmul: bias must be ({}), got {}", n, args.bias);
   check_matmul_factors(stream, args);

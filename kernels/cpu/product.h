@@ -74,4 +74,7 @@ struct Product {
 };
 void multiply(const Product& product, const Finish& finish);
 
+/// out = the numbers of `values` (F32, as many), which its type holds.
+void narrow(const Tensor& values, Tensor out);
+
 }  // namespace ulp::cpu

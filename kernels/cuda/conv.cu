@@ -264,7 +264,7 @@ bool conv_fast(Stream stream, const ConvArgs& args, bool whole, const UnitChoice
         product.b_factor = args.weight_factor;
         product.factor = args.factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + (g * rows + first) * outputs))
+      if (!matmul_fast(stream, product, choice, whole, {sums + (g * rows + first) * outputs}))
         return false;
     }
   }
@@ -307,7 +307,7 @@ bool weight_fast(Stream stream, const ConvWeightArgs& args, const UnitChoice& ch
         product.b_factor = args.image_factor;
         product.factor = args.factor;
       }
-      if (!matmul_fast(stream, product, choice, whole, sums + g * outputs * blocks.columns,
+      if (!matmul_fast(stream, product, choice, whole, {sums + g * outputs * blocks.columns},
                        first > 0))
         return false;
     }

@@ -210,24 +210,20 @@ __global__ void __launch_bounds__(kWarp* kLaneRows)
       const int32_t* order = w.order + first + begin;
       float sum[4] = {};
       if (column < w.columns) {
-        if (w.grad.dtype == DType::F32) {
-          const float* grad = static_cast<const float*>(w.grad.data) + column;
+        for_plain_type(w.grad.dtype, [&]<DType kType>() {
+          const auto value = [&](int64_t k) {
+            return load_plain<kType>(w.grad, order[k] * w.columns + column);
+          };
           int64_t k = y;
+#pragma unroll 4  // so many loads wait together
           for (; k + 3 * kLaneRows < n; k += kSumLanes) {
 #pragma unroll
-            for (int q = 0; q < 4; ++q) sum[q] += grad[order[k + q * kLaneRows] * w.columns];
+            for (int q = 0; q < 4; ++q) sum[q] += value(k + q * kLaneRows);
           }
 #pragma unroll
           for (int q = 0; q < 4; ++q)
-            if (k + q * kLaneRows < n) sum[q] += grad[order[k + q * kLaneRows] * w.columns];
-        } else {
-          for (int64_t k = y, q = 0; k < n; k += kLaneRows, q = (q + 1) % 4) {
-            const float g = load_one(w.grad.data, w.grad.dtype, order[k] * w.columns + column);
-#pragma unroll
-            for (int own = 0; own < 4; ++own)
-              if (own == q) sum[own] += g;
-          }
-        }
+            if (k + q * kLaneRows < n) sum[q] += value(k + q * kLaneRows);
+        });
       }
       total = add_lanes(lanes, sum, x, y);
       if (rows <= kSumChunk) break;
@@ -368,7 +364,8 @@ struct Windows {
   bool random;
   RandomKey key;
   int64_t begin, length, windows, tokens;
-  StepState* state;  // null: `begin`
+  StepState* state;        // null: `begin`
+  const StepState* epoch;  // null: none
 };
 
 /// Blocks of the kernel that is running that have read the state. Kernels of a device's one stream take turns.
@@ -381,9 +378,10 @@ __device__ __forceinline__ int32_t token_at(const Windows& w, int64_t i) {
 /// One window a block at a time.
 __global__ void __launch_bounds__(kThreads) windows_kernel(const __grid_constant__ Windows w) {
   const int64_t begin = w.state == nullptr ? w.begin : w.state->batch_offset;
+  const int64_t first = begin + (w.epoch == nullptr ? 0 : w.epoch->batch_offset);
   const RandomSource random = w.random ? RandomSource(w.key) : RandomSource();
   for (int64_t n = blockIdx.x; n < w.windows; n += gridDim.x) {
-    const int64_t start = window_start(w.random, random, begin + n, w.tokens, w.length);
+    const int64_t start = window_start(w.random, random, first + n, w.tokens, w.length);
     for (int64_t t = threadIdx.x; t < w.length; t += kThreads) {
       w.out[n * w.length + t] = token_at(w, start + t);
       w.labels[n * w.length + t] = token_at(w, start + t + 1);
@@ -411,6 +409,7 @@ void gather_windows(Stream stream, const GatherWindowsArgs& args) {
   w.windows = args.windows();
   w.tokens = args.text.numel();
   w.state = args.state;
+  w.epoch = args.epoch;
   launch("gather_windows", stream, blocks_for(w.windows, 1), kThreads, windows_kernel, w);
 }
 

@@ -106,17 +106,16 @@ void matmul(Stream stream, const MatmulArgs& call) {
                         n,         args.factor};
   if (m == 0 || n == 0) return;
 
+  const UnitChoice choice = matrix_unit(args);
+  const bool fast = choice.unit != MatrixUnit::Strict && k > 0;
+  if (fast && fast_finishes(outcome, choice.unit) &&
+      matmul_fast(stream, args, choice, true, {written(args.out), args.out.dtype()}))
+    return;
   const bool into_out = args.out.dtype() == DType::F32;
   Tensor scratch;
   if (!into_out) scratch = Tensor::empty({m, n}, DType::F32, stream.device);
   auto* const sums = static_cast<float*>(written(into_out ? args.out : scratch));
-  const UnitChoice choice = matrix_unit(args);
-  bool done = false;
-  if (choice.unit != MatrixUnit::Strict && k > 0) {
-    const bool whole = into_out && fast_finishes(outcome, choice.unit);
-    if (whole && matmul_fast(stream, args, choice, true, sums)) return;
-    done = matmul_fast(stream, args, choice, false, sums);
-  }
+  const bool done = fast && matmul_fast(stream, args, choice, false, {sums});
   if (!done) matmul_strict(stream, args, sums);
   finish_product("matmul", stream, outcome, sums);
 }

@@ -100,7 +100,7 @@ Tensor readable(Stream stream, const Tensor& t, DType dtype, MatrixUnit unit) {
 struct Kind {
   int device;
   MatrixUnit unit;
-  DType a_type, b_type;
+  DType a_type, b_type, out_type;
   int64_t m, n, k;
   bool a_by_rows, b_by_rows;  // of a (M, K) and of b's transpose (N, K)
   int64_t a_leading, b_leading;
@@ -247,7 +247,7 @@ Plan make_plan(const Library& library, const Kind& kind) {
   };
   plan.b = by_columns(kind.b_type, kind.b_by_rows, kind.n, kind.b_leading);
   plan.a = by_columns(kind.a_type, kind.a_by_rows, kind.m, kind.a_leading);
-  plan.out = make_layout(DType::F32, kind.n, kind.m, kind.n);
+  plan.out = make_layout(kind.out_type, kind.n, kind.m, kind.n);
   if (kind.count > 1) {
     repeat(plan.b, kind.count, kind.b_step);
     repeat(plan.a, kind.count, kind.a_step);
@@ -302,13 +302,14 @@ const float* data_or_null(const Tensor& t) { return t.defined() ? t.data<float>(
 
 /// Of a (M, K) · bᵀ (N, K), as they can be read.
 Kind kind_of(Stream stream, const UnitChoice& choice, const Tensor& a, const Tensor& b,
-             const float* sums) {
+             FastOut out) {
   const Stored a_stored = *stored(a), b_stored = *stored(b);
   Kind kind{};
   kind.device = stream.device.index;
   kind.unit = choice.unit;
   kind.a_type = choice.a;
   kind.b_type = choice.b;
+  kind.out_type = out.dtype;
   kind.m = a.size(0);
   kind.n = b.size(0);
   kind.k = a.size(1);
@@ -318,7 +319,7 @@ Kind kind_of(Stream stream, const UnitChoice& choice, const Tensor& a, const Ten
   kind.b_leading = b_stored.leading;
   kind.a_alignment = alignment_of(a.raw());
   kind.b_alignment = alignment_of(b.raw());
-  kind.out_alignment = alignment_of(sums);
+  kind.out_alignment = alignment_of(out.data);
   return kind;
 }
 
@@ -342,11 +343,11 @@ std::vector<std::string> matrix_units_used() {
 }
 
 bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice, bool whole,
-                 float* sums, bool onto) {
+                 FastOut out, bool onto) {
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
   const Tensor a = readable(stream, args.a, choice.a, choice.unit);
   const Tensor b = readable(stream, args.b.transpose(0, 1), choice.b, choice.unit);
-  Kind kind = kind_of(stream, choice, a, b, sums);
+  Kind kind = kind_of(stream, choice, a, b, out);
   kind.bias = whole && args.bias.defined();
   kind.scaled = whole && (args.a_factor.defined() || args.b_factor.defined());
 
@@ -368,17 +369,17 @@ bool matmul_fast(Stream stream, const MatmulArgs& args, const UnitChoice& choice
   }
   if (kind.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias.raw());
   ULP_CUBLAS_CHECK(cublasLtMatmul(library.handle, plan.desc.get(), factors, b.raw(), plan.b.get(),
-                                  a.raw(), plan.a.get(), factors + 1, sums, plan.out.get(), sums,
-                                  plan.out.get(), &plan.algorithm, library.workspace, kWorkspace,
-                                  static_cast<cudaStream_t>(stream.handle)));
+                                  a.raw(), plan.a.get(), factors + 1, out.data, plan.out.get(),
+                                  out.data, plan.out.get(), &plan.algorithm, library.workspace,
+                                  kWorkspace, static_cast<cudaStream_t>(stream.handle)));
   return true;
 }
 
 bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice& choice,
-                  float* sums) {
+                  FastOut out) {
   ULP_CUDA_CHECK(cudaSetDevice(stream.device.index));
   const Tensor a = batch_in(stream, args.a, choice.a), b = batch_in(stream, args.b, choice.b);
-  Kind kind = kind_of(stream, choice, first_of(a, args.turn_a), first_of(b, !args.turn_b), sums);
+  Kind kind = kind_of(stream, choice, first_of(a, args.turn_a), first_of(b, !args.turn_b), out);
   kind.count = a.size(0);
   kind.a_step = a.size(1) * a.size(2);
   kind.b_step = b.size(1) * b.size(2);
@@ -387,7 +388,7 @@ bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice
   };
   also(kind.a_alignment, kind.a_step, choice.a);
   also(kind.b_alignment, kind.b_step, choice.b);
-  also(kind.out_alignment, kind.m * kind.n, DType::F32);
+  also(kind.out_alignment, kind.m * kind.n, out.dtype);
 
   const std::lock_guard lock(mutex);
   const Library& library = library_of(stream);
@@ -395,9 +396,9 @@ bool batched_fast(Stream stream, const BatchedMatmulArgs& args, const UnitChoice
   if (!plan.exists) return false;
   const float scalars[] = {static_cast<float>(args.factor), 0.0f};
   ULP_CUBLAS_CHECK(cublasLtMatmul(library.handle, plan.desc.get(), scalars, b.raw(), plan.b.get(),
-                                  a.raw(), plan.a.get(), scalars + 1, sums, plan.out.get(), sums,
-                                  plan.out.get(), &plan.algorithm, library.workspace, kWorkspace,
-                                  static_cast<cudaStream_t>(stream.handle)));
+                                  a.raw(), plan.a.get(), scalars + 1, out.data, plan.out.get(),
+                                  out.data, plan.out.get(), &plan.algorithm, library.workspace,
+                                  kWorkspace, static_cast<cudaStream_t>(stream.handle)));
   return true;
 }
 

@@ -1,4 +1,4 @@
-#include "kernels/cuda/quads.cuh"
+#include "kernels/cuda/held_rows.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/norm.h"
 #include "kernels/norm_math.h"
@@ -89,6 +89,24 @@ __device__ __forceinline__ float round_single(const Rounder& rounder, const Rand
   return round_apart(rounder, random, i, value);
 }
 
+/// Elements i, i + step … In line to nearest, where no word is drawn.
+template <int kCount>
+__device__ __forceinline__ void round_rows(const Rounder& rounder, const RandomSource& random,
+                                           int64_t i, int64_t step, float (&x)[kCount]) {
+  using How = Rounder::How;
+  const auto nearest = [&]<How kHow>() {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) x[k] = round_fast<kHow>(x[k], rounder, 0, 0u).value;
+  };
+  switch (rounder.how) {
+    case How::Nearest: return nearest.template operator()<How::Nearest>();
+    case How::NearestCut: return nearest.template operator()<How::NearestCut>();
+    default:
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k] = round_single(rounder, random, i + k * step, x[k]);
+  }
+}
+
 /// The draws 0 … 3 of a norm: mean, variance, inverse deviation, normalised value.
 struct Interior {
   Rounder at[4];
@@ -130,29 +148,6 @@ Statistics statistics_of(const char* kernel, const Tensor& mean, const Tensor& i
 }
 Channels channels_of(const Tensor& t, float other) {
   return {t.defined() ? source_of(t) : Source{}, other};
-}
-
-/// Element i where the type is known but for the 8-bit ones, which are read out of line.
-template <DType kType>
-__device__ __forceinline__ float load_plain(const Source& s, int64_t i) {
-  if constexpr (kType == DType::F32)
-    return static_cast<const float*>(s.data)[i];
-  else if constexpr (kType == DType::BF16)
-    return bf16_to_float(static_cast<const uint16_t*>(s.data)[i]);
-  else if constexpr (kType == DType::F16)
-    return f16_to_float(static_cast<const uint16_t*>(s.data)[i]);
-  else
-    return load_one(s.data, s.dtype, i);
-}
-
-template <class Body>
-__device__ __forceinline__ void for_plain_type(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::F32: return body.template operator()<DType::F32>();
-    case DType::BF16: return body.template operator()<DType::BF16>();
-    case DType::F16: return body.template operator()<DType::F16>();
-    default: return body.template operator()<DType::F8E4M3>();
-  }
 }
 
 // ---- sums of columns -------------------------------------------------------------------------------------------------
@@ -294,18 +289,22 @@ __device__ __forceinline__ void sum_of_pairs(const SumWork& w, int64_t row, int 
           x[k] = load_plain<kType>(w.x, i);
           g[k] = load_plain<kGrad>(w.grad, i);
         }
+        float x_hat[kRows];
 #pragma unroll
         for (int k = 0; k < kRows; ++k) {
-          const int64_t own = row + a + k * kSumLanes;
           if (!s.layout.per_channel) {
-            const int64_t at = s.layout.statistic(own, column);
+            const int64_t at = s.layout.statistic(row + a + k * kSumLanes, column);
             mean = s.mean_of(at), inverse = s.inverse[at];
           }
-          const float x_hat =
-              round_single(w.interior.at[3], random, own * s.layout.channels + column,
-                           norms::normalised(x[k], mean, inverse));
+          x_hat[k] = norms::normalised(x[k], mean, inverse);
+        }
+        round_rows(w.interior.at[3], random,
+                   (row + a) * static_cast<int64_t>(s.layout.channels) + column,
+                   kSumLanes * static_cast<int64_t>(s.layout.channels), x_hat);
+#pragma unroll
+        for (int k = 0; k < kRows; ++k) {
           sum[0] += g[k];
-          sum[1] += g[k] * x_hat;
+          sum[1] += g[k] * x_hat[k];
         }
       });
     });
@@ -700,6 +699,93 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// The numbers of a row's channels.
+template <int kQuads>
+__device__ __forceinline__ void load_channels(const Channels& c, int n, float (&x)[kQuads][kQuad]) {
+  if (c.source.data != nullptr && c.source.aligned) return load_row(c.source, 0, n, x);
+  for_row_quads<kQuads>(n, [&](int q, int at) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[q][k] = at < n ? c.at(static_cast<uint32_t>(at + k)) : 0.0f;
+  });
+}
+
+/// Groups that are whole rows, in quads.
+template <int kQuads>
+__global__ void __launch_bounds__(kThreads)
+    group_norm_quads_kernel(const __grid_constant__ GroupWork w) {
+  const RandomSource random = w.output.random(), random_normal = w.interior.at[3].random();
+  const int n = static_cast<int>(w.size);
+  for_warp_groups(w.statistics, [&](int64_t index) {
+    const int64_t begin = index * n;
+    float x[kQuads][kQuad], other[kQuads][kQuad];
+    load_row(w.x, begin, n, x);
+    const float mean = w.centred ? w.interior.one(0, index, row_sum(n, x) / w.count) : 0.0f;
+    for_row_quads<kQuads>(n, [&](int q, int at) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k)
+        other[q][k] = at < n ? norms::square_about(x[q][k], mean) : 0.0f;
+    });
+    const float inverse = finish_group(w, index, row_sum(n, other));
+    if (threadIdx.x % kWarp == 0) {
+      if (w.centred) w.mean[index] = mean;
+      w.inverse[index] = inverse;
+    }
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) x[q][k] = norms::normalised(x[q][k], mean, inverse);
+    round_row(w.interior.at[3], random_normal, begin, n, x);
+    if (w.affine) {
+      float bias[kQuads][kQuad];
+      load_channels(w.weight, n, other);
+      load_channels(w.bias, n, bias);
+      for_row_quads<kQuads>(n, [&](int q, int) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) x[q][k] = norms::scaled(x[q][k], other[q][k], bias[q][k]);
+      });
+    }
+    round_row(w.output, random, begin, n, x);
+    store_row(w.out, begin, n, x);
+  });
+}
+
+template <int kQuads>
+__global__ void __launch_bounds__(kThreads)
+    group_norm_backward_quads_kernel(const __grid_constant__ GroupWork w) {
+  const RandomSource random = w.output.random(), random_normal = w.interior.at[3].random();
+  const int n = static_cast<int>(w.size);
+  for_warp_groups(w.statistics, [&](int64_t index) {
+    const int64_t begin = index * n;
+    const float mean = w.centred ? w.mean[index] : 0.0f, inverse = w.inverse[index];
+    float x[kQuads][kQuad], h[kQuads][kQuad], other[kQuads][kQuad];
+    load_row(w.x, begin, n, x);
+    load_row(w.grad, begin, n, h);
+    load_channels(w.weight, n, other);
+    for_row_quads<kQuads>(n, [&](int q, int at) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        x[q][k] = norms::normalised(x[q][k], mean, inverse);
+        h[q][k] = at < n ? h[q][k] * other[q][k] : 0.0f;
+      }
+    });
+    round_row(w.interior.at[3], random_normal, begin, n, x);
+    for_row_quads<kQuads>(n, [&](int q, int at) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) other[q][k] = at < n ? h[q][k] * x[q][k] : 0.0f;
+    });
+    const float sum = row_sum(n, h);
+    const float mean_h = w.centred ? sum * w.share : 0.0f;
+    const float mean_hx = row_sum(n, other) * w.share;
+    for_row_quads<kQuads>(n, [&](int q, int) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k)
+        h[q][k] = norms::input_gradient(h[q][k], x[q][k], mean_h, mean_hx, inverse);
+    });
+    round_row(w.output, random, begin, n, h);
+    store_row(w.out, begin, n, h);
+  });
+}
+
 // Larger groups: a block each, its warps take the chunks in turn.
 
 constexpr int kWarps = kThreads / kWarp;
@@ -817,13 +903,20 @@ GroupWork group_work(const char* kernel, Stream stream, const Tensor& x, const N
 
 using GroupKernel = void (*)(GroupWork);
 
-/// A warp for each group where it can be held, else a block.
-void launch_groups(const char* kernel, Stream stream, const GroupWork& w, GroupKernel held1,
-                   GroupKernel held4, GroupKernel held32, GroupKernel any) {
+/// The kernels of one pass: a warp for each group where it can hold it, in quads if groups are rows and lie well; else a block.
+struct GroupKernels {
+  GroupKernel quads4, quads8, held4, held32, any;
+};
+
+void launch_groups(const char* kernel, Stream stream, const GroupWork& w, const GroupKernels& all) {
   const bool warps = w.layout.span == 1 && w.size <= 32 * kWarp;
-  if (!warps) return launch(kernel, stream, blocks_for(w.statistics, 1), kThreads, any, w);
-  const GroupKernel held = w.size <= kWarp ? held1 : w.size <= 4 * kWarp ? held4 : held32;
-  launch(kernel, stream, blocks_for(w.statistics, kWarps), kThreads, held, w);
+  if (!warps) return launch(kernel, stream, blocks_for(w.statistics, 1), kThreads, all.any, w);
+  const bool quads = w.layout.groups == 1 && w.size % kQuad == 0 && w.x.aligned &&
+                     (w.grad.data == nullptr || w.grad.aligned);
+  const GroupKernel few = quads ? all.quads4 : all.held4, many = quads ? all.quads8 : all.held32;
+  const int64_t most_few = quads ? 4 * kRowStep : 4 * kWarp;
+  launch(kernel, stream, blocks_for(w.statistics, kWarps), kThreads,
+         w.size <= most_few ? few : many, w);
 }
 
 }  // namespace
@@ -885,8 +978,9 @@ void group_norm(Stream stream, const GroupNormArgs& args) {
   w.inverse = written_floats(args.inverse_deviation);
   w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
   w.out = sink_of(args.out);
-  launch_groups(kName, stream, w, group_norm_held_kernel<1>, group_norm_held_kernel<4>,
-                group_norm_held_kernel<32>, group_norm_kernel);
+  launch_groups(kName, stream, w,
+                {group_norm_quads_kernel<4>, group_norm_quads_kernel<8>, group_norm_held_kernel<4>,
+                 group_norm_held_kernel<32>, group_norm_kernel});
 }
 
 void norm_sums(Stream stream, const NormSumsArgs& args) {
@@ -934,9 +1028,10 @@ void group_norm_backward(Stream stream, const GroupNormBackwardArgs& args) {
   w.inverse = const_cast<float*>(floats_of(args.inverse_deviation));
   w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
   w.out = sink_of(args.out);
-  launch_groups(kName, stream, w, group_norm_backward_held_kernel<1>,
-                group_norm_backward_held_kernel<4>, group_norm_backward_held_kernel<32>,
-                group_norm_backward_kernel);
+  launch_groups(kName, stream, w,
+                {group_norm_backward_quads_kernel<4>, group_norm_backward_quads_kernel<8>,
+                 group_norm_backward_held_kernel<4>, group_norm_backward_held_kernel<32>,
+                 group_norm_backward_kernel});
 }
 
 }  // namespace ulp::cuda

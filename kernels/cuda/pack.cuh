@@ -79,6 +79,29 @@ __device__ __noinline__ inline void store_one(void* data, DType dtype, int64_t i
   store_float(data, dtype, i, value);
 }
 
+/// Element i where the type is known but for the 8-bit ones, which are read out of line.
+template <DType kType>
+__device__ __forceinline__ float load_plain(const Source& s, int64_t i) {
+  if constexpr (kType == DType::F32)
+    return static_cast<const float*>(s.data)[i];
+  else if constexpr (kType == DType::BF16)
+    return bf16_to_float(static_cast<const uint16_t*>(s.data)[i]);
+  else if constexpr (kType == DType::F16)
+    return f16_to_float(static_cast<const uint16_t*>(s.data)[i]);
+  else
+    return load_one(s.data, s.dtype, i);
+}
+
+template <class Body>
+__device__ __forceinline__ void for_plain_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::F32: return body.template operator()<DType::F32>();
+    case DType::BF16: return body.template operator()<DType::BF16>();
+    case DType::F16: return body.template operator()<DType::F16>();
+    default: return body.template operator()<DType::F8E4M3>();
+  }
+}
+
 /// values[k] = element i + k for k < count ≤ kPack, 0 beyond. i is a multiple of kPack.
 __device__ __forceinline__ void load_pack(const Source& s, int64_t i, int count,
                                           float (&values)[kPack]) {

@@ -311,7 +311,7 @@ __device__ __noinline__ void pack_segment_slowly(const Source& values, const Cod
 
 /// Segments [0, segments).
 template <Form kForm, int kBits>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 4)
     pack_segments_kernel(const __grid_constant__ Source values, const __grid_constant__ Coding c,
                          int64_t segments, uint8_t* codes, unsigned long long* no_code) {
   const float* numbers = shared_numbers(c);

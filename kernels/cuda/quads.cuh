@@ -89,17 +89,19 @@ __device__ __forceinline__ void round_quad(const Rounder& rounder, const RandomS
 }
 
 /// Several quads, `step` elements apart from element `first` on, of finite numbers, in a short form that makes no NaN of these;
-/// false, and nothing is done, if the rounder has none.
+/// false, and nothing is done, if the rounder has none. count: how many of them, the same for a warp.
 template <int kCount>
 __device__ __forceinline__ bool round_quads_short(const Rounder& rounder,
                                                   const RandomSource& random, int64_t first,
-                                                  int64_t step, float (&x)[kCount][kQuad]) {
+                                                  int64_t step, float (&x)[kCount][kQuad],
+                                                  int count = kCount) {
   using How = Rounder::How;
   if (rounder.how == How::Copy) return true;
   if (!rounder.stays_a_number) return false;
   const auto round = [&]<How kHow>() {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
+      if (j >= count) break;
       PhiloxWords words{};
       if constexpr (Rounder::draws(kHow))
         words = random.words(static_cast<uint64_t>(first + j * step) / kQuad);
@@ -134,8 +136,8 @@ __device__ __noinline__ inline void round_quads_slowly(const Rounder& rounder,
 /// Several quads of any numbers.
 template <int kCount>
 __device__ __forceinline__ void round_quads(const Rounder& rounder, const RandomSource& random,
-                                            int64_t first, int64_t step,
-                                            float (&x)[kCount][kQuad]) {
+                                            int64_t first, int64_t step, float (&x)[kCount][kQuad],
+                                            int count = kCount) {
   if (rounder.how == Rounder::How::Copy) {
 #pragma unroll
     for (int j = 0; j < kCount; ++j)
@@ -146,11 +148,11 @@ __device__ __forceinline__ void round_quads(const Rounder& rounder, const Random
   float zero = 0;
 #pragma unroll
   for (int j = 0; j < kCount; ++j) zero = zero_of(x[j], zero);
-  if (zero == 0 && round_quads_short(rounder, random, first, step, x)) return;
+  if (zero == 0 && round_quads_short(rounder, random, first, step, x, count)) return;
   float values[kCount * kQuad];
 #pragma unroll
   for (int e = 0; e < kCount * kQuad; ++e) values[e] = x[e / kQuad][e % kQuad];
-  round_quads_slowly(rounder, random, first, step, kCount, values);
+  round_quads_slowly(rounder, random, first, step, count, values);
 #pragma unroll
   for (int e = 0; e < kCount * kQuad; ++e) x[e / kQuad][e % kQuad] = values[e];
 }

@@ -45,6 +45,7 @@ template <class Value>
 __device__ __forceinline__ void add_to_lanes(int64_t n, int64_t y, float (&sum)[4],
                                              const Value& value) {
   int64_t a = y;
+#pragma unroll 4  // so many loads wait together
   for (; a + 3 * kLaneRows < n; a += kSumLanes)
 #pragma unroll
     for (int q = 0; q < 4; ++q) sum[q] += value(a + q * kLaneRows);
@@ -66,13 +67,10 @@ __global__ void __launch_bounds__(kWarp* kLaneRows) sum_columns_kernel(Level w, 
     float sum[4] = {};
     if (column < w.inner) {
       const int64_t at = (o * w.axis + begin) * w.inner + column;
-      if (w.dtype == DType::F32) {
-        const float* in = static_cast<const float*>(w.in) + at;
-        add_to_lanes(n, y, sum, [=](int64_t a) { return in[a * w.inner]; });
-      } else {
-        add_to_lanes(n, y, sum,
-                     [&](int64_t a) { return load_one(w.in, w.dtype, at + a * w.inner); });
-      }
+      const Source in{w.in, w.dtype, false};
+      for_plain_type(w.dtype, [&]<DType kType>() {
+        add_to_lanes(n, y, sum, [&](int64_t a) { return load_plain<kType>(in, at + a * w.inner); });
+      });
     }
     lanes[y][x] = (sum[0] + sum[2]) + (sum[1] + sum[3]);  // widths 32 and 16
     __syncthreads();

@@ -33,6 +33,7 @@ std::unique_ptr<Module> attention_part(const SequenceOptions& o, bool causal,
                                        const OpFormats& formats) {
   AttentionSettings settings;
   settings.causal = causal;
+  settings.context = o.context;
   settings.rotary = o.positions == SequenceOptions::Positions::Rotary;
   settings.qkv_init = deviating(kDeviation);
   settings.out_init = deviating(before_addition(o));

@@ -29,9 +29,13 @@ void check_batched_matmul_case(Comparison& compare) {
                        b = compare.input(
                            turn_b ? Shape{s.count, s.n, s.k} : Shape{s.count, s.k, s.n}, b_type,
                            domain, 4),
-                       out = compare.output({s.count, s.m, s.n});
+                       out = compare.output({s.count, s.m, s.n}, turn_b ? DType::BF16 : DType::F32);
             compare.run(kernels::batched_matmul, [&](Side d) {
               BatchedMatmulArgs args;
+              if (turn_b)
+                args.output = "bf16";
+              else if (turn_a)
+                args.output = "e5m2";
               args.a = a.on(d);
               args.b = b.on(d);
               args.out = out.on(d);
@@ -73,6 +77,11 @@ DType stored(const char* format) {
   return fits(Quantizer::parse(format), DType::BF16) ? DType::BF16 : DType::F32;
 }
 
+/// What scores and their gradients come in: narrow where the format that rounds them changes nothing then.
+DType stored_scores(const RowKind& k) {
+  return std::string_view(k.score) == "bf16" ? DType::BF16 : DType::F32;
+}
+
 /// body(size, kind, scores, rows of a side) for all that is compared.
 template <class Body>
 void for_masked(Comparison& compare, const Pair& state, const Body& body) {
@@ -84,7 +93,8 @@ void for_masked(Comparison& compare, const Pair& state, const Body& body) {
         const std::string kind = std::string(k.result) + (s.keys > 1024 ? " long" : "") +
                                  (s.keys % 4 != 0 ? " odd" : "");
         if (!compare.takes(s.count * s.rows * s.keys, s.count * s.rows == 0 ? "" : kind)) continue;
-        const Pair scores = compare.input({s.count, s.rows, s.keys}, DType::F32, domain, 5),
+        const DType type = stored_scores(k);
+        const Pair scores = compare.input({s.count, s.rows, s.keys}, type, domain, 5),
                    lengths = lengths_of(compare, (kFirst + s.count + kHeads) / kHeads, s.keys);
         body(s, k, domain, [&](Side d) {
           MaskedRows r;
@@ -106,7 +116,8 @@ void for_masked(Comparison& compare, const Pair& state, const Body& body) {
 void check_mask_scores_case(Comparison& compare) {
   const Pair state = step_state(compare, some_step());
   for_masked(compare, state, [&](const RowSize& s, const RowKind& k, Domain domain, auto rows) {
-    const Pair scores = compare.both(values({s.count, s.rows, s.keys}, DType::F32, domain, 7));
+    const Pair scores =
+        compare.both(values({s.count, s.rows, s.keys}, stored_scores(k), domain, 7));
     compare.run(kernels::mask_scores, [&](Side d) {
       MaskScoresArgs args;
       args.rows = rows(d);
@@ -138,8 +149,11 @@ void check_masked_softmax_case(Comparison& compare) {
 void check_masked_softmax_backward_case(Comparison& compare) {
   const Pair state = step_state(compare, some_step());
   for_masked(compare, state, [&](const RowSize& s, const RowKind& k, Domain domain, auto rows) {
-    const Pair grad = compare.input({s.count, s.rows, s.keys}, DType::F32, domain, 6),
-               out = compare.output({s.count, s.rows, s.keys}, stored(k.result));
+    const Shape shape{s.count, s.rows, s.keys};
+    const Pair grad = compare.input(shape, stored_scores(k), domain, 6),
+               out = compare.output(shape, stored(k.result)),
+               p = compare.output(shape, stored(k.interior));
+    const bool keeps = k.causal;
     compare.run(kernels::masked_softmax_backward, [&](Side d) {
       MaskedSoftmaxBackwardArgs args;
       args.rows = rows(d);
@@ -149,10 +163,16 @@ void check_masked_softmax_backward_case(Comparison& compare) {
       args.gradient_key = key_on(state, d, 14);
       args.output = Quantizer::parse(k.result);
       args.key = key_on(state, d, 13);
+      if (keeps) {
+        args.p = p.on(d);
+        args.p_output = Quantizer::parse(k.interior);
+        args.p_key = key_on(state, d, 15);
+      }
       return args;
     });
     compare.same(out, "(", s.count, ", ", s.rows, ", ", s.keys, ") ", std::string(k.result),
                  " domain ", static_cast<int>(domain));
+    if (keeps) compare.same(p, "p of ", s.count, " ", s.rows, " ", s.keys, " ", k.interior);
   });
 }
 

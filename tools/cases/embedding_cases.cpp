@@ -203,8 +203,9 @@ void check_swiglu_backward_case(Comparison& compare) {
 }
 
 void check_gather_windows_case(Comparison& compare) {
-  StepState before = some_step();
+  StepState before = some_step(), first = some_step();
   before.batch_offset = 9;
+  first.batch_offset = int64_t{1} << 33;
   for (const auto& [tokens, length, windows] : std::vector<std::array<int64_t, 3>>{
            {2, 1, 1}, {3, 2, 0}, {50, 7, 5}, {3000, 256, 9}, {700000, 300, 65}, {20000, 1, 9000}})
     for (const bool bytes : {true, false})
@@ -212,7 +213,7 @@ void check_gather_windows_case(Comparison& compare) {
         for (const bool with_state : {true, false}) {
           if (with_state && !random) continue;
           if (!compare.takes(windows * length)) continue;
-          const Pair state = step_state(compare, before);
+          const Pair state = step_state(compare, before), epoch = step_state(compare, first);
           const Pair text = compare.both([&]() -> Tensor {
             Words words(311);
             std::vector<int32_t> wide;
@@ -234,6 +235,7 @@ void check_gather_windows_case(Comparison& compare) {
             args.key = key_on(state, d);
             Tensor handle = state.on(d);
             if (with_state) args.state = static_cast<StepState*>(handle.mutable_raw());
+            if (with_state) args.epoch = state_on(epoch, d);
             return args;
           });
           for (const Pair& pair : {out, labels, state})
