@@ -127,7 +127,7 @@ Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, 
 
 Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g) {
   if (!mask.defined()) return g;
-  const Tensor out = make_like(g);
+  const Tensor out = Tensor::empty(g.shape(), DType::F32, g.device());
   kernels::mask_gradient(stream, {{mask, g, {}}, out, 0, {}, {}});
   return out;
 }

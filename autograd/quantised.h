@@ -62,7 +62,7 @@ Tensor make_like(const Tensor& tensor);
 /// The mask of a role with OpFormats::clamp_mask, to be filled by the operand; undefined where nothing is clamped or nobody
 /// will ask. Throws for a quantizer that rotates.
 Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted);
-/// g, 0 where the mask is 1; g itself without a mask.
+/// g, 0 where the mask is 1, in F32; g itself without a mask.
 Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g);
 
 /// x itself if it is contiguous and F32 or F64, else its numbers so, in F32: for kernels that take no others.
