@@ -29,15 +29,16 @@ void check_same(const char* op, const Var& a, const Var& b) {
 
 Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
                const ElementwiseKernel& backward, Scalars scalars, const Var& x, const OpFormats& f,
-               RandomSite site) {
+               RandomSite site, Keeps keeps) {
   ULP_CHECK(x.value.defined(), "{}: the input holds no tensor", op);
   const RoleUse use{tape, site};
   const int last = std::max(0, x.shape().rank() - 1);
   const Tensor xq = use.narrow(x.value, f.input, "input", last);
-  const Saved saved = tape.save(op, xq);
+  const Tensor y = apply(use, forward, {xq}, scalars, f.output, "output");
+  const bool result = keeps == Keeps::Result && f.output.is_identity() && xq.dtype() == y.dtype();
+  const Saved saved = tape.save(op, result ? y : xq);
   return tape.record(
-      op, f, {x}, apply(use, forward, {xq}, scalars, f.output, "output"),
-      [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
+      op, f, {x}, y, [=, &backward](std::span<const Tensor> grads, Needs) -> std::vector<Tensor> {
         const Tensor g = use.narrow(grads[0], f.grad_output_dx, "grad_output_dx", last);
         return {apply(use, backward, {saved.get(), g}, scalars, f.grad_input, "grad_input")};
       });
@@ -145,7 +146,9 @@ Var square(Tape& tape, const Var& a, const OpFormats& f, RandomSite site) {
 }
 
 Var relu(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
-  return activation(tape, "relu", kernels::relu, kernels::relu_backward, {}, x, f, site);
+  // y is above 0, or NaN, where x is.
+  return activation(tape, "relu", kernels::relu, kernels::relu_backward, {}, x, f, site,
+                    Keeps::Result);
 }
 
 Var gelu(Tape& tape, const Var& x, Gelu form, const OpFormats& f, RandomSite site) {

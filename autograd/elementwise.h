@@ -24,9 +24,13 @@ Tensor apply(const RoleUse& use, const ElementwiseKernel& kernel,
 /// Throws unless both hold tensors of one shape.
 void check_same(const char* op, const Var& a, const Var& b);
 
+/// What an activation keeps for its backward pass. Result: y where x would take as much memory and nothing rounds y, for a
+/// backward(y, g) that equals backward(x, g). The op after it mostly keeps y too, and then nobody keeps x.
+enum class Keeps : uint8_t { Input, Result };
+
 /// y = f(x) with dx = backward(x, g). The kernels live as long as the program.
 Var activation(Tape& tape, const char* op, const ElementwiseKernel& forward,
                const ElementwiseKernel& backward, Scalars scalars, const Var& x, const OpFormats& f,
-               RandomSite site);
+               RandomSite site, Keeps keeps = Keeps::Input);
 
 }  // namespace ulp::ops

@@ -141,6 +141,15 @@ Tensor write_state(Stream stream, const Tensor& values, const Quantizer& q, cons
   return unpacked(stream, made, view).reshape(shape);
 }
 
+Tensor count_state(Stream stream, const Tensor& values, const Quantizer& q, const RandomKey& key,
+                   const Tensor& scaling, const Tensor& stats) {
+  const View view = view_of(q, values.shape());
+  QuantiseUse use{view.how, view.axis, key, scaling};
+  use.frozen = true;
+  use.stats = stats;
+  return ulp::quantised(stream, values.reshape(view.shape), use).reshape(values.shape());
+}
+
 Tensor read_state(Stream stream, const StoredState& state, const Quantizer& q, const Shape& shape) {
   if (state.data.dtype() == DType::U8)
     return unpacked(stream, state, view_of(q, shape)).reshape(shape);

@@ -24,6 +24,11 @@ Tensor write_state(Stream stream, const Tensor& values, const Quantizer& quantiz
                    const RandomKey& key, const StoredState& state, const StepState* step = nullptr,
                    const Tensor& scaling = {});
 
+/// What write_state would return, as F32; stores nothing, and counts in `stats` (QuantiseArgs) what rounding does. Delayed
+/// scaling takes what `scaling` remembers and leaves it.
+Tensor count_state(Stream stream, const Tensor& values, const Quantizer& quantizer,
+                   const RandomKey& key, const Tensor& scaling, const Tensor& stats);
+
 /// The numbers, F32, in a shape.
 Tensor read_state(Stream stream, const StoredState& state, const Quantizer& quantizer,
                   const Shape& shape);

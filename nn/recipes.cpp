@@ -20,7 +20,7 @@ namespace {
 constexpr Recipe kSwalp{
     "swalp",
     "8-bit blocks everywhere, stochastic; the average of the weights",
-    "Yang et al. 2019, arXiv 1904.11943, sections 3 and 5",
+    "Yang et al. 2019, arXiv 1904.11943",
     "biases and normalisation's parameters have one exponent each; results of norms, activations "
     "and pools are not rounded again",
     R"({"rules": [
@@ -38,7 +38,7 @@ constexpr Recipe kSwalp{
 constexpr Recipe kIbmFp8{
     "ibm-fp8",
     "e5m2 operands, e6m9 stochastic weights and momentum, loss × 1000",
-    "Wang et al. 2018, arXiv 1812.08011, sections 2 and 3",
+    "Wang et al. 2018, arXiv 1812.08011",
     "sums of products are kept in fp32, not in chunks of 64 in e6m9, which there is not yet; "
     "e5m2 is the OCP format with Inf",
     R"({"rules": [
@@ -54,7 +54,7 @@ constexpr Recipe kIbmFp8{
 ///   2000 good steps and is halved by a step with Inf or NaN, which is left out
 constexpr Recipe kFp8Hybrid{"fp8-hybrid",
                             "e4m3 forward, e5m2 backward, the loss scaled dynamically",
-                            "Micikevicius et al. 2022, arXiv 2209.05433, section 3",
+                            "Micikevicius et al. 2022, arXiv 2209.05433",
                             "results and all other ops are in fp32, in the paper in 16 bits",
                             R"({"rules": [
   {"forward": "e4m3", "backward": "e5m2"}
@@ -66,7 +66,7 @@ constexpr Recipe kFp8Hybrid{"fp8-hybrid",
 constexpr Recipe kFp8Delayed{
     "fp8-delayed",
     "e4m3 forward, e5m2 backward, scales from 1024 steps before",
-    "Micikevicius et al. 2022, arXiv 2209.05433, section 3; the history is that of NVIDIA's "
+    "Micikevicius et al. 2022, arXiv 2209.05433; the history is that of NVIDIA's "
     "TransformerEngine, DelayedScaling",
     "scales are any fp32 number, no margin; attention's products stay in fp32",
     R"({"rules": [
@@ -82,7 +82,7 @@ constexpr Recipe kFp8Delayed{
 constexpr Recipe kHbfp8{
     "hbfp8",
     "8-bit blocks in products, weights kept in 16-bit tiles",
-    "Drumond et al. 2018, arXiv 1804.01526, section 4; rounding as in the authors' HBFPEmulator",
+    "Drumond et al. 2018, arXiv 1804.01526; rounding as in the authors' HBFPEmulator",
     "tiles of a convolution's weight span its last two axes (width and input channels); exponents "
     "have fp32's range",
     R"({"rules": [
@@ -100,7 +100,7 @@ constexpr std::string_view kAllBf16 = R"({"rules": [
 /// Every tensor in bf16, no master copy:  w ← SR(w − lr·u),  nearest everywhere else, moments too.
 constexpr Recipe kBf16Sr{"bf16-sr",
                          "bf16 throughout, no master weights, stochastic updates",
-                         "Zamirai et al. 2020, arXiv 2010.06192, section 4 (stochastic rounding)",
+                         "Zamirai et al. 2020, arXiv 2010.06192 (stochastic rounding)",
                          "what an update computes before it rounds the weight is fp32",
                          kAllBf16,
                          "--weights bf16:sr --grads bf16 --moment1 bf16",
@@ -111,7 +111,7 @@ constexpr Recipe kBf16Sr{"bf16-sr",
 constexpr Recipe kBf16Kahan{
     "bf16-kahan",
     "bf16 throughout, no master weights, Kahan updates",
-    "Zamirai et al. 2020, arXiv 2010.06192, section 4 (Kahan summation)",
+    "Zamirai et al. 2020, arXiv 2010.06192 (Kahan summation)",
     "what an update computes before it rounds the weight is fp32",
     kAllBf16,
     "--weights bf16 --grads bf16 --moment1 bf16 --update kahan --compensation bf16",
@@ -123,7 +123,7 @@ constexpr Recipe kBf16Kahan{
 constexpr Recipe kMxfp8{
     "mxfp8",
     "MX groups of 32 e4m3 numbers, scales rounded up",
-    "Mishra et al. 2025, arXiv 2506.08027, section 3; the format: arXiv 2310.10537",
+    "Mishra et al. 2025, arXiv 2506.08027; the format: arXiv 2310.10537",
     "embeddings and results are in fp32, in the paper in bf16; weights have fp32 masters",
     R"({"rules": [
   {"type": ["conv", "linear", "recurrent"], "optional": true, "forward": "mxfp8-rceil",
@@ -136,7 +136,7 @@ constexpr Recipe kMxfp8{
 /// OCP MX with e3m2 elements for all operands, nearest, scale exponents rounded down as the specification's text does.
 constexpr Recipe kMxfp6{"mxfp6",
                         "MX groups of 32 e3m2 numbers",
-                        "Rouhani et al. 2023, arXiv 2310.10537, the section on training",
+                        "Rouhani et al. 2023, arXiv 2310.10537",
                         "other ops are in fp32, in the paper in bf16",
                         R"({"rules": [
   {"forward": "mxfp6-e3m2", "backward": "mxfp6-e3m2"}
@@ -149,7 +149,7 @@ constexpr Recipe kMxfp6{"mxfp6",
 constexpr Recipe kMxfp4RhtSr{
     "mxfp4-rht-sr",
     "bf16 forward, MXFP4 backward: rotated, × 3/4, stochastic",
-    "Tseng et al. 2025, arXiv 2502.20586, section 3",
+    "Tseng et al. 2025, arXiv 2502.20586",
     "rotations of 32 elements instead of 64; the forward pass is bf16, not fp8",
     R"({"rules": [
   {"forward": "bf16", "backward": "bf16"},
@@ -166,7 +166,7 @@ constexpr Recipe kMxfp4RhtSr{
 constexpr Recipe kNvfp4{
     "nvfp4",
     "NVFP4 products, 16×16 weight tiles, rotated weight gradients",
-    "NVIDIA 2025, arXiv 2509.25149, section 4",
+    "NVIDIA 2025, arXiv 2509.25149",
     "the first and the last layer are kept in bf16; the paper keeps about 15 % of the layers, most "
     "of them at the end",
     R"({"rules": [
@@ -187,7 +187,7 @@ constexpr Recipe kNvfp4{
 constexpr Recipe kAdam8bit{
     "adam8bit",
     "adam with 8-bit moments in blocks of 2048",
-    "Dettmers et al. 2021, arXiv 2110.02861, sections 2 and 3",
+    "Dettmers et al. 2021, arXiv 2110.02861",
     "embeddings have no norm of their own. Second moments that round to 0 beside a first one that "
     "does not end in NaN: then --moment2 e5m2-g256-scalef32:sr",
     R"({"rules": []})",
@@ -199,7 +199,7 @@ constexpr Recipe kAdam8bit{
 constexpr Recipe kPosit8{
     "posit8",
     "posit(8,1) forward, posit(8,2) backward",
-    "Lu et al. 2019, arXiv 1909.03831, section 3",
+    "Lu et al. 2019, arXiv 1909.03831",
     "no shift of a layer's values by their mean exponent, no first epoch in fp32; norms, results "
     "and weights are in fp32, in the paper in posit(16,1) and (16,2)",
     R"({"rules": [
@@ -212,7 +212,7 @@ constexpr Recipe kPosit8{
 ///   y = S(x) S(w)ᵀ;  dx = S(g) S(w);  dw = S(g)ᵀ S(x),  S(x) = sign(x) · (2^−β · e5m2(2^β · |x|^α))^(1/α)
 constexpr Recipe kS2fp8{"s2fp8",
                         "e5m2 with a shift and a factor of each tensor's logarithms",
-                        "Cambier et al. 2020, arXiv 2001.05674, section 3",
+                        "Cambier et al. 2020, arXiv 2001.05674",
                         "results of products and all other ops are in fp32; rounding is to "
                         "nearest even",
                         R"({"rules": [

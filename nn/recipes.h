@@ -10,7 +10,7 @@ namespace ulp::nn {
 struct Recipe {
   std::string_view name;
   std::string_view about;        // in a few words
-  std::string_view source;       // the paper and its section
+  std::string_view source;       // the paper
   std::string_view differences;  // to it
   std::string_view policy;       // as JSON (nn/data/policy_file.h); fits every model with a product
   std::string_view flags;  // of ulp train: pairs of an option and its value, with spaces between

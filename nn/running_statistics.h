@@ -14,7 +14,7 @@ namespace ulp::nn {
 /// that records nothing (variances with 1/(R − 1), as training takes them). One forward pass over the samples; none, and nothing
 /// drawn, in a model without batch norm. Draws as of the current step; afterwards the run stands at a fresh one. What delayed
 /// scaling remembers is used and stays. Not within a recorded step; between epochs, as it walks through the source.
-/// Source: the batch normalisation update of SWA, arXiv 1803.05407, algorithm 1.
+/// Source: the batch normalisation update of SWA, arXiv 1803.05407.
 void recompute_running_statistics(Run& run, Module& model, BatchSource& batches, int64_t epoch);
 
 /// A second set of a model's running statistics, for weights that take the place of those that train (optim::Average).

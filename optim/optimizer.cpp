@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/role_stats.h"
 #include "core/error.h"
 #include "core/pattern.h"
 #include "kernels/quantised.h"
@@ -323,12 +324,14 @@ Tensor Optimizer::scaling(const RandomKey& key, const Quantizer& quantizer) cons
 }
 
 Tensor Optimizer::quantised(const Tensor& in, const Quantizer& quantizer, const RandomKey& key,
-                            DType dtype) const {
+                            DType dtype, const Tensor& stats) const {
   QuantiseUse use;
   use.quantizer = at_rank(quantizer, in.rank());
   use.axis = std::max(0, in.rank() - 1);
   use.key = key;
   use.scaling = scaling(key, quantizer);
+  use.stats = stats;
+  use.frozen = stats.defined();  // to count is to look
   return ulp::quantised(run_.stream(), in, use, dtype);
 }
 
@@ -415,6 +418,15 @@ OptimizerParameter parameter_of(const Optimizer::State& state) {
 
 }  // namespace
 
+void Optimizer::set_keys(const Parameter& p, OptimizerParameter& one) const {
+  one.weight_key = key(p, "weight");
+  one.grad_key = key(p, "grad");
+  one.master_key = key(p, to_string(Slot::Master));
+  one.moment1_key = key(p, to_string(Slot::Moment1));
+  one.moment2_key = key(p, to_string(Slot::Moment2));
+  one.compensation_key = key(p, to_string(Slot::Compensation));
+}
+
 void Optimizer::update_fused(const Launch& launch) {
   OptimizerArgs args = arguments(states_[launch.states.front()]);
   args.table = launch.table;
@@ -422,15 +434,68 @@ void Optimizer::update_fused(const Launch& launch) {
     const State& state = states_[index];
     const Parameter& p = *state.parameter;
     OptimizerParameter one = parameter_of(state);
-    one.weight_key = key(p, "weight");
-    one.grad_key = key(p, "grad");
-    one.master_key = key(p, to_string(Slot::Master));
-    one.moment1_key = key(p, to_string(Slot::Moment1));
-    one.moment2_key = key(p, to_string(Slot::Moment2));
-    one.compensation_key = key(p, to_string(Slot::Compensation));
+    set_keys(p, one);
     args.parameters.push_back(std::move(one));
   }
   kernels::optimizer_step(run_.stream(), args);
+}
+
+/// What the gradient's quantizer gets; `args` then take what that makes of it.
+Tensor Optimizer::unrounded_gradient(const State& state, OptimizerArgs& args) const {
+  const Tensor& grad = state.parameter->grad;
+  if (state.options.grad_order != GradOrder::ScaleFirst) return grad;
+  const Tensor scaled = Tensor::empty(grad.shape(), DType::F32, grad.device());
+  const Tensor factor = Tensor::empty({1}, DType::F32, grad.device());
+  kernels::fill(run_.stream(), {factor, args.settings.grad_scaling, nullptr, args.state});
+  kernels::multiply(run_.stream(), {{grad, factor, {}}, scaled, 0, {}, {}});
+  args.settings.scaled = true;
+  return scaled;
+}
+
+void Optimizer::count_roundings(const State& state) const {
+  const Parameter& p = *state.parameter;
+  if (!p.grad.defined() || p.grad.numel() == 0) return;
+  const OptimizerOptions& o = state.options;
+  const auto counted = [&](const char* role, const Quantizer& q, const Tensor& in) {
+    const RandomKey own = key(p, role);
+    return quantised(in, q, own, DType::F32, run_.role_stats()->slot(own.stream, q));
+  };
+  const auto counted_state = [&](Slot slot, const Tensor& in) {
+    const Quantizer& q = state.format(slot);
+    const RandomKey own = key(p, to_string(slot));
+    return count_state(run_.stream(), in, q, own, scaling(own, q),
+                       run_.role_stats()->slot(own.stream, q));
+  };
+  OptimizerArgs args = arguments(state);
+  const Tensor grad = counted("grad", o.grad, unrounded_gradient(state, args));
+  args.grad_format = args.weight_format = args.master_format = args.moment1_format =
+      args.moment2_format = args.compensation_format = {};
+
+  // The update on F32 copies; only the copy that is kept has a format, which what Kahan's compensation is depends on.
+  const auto updated = [&](const Quantizer& kept) {
+    OptimizerParameter copy = parameter_of(state);
+    copy.grad = grad;
+    copy.weight = as_f32(run_.stream(), p.value);
+    for (const auto& [slot, at] :
+         {std::pair(Slot::Master, &copy.master), std::pair(Slot::Moment1, &copy.moment1),
+          std::pair(Slot::Moment2, &copy.moment2),
+          std::pair(Slot::Compensation, &copy.compensation)})
+      if (at->defined()) *at = {read(state, slot)};
+    set_keys(p, copy);
+    OptimizerArgs on_copies = args;
+    (o.accumulator ? on_copies.master_format : on_copies.weight_format) = kept;
+    on_copies.parameters = {copy};
+    kernels::optimizer_step(run_.stream(), on_copies);
+    return copy;
+  };
+  const OptimizerParameter exact = updated({});
+  if (exact.moment1.defined()) counted_state(Slot::Moment1, exact.moment1.data);
+  if (exact.moment2.defined()) counted_state(Slot::Moment2, exact.moment2.data);
+  if (exact.compensation.defined())
+    counted_state(Slot::Compensation,
+                  updated(o.accumulator ? *o.accumulator : o.weight).compensation.data);
+  counted("weight", o.weight,
+          exact.master.defined() ? counted_state(Slot::Master, exact.master.data) : exact.weight);
 }
 
 void Optimizer::update_blocks(const State& state) {
@@ -444,15 +509,7 @@ void Optimizer::update_blocks(const State& state) {
   OptimizerArgs args = arguments(state);
   OptimizerParameter update = parameter_of(state);
   if (!o.grad.is_elementwise()) {
-    Tensor grad = p.grad;
-    if (o.grad_order == GradOrder::ScaleFirst) {
-      grad = Tensor::empty(shape, DType::F32, p.grad.device());
-      const Tensor factor = Tensor::empty({1}, DType::F32, p.grad.device());
-      kernels::fill(stream, {factor, args.settings.grad_scaling, nullptr, args.state});
-      kernels::multiply(stream, {{p.grad, factor, {}}, grad, 0, {}, {}});
-      args.settings.scaled = true;
-    }
-    update.grad = quantised(grad, o.grad, key(p, "grad"), DType::F32);
+    update.grad = quantised(unrounded_gradient(state, args), o.grad, key(p, "grad"), DType::F32);
     args.grad_format = {};
   }
   update.grad_key = key(p, "grad");
@@ -505,6 +562,8 @@ void Optimizer::step() {
               "{}: {} has shape {} and its gradient {}", to_string(options_.algorithm), p.path,
               p.value.shape(), p.grad.shape());
   }
+  if (run_.role_stats() != nullptr)
+    for (const State& state : states_) count_roundings(state);
   for (const Launch& launch : launches_) {
     const State& only = states_[launch.states.front()];
     if (launch.fused)

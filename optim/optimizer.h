@@ -95,7 +95,10 @@ class Optimizer {
   /// matches no parameter (naming similar paths).
   Optimizer(Run& run, std::vector<Parameter*> parameters, const OptimizerOptions& options);
 
-  /// Updates in place, forgets the gradients, and moves the run on to the next step.
+  /// Updates in place, forgets the gradients, and moves the run on to the next step. Where roles are counted
+  /// (autograd/role_stats.h) also what the update's roundings do, by the random streams of "<parameter path>/grad" (what its
+  /// quantizer gets, scaled or not as grad_order says), "weight" and each slot's name: on copies, before the update, which stays
+  /// what it is. A skipped step has its states counted as they are.
   void step();
   void zero_grad();
 
@@ -140,11 +143,14 @@ class Optimizer {
   };
 
   RandomKey key(const Parameter& parameter, const char* role) const;
-  Tensor quantised(const Tensor& in, const Quantizer& quantizer, const RandomKey& key,
-                   DType dtype) const;
+  Tensor quantised(const Tensor& in, const Quantizer& quantizer, const RandomKey& key, DType dtype,
+                   const Tensor& stats = {}) const;
   Tensor scaling(const RandomKey& key, const Quantizer& quantizer) const;
   OptimizerArgs arguments(const State& like) const;
   void make_states(State& state);
+  Tensor unrounded_gradient(const State& state, OptimizerArgs& args) const;
+  void set_keys(const Parameter& parameter, OptimizerParameter& one) const;
+  void count_roundings(const State& state) const;
   void update_fused(const Launch& launch);
   void update_blocks(const State& state);
 

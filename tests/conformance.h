@@ -196,6 +196,11 @@ void compare_numbers(const std::string& what, const std::vector<float>& got,
 void compare_scaled(const std::string& quantizer, const TensorCase& tensor, const Scaled& want,
                     DType out, Tally& tally);
 
+/// Runs `element`+scale=squeeze against its definition in double. A result may be what either neighbour turns back to where a
+/// boundary of rounding lies within the errors of fp32's logarithms; those errors are bounded, not chosen.
+void compare_squeezed(const std::string& element, const std::string& rounding,
+                      const TensorCase& tensor, Tally& tally);
+
 // ---- the table ------------------------------------------------------------------------------------------------------
 /// About two minutes on two cores. Odd, so that all low bits occur.
 inline constexpr uint64_t kDefaultStride = 1021;

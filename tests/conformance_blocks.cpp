@@ -95,7 +95,7 @@ Tensor quantise(const Quantizer& q, const TensorCase& tensor, DType out, const T
                 const Tensor& mask) {
   const Tensor x = Tensor::from(tensor.x, tensor.shape);
   const int n = q.transform.hadamard;
-  if (n != 0 && !factors.defined())
+  if ((n != 0 || q.scale.kind == Scale::Kind::Squeeze) && !factors.defined())
     return quantised(Stream{}, x, {q, tensor.group_axis, tensor.key, {}, false, mask, {}}, out);
   QuantiseArgs args;
   args.in = x;

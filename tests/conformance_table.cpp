@@ -197,6 +197,17 @@ void sweep_scaled(Row& row, int64_t elements) {
     }
 }
 
+void sweep_squeezed(Row& row, int64_t elements) {
+  row.lead("definition in double, within the error of fp32 logarithms");
+  uint64_t turn = 0;
+  for (const std::string& quantizer : row.quantizers) {
+    const std::string element = quantizer.substr(0, quantizer.find('+'));
+    for (const char* mode : kRoundings)  // odd turns: no Inf and no NaN, which make all of it NaN
+      compare_squeezed(element, mode, tensor_case(elements, 2 * ++turn + 1), row.tally);
+    compare_squeezed(element, "rne", tensor_case(elements, 2 * turn), row.tally);
+  }
+}
+
 void sweep_scales(Row& row, uint64_t stride) {
   row.lead("rules in double");
   for (const std::string& quantizer : row.quantizers)
@@ -220,7 +231,9 @@ int64_t print_table(uint64_t stride) {
   // Block formats see fewer numbers: their reference looks up each element's block.
   const auto elements = static_cast<int64_t>((uint64_t{1} << 32) / stride / 32);
   std::vector<Row> values = elementwise_rows(), blocks = block_rows(), scaled = scaled_rows();
-  Row scales{"e8m0", {}};
+  Row scales{"e8m0", {}}, squeezed{"+scale=squeeze",
+                                   {"e5m2+scale=squeeze", "e4m3+scale=squeeze",
+                                    "e3m2+scale=squeeze", "e2m3+scale=squeeze"}};
   for (const char* mx : {"mxfp8", "mxfp8-e5m2", "mxfp6", "mxfp6-e3m2", "mxfp4", "mxint8"})
     for (const std::string& name : with_rules(mx)) scales.quantizers.push_back(name);
 
@@ -253,6 +266,8 @@ int64_t print_table(uint64_t stride) {
     sweep_scaled(row, elements);
     finish(row);
   }
+  sweep_squeezed(squeezed, elements);
+  finish(squeezed);
   fmt::print("\n{} results compared, {} mismatches; stride {} through the fp32 bit patterns\n",
              compared, mismatches, stride);
   return mismatches;

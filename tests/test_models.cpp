@@ -37,6 +37,32 @@ std::unique_ptr<nn::Sequential> made(Run& run, const std::string& name,
   return model;
 }
 
+/// Bytes of the tensors of one training step of a batch, beside those that were there before it.
+struct StepBytes {
+  int64_t saved, peak;
+};
+StepBytes step_bytes(const std::string& name, int64_t batch, const OpFormats& formats) {
+  Run run(kCpu, 5);
+  const Shape image{32, 32, 3};
+  const auto model = made(run, name, options_for(image, 10, formats));
+  optim::Optimizer sgd(run, model->parameters(), {.lr = 0.1, .momentum = 0.9});
+  const Tensor images = random_tensor({batch, image.numel()}, -1, 1, 3);
+  const Tensor labels = Tensor::from(std::vector<int32_t>(static_cast<size_t>(batch), 1), {batch});
+  StepBytes bytes{};
+  // The most so far is a process's: what is missing to it is taken, and then the step begins there.
+  const MemoryUse before = memory_use(kCpu);
+  const Tensor rest = Tensor::empty({before.peak - before.now}, DType::U8, kCpu);
+  {
+    Tape tape(run);
+    const Var loss = ops::cross_entropy(tape, (*model)(tape, tape.constant(images)), labels);
+    bytes.saved = tape.saved_bytes();
+    tape.backward(loss);
+    sgd.step();
+  }
+  bytes.peak = memory_use(kCpu).peak - before.peak;
+  return bytes;
+}
+
 /// The loss on one batch of random images before and after a step on it.
 std::pair<double, double> losses(const std::string& name, const Shape& image, double lr,
                                  const OpFormats& formats = {}) {
@@ -203,6 +229,27 @@ TEST_SUITE("models") {
     CHECK(!same_bits(first, second));
     const nn::EvaluationMode mode(*model);
     CHECK(same_bits(logits(), logits()));
+  }
+
+  TEST_CASE("a training step keeps what its backward pass needs, once") {
+    // Floats of a sample of preresnet20: the image; in each block of the input's size the input (of a norm and the sum), the
+    // input of each convolution, and the result of the first one.
+    constexpr int64_t kFirst = 16 * 32 * 32, kSecond = kFirst / 2, kThird = kFirst / 4;
+    constexpr int64_t kSample = 3072 + 3 * 4 * kFirst + (2 * kFirst + 2 * kSecond) +
+                                2 * 4 * kSecond + (2 * kSecond + 2 * kThird) + 2 * 4 * kThird +
+                                2 * kThird + 64 + 10;
+    // Beside them the weights, two statistics a channel, and what the loss keeps.
+    constexpr int64_t kBatch = 8, kOthers = 4 * (271994 + 2 * 1500);
+    const StepBytes fp32 = step_bytes("preresnet20", kBatch, {});
+    CHECK(fp32.saved >= 4 * kBatch * kSample);
+    CHECK(fp32.saved <= 4 * kBatch * kSample + kOthers);
+    // It is the most at the loss: gradients come as what was kept goes.
+    CHECK(fp32.peak <= fp32.saved + 4 * kBatch * kFirst);
+    // Rounded operands, of two bytes at most, are kept beside what norms and activations read in fp32.
+    const StepBytes quantised =
+        step_bytes("preresnet20", kBatch, OpFormats::make("e4m3", "e5m2:sr"));
+    CHECK(quantised.saved <= 5 * fp32.saved / 4);
+    CHECK(quantised.peak <= quantised.saved + 4 * kBatch * kFirst);
   }
 }
 

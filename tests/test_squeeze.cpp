@@ -10,6 +10,7 @@
 #include "core/squeeze.h"
 #include "kernels/quantised.h"
 #include "kernels/squeeze.h"
+#include "tests/conformance.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
 
@@ -167,6 +168,22 @@ TEST_SUITE("squeeze") {
         }
         CHECK(apart <= 4);
       }
+  }
+
+  TEST_CASE("all of fp32, in every rounding, against the definition in double") {
+    conformance::Tally tally;
+    uint64_t turn = 0;
+    for (const char* element : {"e5m2", "e4m3", "e3m2", "e2m3", "e5m2-ftz", "e4m3-nan"})
+      for (const char* rounding : conformance::kRoundings)
+        for (const int64_t n : {300, 9000}) {
+          conformance::TensorCase tensor;
+          tensor.shape = {n};
+          tensor.x = conformance::mixed_values(n, ++turn, turn % 8 == 0);
+          tensor.key = {turn, 3, 1, nullptr};
+          conformance::compare_squeezed(element, rounding, tensor, tally);
+        }
+    CHECK(tally.compared == 6 * 11 * 9300);
+    CHECK_MESSAGE(tally.bad.count() == 0, tally.bad.first());
   }
 
   TEST_CASE("the largest magnitude stays; the range follows the tensor") {

@@ -139,6 +139,8 @@ TEST_SUITE("text") {
                          "x.txt: its training part has 50 bytes, and a context of 75 needs at "
                          "least 76; take a longer text or a shorter context",
                          Error);
+    CHECK_THROWS_WITH_AS(nn::split_text("ab", "x.txt", {nn::TokenKind::Characters, 0.5, 1}),
+                         doctest::Contains("has 1 character, and a context of 1"), Error);
     CHECK_THROWS_AS(nn::split_text("", "x", {}), Error);
     CHECK_THROWS_AS(nn::split_text(std::string(100, 'a'), "x", {nn::TokenKind::Characters, 0.5, 1}),
                     Error);
@@ -282,6 +284,23 @@ TEST_SUITE("text") {
       check_refused("eval '" + out + "' --data 'text:" + other + "'", 1,
                     {"other.txt", "character 201", "'Z'", "the model knows"});
     }
+    SUBCASE("eval of a text that was changed says so; named again it is scored") {
+      std::string changed = rhyme(60);
+      std::swap(changed[4], changed[8]);  // the same characters, of the training part
+      std::ofstream(file) << changed;
+      check_refused("eval '" + out + "'", 1,
+                    {"rhyme.txt", "another text", "fingerprint", "--data text:", "all the same"});
+      const Result e = succeed("eval '" + out + "' --data 'text:" + file + "'");
+      const size_t at = r.out.rfind("validation loss ");
+      CHECK(has(e.out, r.out.substr(at, 21)));  // the validation part is the same
+      // A folder of before fingerprints were kept has nothing to compare.
+      std::string config = slurp(out + "/config.json");
+      const size_t key = config.find("\"fingerprint\"");
+      REQUIRE(key != std::string::npos);
+      config.erase(key, config.find('\n', key) - key);
+      std::ofstream(out + "/config.json") << config;
+      succeed("eval '" + out + "'");
+    }
     SUBCASE("sample: the same with and without a cache, for any number of threads") {
       const std::string sample = "sample '" + out + "' --prompt 'the' --length 13 ";
       for (const char* how : {"--temperature 0", "--temperature 0.7 --seed 3"}) {
@@ -307,6 +326,7 @@ TEST_SUITE("text") {
       check_refused(sample + "--prompt 'THE'", 1, {"--prompt", "character 1", "'T'", "U+0054"});
       check_refused(sample + "--prompt the --length 14", 1, {"--length 14", "17", "context", "16"});
       check_refused(sample + "--prompt 'the cat the cat t'", 1, {"17 characters", "context", "16"});
+      check_refused(sample + "--prompt t --length 16", 1, {"of 1 character and --length 16"});
       check_refused(sample + "--prompt ''", 2, {"--prompt"});
       check_refused(sample + "--prompt a --temperature -1", 2, {"--temperature"});
       check_refused(sample + "--prompt a --cache maybe", 2, {"--cache"});
@@ -369,7 +389,7 @@ TEST_SUITE("text") {
     }
     check_refused(common + "--model gpt --heads 2 --hidden 3", 2, {"--hidden", "mlp", "gpt"});
     const Result r = succeed(common + "--model lstm --stats --lr 1e30");
-    CHECK(r.out.find("1 layers of width 16, context 16\n") != std::string::npos);
+    CHECK(r.out.find("1 layer of width 16, context 16\n") != std::string::npos);
     CHECK(r.out.find("heads") == std::string::npos);
     CHECK(r.out.find("6 steps") != std::string::npos);
     // An epoch of 55 windows from end to end makes one batch.
@@ -413,6 +433,8 @@ TEST_SUITE("text") {
     check_refused("train --model gpt", 1, {"--model gpt", "texts", "digits"});
     check_refused("train " + data, 1, {"--model mlp", "images"});
     check_refused("train --data digits --layers 3", 2, {"--layers"});
+    check_refused("train --model gpt --data text:x --layers 1000000", 2,
+                  {"--layers", "1000", "'1000000'"});
     check_refused("train --model gpt " + data + "--positions absolute", 2, {"learned", "rotary"});
     check_refused("train --model gpt " + data + "--steps 10 --validate-every 3", 2,
                   {"--validate-every 3", "--steps 10"});

@@ -21,6 +21,10 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kBegin = "checkpoint-", kEnd = ".safetensors", kAside = ".broken";
 
+/// Of a checkpoint that cannot be read.
+constexpr std::string_view kWayOut =
+    "it may be whole: mend what is in the way of reading it, or move it away";
+
 std::string name_of(int64_t step) { return fmt::format("{}{}{}", kBegin, step, kEnd); }
 
 bool is_set_aside(const std::string& name) {
@@ -132,9 +136,9 @@ std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
       say(fmt::format("broken     {}\n", error.what()));
       damaged_.push_back(file);
     } catch (const Error& error) {
-      throw_error("{}; it may be whole: make it readable, or move it away", error.what());
+      throw_error("{}; {}", error.what(), kWayOut);
     } catch (const std::bad_alloc&) {
-      throw_error("{}: cannot be read: out of memory", file.string());
+      throw_error("{}: cannot be read: out of memory; {}", file.string(), kWayOut);
     }
   }
   return {};

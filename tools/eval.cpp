@@ -38,6 +38,16 @@ void check_data(const SavedExperiment& saved, const nn::Dataset& data, const std
             data.name, data.classes);
 }
 
+/// Throws unless a text is still the one that the model was trained on.
+void check_text(const SavedExperiment& saved, const nn::Dataset& data, const std::string& file) {
+  if (saved.fingerprint.empty()) return;
+  const std::string now = fingerprint(data);
+  ULP_CHECK(now == saved.fingerprint,
+            "{}: it is another text than the model was trained on: its fingerprint is {}, and {} "
+            "says {}; --data {} scores it all the same",
+            data.name, now, file, saved.fingerprint, saved.experiment.data);
+}
+
 /// Throws if rules set formats, and none of them one of a forward pass.
 void check_forward(const nn::Policy& policy) {
   const auto forward = [](const nn::Rule& rule) {
@@ -76,6 +86,7 @@ void run_eval(const EvalOptions& o) {
   e.policy.rules.insert(e.policy.rules.end(), changes.rules.begin(), changes.rules.end());
   const nn::Dataset data = load_data(e, saved.vocabulary);
   check_data(saved, data, o.trained.config().string());
+  if (!o.data) check_text(saved, data, o.trained.config().string());
   TrainedModel trained(e, data, o.trained);
   fmt::print("weights    {} as stored in {}\n",
              trained.which.empty() ? to_string(e.optimizer.weight) : trained.which,

@@ -93,6 +93,7 @@ Json text_json(const Experiment& e, const nn::Dataset& data) {
   const nn::SequenceOptions& o = e.sequence;
   return {{"tokens", nn::to_string(data.vocabulary.kind())},
           {"characters", data.vocabulary.characters()},
+          {"fingerprint", fingerprint(data)},
           {"validation", e.validation},
           {"context", o.context},
           {"layers", o.layers},
@@ -268,9 +269,10 @@ void read_text(const Keys& keys, SavedExperiment& saved) {
   if (saved.vocabulary.size() != saved.classes)
     keys.fail("characters", fmt::format("must hold {} characters (\"classes\"), got {}",
                                         saved.classes, saved.vocabulary.size()));
+  if (keys.has("fingerprint")) saved.fingerprint = keys.text("fingerprint");
   e.validation = keys.share("validation");
   o.context = keys.integer("context", 1, kMaxWidth);
-  o.layers = keys.integer("layers", 1, kMaxWidth);
+  o.layers = keys.integer("layers", 1, kMaxLayers);
   o.width = keys.integer("width", 1, kMaxWidth);
   o.heads = keys.integer("heads", 1, kMaxWidth);
   o.positions = choice(keys, "positions", S::Positions::Learned, S::Positions::Rotary);
@@ -349,6 +351,14 @@ static Json without_tables(const Experiment& e, const nn::Dataset& data) {
   return json;
 }
 
+std::string fingerprint(const nn::Dataset& data) {
+  uint32_t sum = 0;
+  for (const nn::Split* split : {&data.train, &data.test})
+    for (const Tensor& tensor : {split->images, split->labels})
+      if (tensor.defined()) sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
+  return fmt::format("{:08x}", sum);
+}
+
 nlohmann::ordered_json to_json(const Experiment& e, const nn::Dataset& data) {
   Json json = without_tables(e, data);
   std::set<std::string> tables;
@@ -414,10 +424,11 @@ namespace {
 /// "6 layers of width 384, …".
 std::string sequence_text(const Experiment& e) {
   const nn::SequenceOptions& o = e.sequence;
-  if (e.model != "gpt")
-    return fmt::format("{} layers of width {}, context {}", o.layers, o.width, o.context);
-  return fmt::format("{} layers of width {} with {} heads, context {}, {} positions, {}, {} norm{}",
-                     o.layers, o.width, o.heads, o.context, to_string(o.positions),
+  const std::string layers =
+      fmt::format("{} {} of width {}", o.layers, o.layers == 1 ? "layer" : "layers", o.width);
+  if (e.model != "gpt") return fmt::format("{}, context {}", layers, o.context);
+  return fmt::format("{} with {} {}, context {}, {} positions, {}, {} norm{}", layers, o.heads,
+                     o.heads == 1 ? "head" : "heads", o.context, to_string(o.positions),
                      to_string(o.mlp), to_string(o.norm), o.tie ? ", tied output" : "");
 }
 

@@ -22,6 +22,7 @@
 namespace ulp::tools {
 
 inline constexpr int64_t kMaxWidth = 1000000;  // of a hidden layer
+inline constexpr int64_t kMaxLayers = 1000;    // of models of texts
 
 /// An average as it is asked for; the training makes steps of its moments.
 struct Averaging {
@@ -68,6 +69,9 @@ struct Experiment {
   Experiment baseline() const;
 };
 
+/// Tells data sets apart: a checksum of all samples and labels; of a text, of its tokens.
+std::string fingerprint(const nn::Dataset& data);
+
 nlohmann::ordered_json to_json(const Experiment& experiment, const nn::Dataset& data);
 
 /// What config.json says of a trained model, as far as its forward pass needs it.
@@ -76,6 +80,7 @@ struct SavedExperiment {
   int64_t inputs = 0, classes = 0;
   std::optional<Shape> sample_shape;  // of the images; older files have none
   nn::Vocabulary vocabulary;          // of a text
+  std::string fingerprint;            // of a text; older files have none
 };
 /// Reads what to_json wrote. Throws ulp::Error naming the file and the key that is missing or wrong.
 SavedExperiment read_config(const std::filesystem::path& file);

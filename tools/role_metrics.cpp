@@ -12,12 +12,14 @@
 namespace ulp::tools {
 namespace {
 
-constexpr const char* kOfParameter[] = {"grads", "weights"};
+/// What an optimizer rounds of a parameter: the role's random stream, and the flag that sets its format.
+constexpr const char* kOfParameter[][2] = {
+    {"grad", "grads"},      {"weight", "weights"},  {"master", "accumulator"},
+    {"moment1", "moment1"}, {"moment2", "moment2"}, {"compensation", "compensation"}};
 
 /// A role by the names of its layer and its own.
 struct Named {
   std::string layer, role;
-  bool rounds = true;
   const char* shares = nullptr;  // the role whose numbers it has, if it has none itself
 };
 
@@ -34,7 +36,7 @@ const char* shared_with(const std::string& role, const OpFormats& f) {
 std::vector<std::pair<uint32_t, Named>> role_names(nn::Module& model) {
   std::vector<std::pair<uint32_t, Named>> names;
   const auto add = [&](const std::string& layer, const char* role, const char* shares = nullptr) {
-    names.push_back({RandomSite(layer).stream(role), {layer, role, true, shares}});
+    names.push_back({RandomSite(layer).stream(role), {layer, role, shares}});
   };
   for (nn::Module* module : model.modules()) {
     for (const char* role : module->roles())
@@ -44,8 +46,8 @@ std::vector<std::pair<uint32_t, Named>> role_names(nn::Module& model) {
   }
   for (const Role& role : kRoles) add("loss", role.name);
   for (const Parameter* p : model.parameters())
-    for (const char* name : kOfParameter)
-      names.push_back({RandomSite(p->path).stream(name), {p->path, name, false}});
+    for (const auto& [role, name] : kOfParameter)
+      names.push_back({RandomSite(p->path).stream(role), {p->path, name}});
   return names;
 }
 
@@ -65,14 +67,12 @@ std::string role_lines(nn::Module& model, const RoleStats& stats, int64_t epoch,
         fmt::format("{{\"epoch\":{},\"step\":{},\"split\":\"stats\",\"layer\":{},\"role\":\"{}\"",
                     epoch, step, nlohmann::json(named.layer).dump(), named.role);
     if (named.shares != nullptr) text += fmt::format(",\"shares\":\"{}\"", named.shares);
-    if (named.rounds) text += fmt::format(",\"format\":\"{}\"", to_string(total.quantizer));
-    text += fmt::format(",\"count\":{}", s.count);
-    if (named.rounds)
-      text += fmt::format(",\"overflow\":{},\"underflow\":{}", s.overflow, s.underflow);
-    text += fmt::format(",\"nan\":{},\"infinite\":{},\"amax\":{}", s.nan, s.infinite,
-                        number(static_cast<double>(s.amax())));
-    if (named.rounds) text += fmt::format(",\"sqnr_db\":{}", number(s.sqnr_db()));
-    text += "}\n";
+    text += fmt::format(
+        ",\"format\":\"{}\",\"count\":{},\"overflow\":{},\"underflow\":{},\"nan\":{},\"infinite\":{"
+        "},"
+        "\"amax\":{},\"sqnr_db\":{}}}\n",
+        to_string(total.quantizer), s.count, s.overflow, s.underflow, s.nan, s.infinite,
+        number(static_cast<double>(s.amax())), number(s.sqnr_db()));
   };
   for (const auto& [stream, named] : role_names(model)) {
     auto found = totals.find(stream);
@@ -89,19 +89,6 @@ std::string role_lines(nn::Module& model, const RoleStats& stats, int64_t epoch,
   for (const Role& role : kRoles) others.erase(RandomSite().stream(role.name));
   for (const auto& [stream, total] : others) line({"?", fmt::format("{:08x}", stream)}, total);
   return text;
-}
-
-void count_parameters(Run& run, const std::vector<Parameter*>& parameters, OfParameter which) {
-  if (run.role_stats() == nullptr) return;
-  const bool grads = which == OfParameter::Grads;
-  for (const Parameter* p : parameters) {
-    const Tensor& tensor = grads ? p->grad : p->value;
-    if (!tensor.defined() || tensor.numel() == 0) continue;
-    QuantiseUse use;
-    use.stats = run.role_stats()->slot(
-        RandomSite(p->path).stream(kOfParameter[static_cast<size_t>(which)]), use.quantizer);
-    quantised(run.stream(), tensor, use);
-  }
 }
 
 }  // namespace ulp::tools

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/random.h"
+#include "nn/data/token_text.h"
 #include "nn/pieces.h"
 #include "nn/training_loss.h"
 #include "tools/commands.h"
@@ -93,16 +94,17 @@ void write_on(Run& run, nn::Module& model, const nn::Vocabulary& vocabulary,
 }
 
 /// How many tokens are written after a prompt. Throws where the context has no room for them.
-int64_t length_after(int64_t prompt, const char* tokens, std::optional<int64_t> length,
+int64_t length_after(int64_t prompt, nn::TokenKind kind, std::optional<int64_t> length,
                      int64_t context) {
+  const std::string tokens = nn::counted(prompt, kind);
   ULP_CHECK(prompt <= context,
-            "--prompt has {} {}, and the model was trained with a context of {} (\"context\")",
-            prompt, tokens, context);
+            "--prompt has {}, and the model was trained with a context of {} (\"context\")", tokens,
+            context);
   if (!length) return std::min(kTokens, context - prompt);
   ULP_CHECK(*length <= context - prompt,
-            "--prompt of {} {} and --length {} make {}, and the model was trained with a context "
+            "--prompt of {} and --length {} make {}, and the model was trained with a context "
             "of {} (\"context\")",
-            prompt, tokens, *length, prompt + *length, context);
+            tokens, *length, prompt + *length, context);
   return *length;
 }
 
@@ -120,9 +122,8 @@ void run_sample(const SampleOptions& o) {
   ULP_CHECK(!saved.vocabulary.empty(), "{}: the model is for images; ulp sample is for texts",
             o.trained.config().string());
   const std::vector<int32_t> tokens = saved.vocabulary.encode(o.prompt, "--prompt");
-  const int64_t length =
-      length_after(static_cast<int64_t>(tokens.size()), nn::to_string(saved.vocabulary.kind()),
-                   wanted, e.sequence.context);
+  const int64_t length = length_after(static_cast<int64_t>(tokens.size()), saved.vocabulary.kind(),
+                                      wanted, e.sequence.context);
 
   nn::Dataset data;  // as much of it as the model needs
   data.classes = saved.classes;

@@ -36,7 +36,7 @@ void TextFlags::add_to(CLI::App& app) {
   const auto add = [&](const char* flag, std::optional<std::string>& text, const char* meaning) {
     add_text(app, flag, text, meaning)->group(group);
   };
-  add("--layers", layers_, "layers of gpt, lstm and gru (default: 6)");
+  add("--layers", layers_, "layers of gpt, lstm and gru, at most 1000 (default: 6)");
   add("--width", width_, "their width (default: 384)");
   add("--heads", heads_, "heads of gpt's attention (default: 6)");
   add("--context", context_, "tokens of a sequence (default: 256)");
@@ -79,7 +79,7 @@ void TextFlags::resolve(Experiment& e, bool epochs_given) const {
     return;
   }
   check_gpt_alone(e.model);
-  read_size("--layers", layers_, e.sequence.layers);
+  read_size("--layers", layers_, e.sequence.layers, kMaxLayers);
   read_size("--width", width_, e.sequence.width);
   read_size("--heads", heads_, e.sequence.heads);
   read_size("--context", context_, e.sequence.context);

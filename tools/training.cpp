@@ -13,7 +13,6 @@
 #include "core/number_text.h"
 #include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
-#include "nn/data/checksum.h"
 #include "nn/running_statistics.h"
 #include "nn/training_loss.h"
 #include "tools/checkpoint_folder.h"
@@ -319,10 +318,8 @@ class Training {
       saved_bytes_ = tape.saved_bytes();
       tape.backward(loss, loss_.share(e_.accumulate_steps));
     }
-    count_parameters(run_, model_->parameters(), OfParameter::Grads);
     scaler_.check();
     optimizer_.step();
-    count_parameters(run_, model_->parameters(), OfParameter::Weights);
     if (average_) average_->update();
   }
 
@@ -553,14 +550,6 @@ std::string config_text(const Experiment& e, const nn::Dataset& data) {
   } catch (const nlohmann::json::exception&) {
     throw_error("--data {}: its name is not UTF-8", e.data);
   }
-}
-
-std::string fingerprint(const nn::Dataset& data) {
-  uint32_t sum = 0;
-  for (const nn::Split* split : {&data.train, &data.test})
-    for (const Tensor& tensor : {split->images, split->labels})
-      if (tensor.defined()) sum = nn::checksum(sum, nn::bytes_of(tensor.to_cpu_contiguous()));
-  return fmt::format("{:08x}", sum);
 }
 
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,

@@ -16,8 +16,6 @@ class Diverged : public Error {
 
 /// What config.json holds.
 std::string config_text(const Experiment& experiment, const nn::Dataset& data);
-/// Tells data sets apart.
-std::string fingerprint(const nn::Dataset& data);
 
 /// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
 /// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws

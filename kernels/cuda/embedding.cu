@@ -210,24 +210,20 @@ __global__ void __launch_bounds__(kWarp* kLaneRows)
       const int32_t* order = w.order + first + begin;
       float sum[4] = {};
       if (column < w.columns) {
-        if (w.grad.dtype == DType::F32) {
-          const float* grad = static_cast<const float*>(w.grad.data) + column;
+        for_plain_type(w.grad.dtype, [&]<DType kType>() {
+          const auto value = [&](int64_t k) {
+            return load_plain<kType>(w.grad, order[k] * w.columns + column);
+          };
           int64_t k = y;
+#pragma unroll 4  // so many loads wait together
           for (; k + 3 * kLaneRows < n; k += kSumLanes) {
 #pragma unroll
-            for (int q = 0; q < 4; ++q) sum[q] += grad[order[k + q * kLaneRows] * w.columns];
+            for (int q = 0; q < 4; ++q) sum[q] += value(k + q * kLaneRows);
           }
 #pragma unroll
           for (int q = 0; q < 4; ++q)
-            if (k + q * kLaneRows < n) sum[q] += grad[order[k + q * kLaneRows] * w.columns];
-        } else {
-          for (int64_t k = y, q = 0; k < n; k += kLaneRows, q = (q + 1) % 4) {
-            const float g = load_one(w.grad.data, w.grad.dtype, order[k] * w.columns + column);
-#pragma unroll
-            for (int own = 0; own < 4; ++own)
-              if (own == q) sum[own] += g;
-          }
-        }
+            if (k + q * kLaneRows < n) sum[q] += value(k + q * kLaneRows);
+        });
       }
       total = add_lanes(lanes, sum, x, y);
       if (rows <= kSumChunk) break;

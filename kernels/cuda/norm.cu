@@ -89,6 +89,24 @@ __device__ __forceinline__ float round_single(const Rounder& rounder, const Rand
   return round_apart(rounder, random, i, value);
 }
 
+/// Elements i, i + step … In line to nearest, where no word is drawn.
+template <int kCount>
+__device__ __forceinline__ void round_rows(const Rounder& rounder, const RandomSource& random,
+                                           int64_t i, int64_t step, float (&x)[kCount]) {
+  using How = Rounder::How;
+  const auto nearest = [&]<How kHow>() {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) x[k] = round_fast<kHow>(x[k], rounder, 0, 0u).value;
+  };
+  switch (rounder.how) {
+    case How::Nearest: return nearest.template operator()<How::Nearest>();
+    case How::NearestCut: return nearest.template operator()<How::NearestCut>();
+    default:
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k] = round_single(rounder, random, i + k * step, x[k]);
+  }
+}
+
 /// The draws 0 … 3 of a norm: mean, variance, inverse deviation, normalised value.
 struct Interior {
   Rounder at[4];
@@ -271,18 +289,22 @@ __device__ __forceinline__ void sum_of_pairs(const SumWork& w, int64_t row, int 
           x[k] = load_plain<kType>(w.x, i);
           g[k] = load_plain<kGrad>(w.grad, i);
         }
+        float x_hat[kRows];
 #pragma unroll
         for (int k = 0; k < kRows; ++k) {
-          const int64_t own = row + a + k * kSumLanes;
           if (!s.layout.per_channel) {
-            const int64_t at = s.layout.statistic(own, column);
+            const int64_t at = s.layout.statistic(row + a + k * kSumLanes, column);
             mean = s.mean_of(at), inverse = s.inverse[at];
           }
-          const float x_hat =
-              round_single(w.interior.at[3], random, own * s.layout.channels + column,
-                           norms::normalised(x[k], mean, inverse));
+          x_hat[k] = norms::normalised(x[k], mean, inverse);
+        }
+        round_rows(w.interior.at[3], random,
+                   (row + a) * static_cast<int64_t>(s.layout.channels) + column,
+                   kSumLanes * static_cast<int64_t>(s.layout.channels), x_hat);
+#pragma unroll
+        for (int k = 0; k < kRows; ++k) {
           sum[0] += g[k];
-          sum[1] += g[k] * x_hat;
+          sum[1] += g[k] * x_hat[k];
         }
       });
     });

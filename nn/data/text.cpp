@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "nn/data/read_file.h"
+#include "nn/data/token_text.h"
 
 namespace ulp::nn {
 namespace {
@@ -56,14 +57,20 @@ Tensor tensor_of(const int32_t* tokens, int64_t n, bool narrow) {
 void check_part(const std::string& name, const char* part, int64_t tokens,
                 const TextOptions& options) {
   ULP_CHECK(tokens > options.context,
-            "{}: its {} part has {} {}, and a context of {} needs at least {}; take a longer text "
+            "{}: its {} part has {}, and a context of {} needs at least {}; take a longer text "
             "or a shorter context",
-            name, part, tokens, to_string(options.tokens), options.context, options.context + 1);
+            name, part, counted(tokens, options.tokens), options.context, options.context + 1);
 }
 
 }  // namespace
 
 const char* to_string(TokenKind kind) { return kind == TokenKind::Bytes ? "bytes" : "characters"; }
+
+std::string counted(int64_t tokens, TokenKind kind) {
+  const std::string_view all = to_string(kind);
+  return std::to_string(tokens) + " " +
+         std::string(tokens == 1 ? all.substr(0, all.size() - 1) : all);
+}
 
 TokenKind parse_token_kind(std::string_view text) {
   if (text == "characters") return TokenKind::Characters;
