@@ -378,8 +378,8 @@ TEST_SUITE("unit_scaling") {
     CHECK(has(plan, "Linear 64 → 24, unit: y × 0.125, dx × 0.2041, dw × rows^−½"));
     CHECK(has(plan, "cross-entropy, unit: dx × N·C/√(C − 1)"));
     check_refused("train --init xavier", 2, {"--init: 'xavier'", "standard, unit and wage"});
-    check_refused("train --init unit --data text:" + out + "/config.json --model lstm", 1,
-                  {"input_product", "no rule of unit scaling"});
+    check_refused("train --init unit --data text:" + out + "/config.json --model lstm --context 16",
+                  1, {"input_product", "no rule of unit scaling"});
   }
 }
 
