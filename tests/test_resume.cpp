@@ -177,49 +177,6 @@ TEST_SUITE("resume") {
     CHECK(everything(out) == before);
   }
 
-  TEST_CASE("a checkpoint for which there is no memory: one line, and nothing is touched") {
-#if defined(__SANITIZE_ADDRESS__)
-    MESSAGE("SKIPPED: a limit of addresses under AddressSanitizer");
-#else
-    // The states of the run take 9 MiB each, so that reading them all is what takes most.
-    const Folder folder;
-    const std::string out = folder / "run";
-    const std::string train =
-        "train --hidden 1500,1500 --epochs 1 --threads 1 --batch-size 512 --momentum-coef 0.9 "
-        "--checkpoint-every 100 --out " +
-        out;
-    succeed(train);
-    const auto before = everything(out);
-    const std::string err = folder / "err";
-    // What a resumed run in so many KiB of addresses says; nothing if it ends well.
-    const auto resumed = [&](int64_t limit) {
-      const std::string run = "ulimit -v " + std::to_string(limit) + " && exec " +
-                              quoted(paths::kCommand) + " " + train + " --resume";
-      const int status = std::system(
-          ("( " + run + " ) >" + quoted(folder / "said") + " 2>" + quoted(err)).c_str());
-      const std::string said = slurp(err);
-      CAPTURE(limit);
-      CAPTURE(said);
-      CHECK(everything(out) == before);
-      CHECK(lines(said) == (status == 0 ? 0 : 1));
-      return said;
-    };
-    int64_t fails = 1 << 12, works = 1 << 20;
-    while (works < (int64_t{1} << 27) && !resumed(works).empty()) works *= 2;
-    REQUIRE(works < (int64_t{1} << 27));  // 128 GiB
-    std::string said;
-    while (works - fails > 2048) {
-      const int64_t middle = (fails + works) / 2;
-      const std::string now = resumed(middle);
-      (now.empty() ? works : fails) = middle;
-      if (!now.empty()) said = now;
-    }
-    for (const char* words : {"checkpoint-2.safetensors", "cannot be read: ", "out of memory",
-                              "it may be whole", "move it away"})
-      CHECK(has(said, words));
-#endif
-  }
-
   TEST_CASE("what is no file and has a file's name is found before anything is done") {
     const Folder folder;
     const std::string out = folder / "out", base = out + "/baseline";
