@@ -71,14 +71,19 @@ ScaledTensorReference::ScaledTensorReference(const std::string& text) {
     if (parts.find("+rht" + std::to_string(n)) != std::string::npos) hadamard_ = n;
 
   if (nvfp4_ || scale == "-scalee4m3") scaling_ = Scaling::E4m3;
-  if (scale == "-scalef32" || parts.find("+scale=") != std::string::npos) scaling_ = Scaling::Fp32;
+  const bool row = parts.find("+scale=row") != std::string::npos;
+  if (scale == "-scalef32" || row || parts.find("+scale=current") != std::string::npos)
+    scaling_ = Scaling::Fp32;
   if (scaling_ != Scaling::None) {
     plain_ = Quantizer::parse(element + rounding);
     plain_.format.overflow = Overflow::Saturate;
     block_ = Quantizer::parse("bfp8" + blocks).block;
-    if (parts.find("+scale=row") != std::string::npos) block_.kind = Block::Kind::Row;
+    if (row) block_.kind = Block::Kind::Row;
   } else {
-    plain_ = Quantizer::parse(base + rounding);
+    std::string rule;  // that of one power of two for the whole tensor
+    if (const size_t at = parts.find("+scale="); at != std::string::npos)
+      rule = parts.substr(at, parts.find('+', at + 1) - at);
+    plain_ = Quantizer::parse(base + rule + rounding);
     block_ = plain_.block;
     if (block_.kind != Block::Kind::None) scaling_ = Scaling::PowerOfTwo;
   }

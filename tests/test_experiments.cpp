@@ -51,7 +51,7 @@ TEST_SUITE("experiments") {
         // The rows of a full form may be for a GPU; whether there is one is asked when they are trained.
         const Result r = succeed("experiment " + std::string(name) + quick + " --explain");
         CHECK(has(r.out, "source "));
-        CHECK(lines(r.out) > 7);
+        CHECK(lines(r.out) >= 7);  // four of a head, three rows or more
       }
     }
   }
