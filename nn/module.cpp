@@ -21,7 +21,8 @@ void claim(std::map<uint32_t, std::string>& streams, const std::string& path, co
   const std::string name = path + "/" + role;
   const auto [at, added] = streams.emplace(RandomSite(path).stream(role), name);
   ULP_CHECK(added,
-            "model: '{}' and '{}' would draw the same random numbers; rename one of the modules",
+            "model: '{}' and '{}' would draw the same random numbers; rename one of the modules, "
+            "or take fewer layers",
             at->second, name);
 }
 

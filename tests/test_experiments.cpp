@@ -123,6 +123,15 @@ TEST_SUITE("experiments") {
     refuse(without(kFile, ", \"x\": 8"), 1, {"row 3", "x", "missing"});
     refuse(without(kFile, "\"x\": 8", "\"x\": 0"), 1, {"row 3", "above 0"});
     refuse(without(kFile, "\"eight\"", "\"plain\""), 1, {"row 3", "'plain'"});
+    refuse(without(kFile, "\"four, nearest\"", "\"Plain\\n\""), 1, {"row 2", "one line", "Plain"});
+    refuse(without(kFile, "\"four, nearest\"", "\"--\""), 1,
+           {"row 2", "a letter (a to z) or a digit"});
+    refuse(without(without(kFile, "\"four, nearest\"", "\"e/4\""), "\"eight\"", "\"e 4\""), 1,
+           {"row 3", "'e/4'", "'e 4'", "folder"});
+    for (const char* shared : {"--data digits", "--tokens bytes", "--validation 0.3", "--resume",
+                               "--checkpoint-every 5", "--keep 3", "--threads 1"})
+      refuse(without(kFile, "--forward e2m1", std::string(shared) + " --forward e2m1"), 1,
+             {"row 2", "is for all rows", "\"options\""});
     refuse(without(kFile, "--hidden", "hidden"), 2, {"options", "'hidden'"});
     refuse(without(kFile, "--forward e2m1", "--forward e2m1x"), 2, {"four, nearest", "e2m1x"});
     refuse(without(kFile, "\"quick\"", "\"measure\": \"time\", \"quick\""), 1, {"measure", "time"});

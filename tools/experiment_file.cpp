@@ -4,9 +4,9 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <cctype>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "core/error.h"
 #include "core/format_text.h"
@@ -59,9 +59,20 @@ class Reader {
   std::string where_;
 };
 
+/// What all rows share: the data, which is read once, the threads, and what is kept of a run to go on from.
+constexpr std::string_view kShared[] = {"--data", "--tokens", "--validation", "--checkpoint-every",
+                                        "--keep", "--resume", "--threads"};
+
 ExperimentFile::Row read_row(const Json& json, const std::string& where) {
   const Reader in(json, where, {"name", "options", "x", "series"});
   ExperimentFile::Row row{in.text("name"), in.flags("options"), {}, in.text_or("series", "")};
+  ULP_CHECK(!row.folder().empty() && std::none_of(row.name.begin(), row.name.end(),
+                                                  [](unsigned char c) { return std::iscntrl(c); }),
+            "{}: \"name\" is to be one line with a letter (a to z) or a digit, got {}", where,
+            json["name"].dump());
+  for (const auto& [flag, value] : row.options)
+    ULP_CHECK(std::find(std::begin(kShared), std::end(kShared), flag) == std::end(kShared),
+              "{}: {} is for all rows; move it to the file's \"options\"", where, flag);
   if (json.contains("x")) {
     ULP_CHECK(json["x"].is_number() && json["x"] > 0, "{}: \"x\" is to be a number above 0, got {}",
               where, json["x"].dump());
@@ -71,6 +82,16 @@ ExperimentFile::Row read_row(const Json& json, const std::string& where) {
 }
 
 }  // namespace
+
+std::string ExperimentFile::Row::folder() const {
+  std::string folder;
+  for (const char c : name)
+    if (std::isalnum(static_cast<unsigned char>(c)) != 0)
+      folder += c;
+    else if (!folder.empty() && folder.back() != '-')
+      folder += '-';
+  return folder;
+}
 
 Flags parse_flags(const std::vector<std::string>& words, const std::string& where) {
   Flags flags;
@@ -118,12 +139,16 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   file.x = in.text_or("x", "");
   ULP_CHECK(json.contains("rows") && json["rows"].is_array() && !json["rows"].empty(),
             "{}: \"rows\" is to be a list of at least one row", name);
-  std::set<std::string> names;
+  std::map<std::string, std::string> names;  // by folder
   for (const Json& row : json["rows"]) {
     const std::string where = fmt::format("{}, row {}", name, file.rows.size() + 1);
     file.rows.push_back(read_row(row, where));
     const ExperimentFile::Row& added = file.rows.back();
-    ULP_CHECK(names.insert(added.name).second, "{}: there is a row '{}' before", where, added.name);
+    const auto [before, is_new] = names.emplace(added.folder(), added.name);
+    ULP_CHECK(is_new || before->second != added.name, "{}: there is a row '{}' before", where,
+              added.name);
+    ULP_CHECK(is_new, "{}: '{}' and '{}' would be trained in one folder, {}-seed1; rename one",
+              where, before->second, added.name, before->first);
     ULP_CHECK(file.x.empty() || file.x == "bits" || added.x,
               "{}: \"x\" is missing, which the picture is drawn over", where);
   }

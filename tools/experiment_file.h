@@ -20,13 +20,16 @@ Flags over(const Flags& base, const Flags& top);
 ///    "options": "--data … --model …", "quick": "options instead for --quick",
 ///    "measure": "accuracy" or "loss", "x": "bits", or a title for the rows' own x,
 ///    "rows": [{"name": "…", "options": "…", "x": 4, "series": "…"}]}
-/// The first row is the reference. measure, x, and a row's x and series may be left out.
+/// The first row is the reference. measure, x, and a row's x and series may be left out. Data, threads and checkpoints are
+/// options of all rows.
 struct ExperimentFile {
   struct Row {
     std::string name;
     Flags options;
     std::optional<double> x{};  // above 0
     std::string series{};       // rows of one are joined in the picture
+    /// The part of a folder's name that says the row: letters, digits and '-'; no two rows of a file have the same.
+    std::string folder() const;
   };
   std::string name, title, source, differences;
   Flags options, quick;

@@ -66,17 +66,6 @@ RowOptions read_row(const std::string& where, const Flags& flags) {
   return row;
 }
 
-/// The part of a folder's name that says the row.
-std::string folder_of(const std::string& name) {
-  std::string folder;
-  for (const char c : name)
-    if (std::isalnum(static_cast<unsigned char>(c)) != 0)
-      folder += c;
-    else if (!folder.empty() && folder.back() != '-')
-      folder += '-';
-  return folder;
-}
-
 /// The options that were given and that only the rows may have.
 void check_given(const ExperimentFile& file, const Flags& given) {
   for (const auto& [flag, value] : given) {
@@ -145,13 +134,11 @@ void run(const ExperimentCommand& o) {
       const Quiet quiet;
       fit(*rows[i].training, e, data);
     }
-    ULP_CHECK(e.data == rows[0].experiment.data, "{}, row '{}': all rows need the same --data",
-              file.name, name);
     names.push_back(name);
     preflight(e, data);
     for (uint64_t seed = 1; seed <= seeds; ++seed) {
       e.seed = seed;
-      planned.push_back(plan(name, folder_of(name), e, data));
+      planned.push_back(plan(name, file.rows[i].folder(), e, data));
     }
   }
   const fs::path dir =
