@@ -455,6 +455,25 @@ Tensor Optimizer::unrounded_gradient(const State& state, OptimizerArgs& args) co
   return scaled;
 }
 
+/// The same where it is divided by a power of two first: what a first momentum from it is. Of a step that is skipped, the
+/// gradient as it is.
+Tensor Optimizer::normalised_gradient(const State& state) const {
+  const Parameter& p = *state.parameter;
+  OptimizerArgs args = arguments(state);
+  args.grad_format = args.weight_format = args.master_format = args.moment1_format =
+      args.moment2_format = args.compensation_format = {};
+  args.settings.rule = UpdateRule::Momentum;
+  args.settings.beta1 = 0;
+  args.settings.weight_decay = 0;
+  OptimizerParameter one;
+  one.weight = as_f32(run_.stream(), p.value);
+  one.grad = p.grad;
+  one.moment1 = {as_f32(run_.stream(), p.grad)};
+  args.parameters = {one};
+  kernels::optimizer_step(run_.stream(), args);
+  return one.moment1.data;
+}
+
 void Optimizer::count_roundings(const State& state) const {
   const Parameter& p = *state.parameter;
   if (!p.grad.defined() || p.grad.numel() == 0) return;
@@ -470,9 +489,18 @@ void Optimizer::count_roundings(const State& state) const {
                        run_.role_stats()->slot(own.stream, q));
   };
   OptimizerArgs args = arguments(state);
-  const Tensor grad = counted("grad", o.grad, unrounded_gradient(state, args));
-  args.grad_format = args.weight_format = args.master_format = args.moment1_format =
-      args.moment2_format = args.compensation_format = {};
+  const bool normalised =
+      o.grad_normalisation != GradNormalisation::None && o.grad_order == GradOrder::ScaleFirst;
+  Tensor grad = counted("grad", o.grad,
+                        normalised ? normalised_gradient(state) : unrounded_gradient(state, args));
+  if (o.grad.is_elementwise()) {  // the update rounds it again, as the step does
+    args.settings.scaled = false;
+    grad = p.grad;
+  } else {
+    args.grad_format = {};
+  }
+  args.weight_format = args.master_format = args.moment1_format = args.moment2_format =
+      args.compensation_format = {};
 
   // The update on F32 copies; only the copy that is kept has a format, which what Kahan's compensation is depends on.
   const auto updated = [&](const Quantizer& kept) {

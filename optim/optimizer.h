@@ -151,6 +151,7 @@ class Optimizer {
   OptimizerArgs arguments(const State& like) const;
   void make_states(State& state);
   Tensor unrounded_gradient(const State& state, OptimizerArgs& args) const;
+  Tensor normalised_gradient(const State& state) const;
   void set_keys(const Parameter& parameter, OptimizerParameter& one) const;
   void count_roundings(const State& state) const;
   void update_fused(const Launch& launch);

@@ -431,6 +431,26 @@ TEST_SUITE("role_stats") {
     CHECK(stats_lines(out) == lines);
     CHECK(slurp(plain + "/model.safetensors") == slurp(out + "/model.safetensors"));
   }
+
+  TEST_CASE("gradients that are normalised are counted as the quantizer gets them") {
+    const Folder folder;
+    for (const char* grads : {"fp32", "fixed8.7-sym"}) {
+      const std::string out = folder / grads;
+      REQUIRE(ulp_command("train --recipe wage --hidden 12 --epochs 1 --stats --grads " +
+                          std::string(grads) + " --out " + out)
+                  .status == 0);
+      std::istringstream text(slurp(out + "/metrics.jsonl"));
+      int seen = 0;
+      for (std::string line; std::getline(text, line);) {
+        const auto json = nlohmann::json::parse(line);
+        if (json.value("role", "") != "grads") continue;
+        ++seen;  // within 2^-½ and 2^½, whatever the sum over a batch was
+        CHECK(json.at("amax").get<double>() > 0.7071);
+        CHECK(json.at("amax").get<double>() < 1.4143);
+      }
+      CHECK(seen == 4);
+    }
+  }
 }
 
 #endif
