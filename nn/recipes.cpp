@@ -222,7 +222,7 @@ constexpr Recipe kS2fp8{"s2fp8",
 
 /// Integers with 2, 8, 8 and 8 bits for weights, activations, gradients and errors. With σ(k) = 2^(1−k),
 /// Q(v, k) = σ(k)·round(v/σ(k)) held within ±(1 − σ(k)), Shift(v) = 2^round(log2 v) and n terms in the sum of an output:
-///   first w: uniform within ±max(√(6/n), ¾);  α = max(Shift(¾ / √(6/n)), 1)                            (nn/wage.h)
+///   first w: uniform within ±max(√(3/n), ¾);  α = max(Shift(¾ / √(3/n)), 1)                            (nn/wage.h)
 ///   y = Q(x, 8) Q(w, 2)ᵀ / α;  e = Q(g / Shift(max|g|), 8);  dx = e Q(w, 2) / α where |x| was not held, else 0;  dw = eᵀ Q(x, 8)
 ///   w ← w − σ(8)·R(lr·dw / Shift(max|dw|)), held within ±(1 − σ(8)),  R rounding stochastically
 /// Of w on the grid of σ(8) the last line is SR(w − lr'·dw / Shift(max|dw|)) with lr' = σ(8)·lr: the paper's rates 8, 1, ⅛ are
@@ -235,7 +235,8 @@ constexpr Recipe kWage{
     "Wu et al. 2018, arXiv 1802.04680, section 3",
     "an error's largest magnitude is taken behind the ReLU, where the layer reads it; images are "
     "rounded to 8 bits; first weights are rounded to 8 bits, and weights held within 127/128, as "
-    "in the paper, in the authors' code 2 bits and 1/2; parameters of other layers take the same "
+    "in the paper, in the authors' code 2 bits and 1/2; the bound of first weights is the code's, "
+    "the paper's is √2 times larger; parameters of other layers take the same "
     "steps; attention's and recurrent products stay in fp32",
     R"({"rules": [
   {"type": ["conv", "linear"], "optional": true, "forward": "fixed8.7-sym", "weight": "fixed2.1-sym",

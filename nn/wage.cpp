@@ -8,8 +8,10 @@
 namespace ulp::nn {
 namespace {
 
-/// The bound that keeps the variance through ReLU layers.
-double usual_bound(int64_t fan_in) { return Initialiser::kaiming_uniform(fan_in).bound; }
+/// Of a uniform weight whose products have the variance of their inputs.
+double usual_bound(int64_t fan_in) {
+  return Initialiser::kaiming_uniform(fan_in).bound / std::sqrt(2.0);
+}
 
 }  // namespace
 

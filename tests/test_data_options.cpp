@@ -159,6 +159,29 @@ TEST_SUITE("data_options") {
     check_refused(train, 1, {"data_batch_2.bin", "5 bytes", "3073"});
   }
 
+  TEST_CASE("one mean and deviation serve all channels") {
+    const Folder folder;
+    // Two images of 8 × 8 × 3 bytes, by hand: magic, version, length of the head, head, data.
+    const auto npy = [](const std::string& shape, size_t bytes) {
+      std::string head = "{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + ", }";
+      head.resize(117, ' ');
+      head += '\n';
+      std::string data(bytes, '\0');
+      for (size_t i = 0; i < bytes; ++i) data[i] = static_cast<char>(bytes > 2 ? i * 7 % 251 : i);
+      return std::string("\x93NUMPY\x01\x00\x76\x00", 10) + head + data;
+    };
+    for (const char* part : {"train", "test"}) {
+      std::ofstream(folder / (std::string(part) + "_x.npy").c_str()) << npy("(2, 8, 8, 3)", 384);
+      std::ofstream(folder / (std::string(part) + "_y.npy").c_str()) << npy("(2,)", 2);
+    }
+    const std::string train =
+        "train --data " + folder.path.string() + " --hidden 4 --epochs 1 --out ";
+    succeed(train + (folder / "one") + " --normalize 0.5:0.25");
+    succeed(train + (folder / "three") + " --normalize 0.5,0.5,0.5:0.25,0.25,0.25");
+    CHECK(slurp(folder / "one/model.safetensors") == slurp(folder / "three/model.safetensors"));
+    CHECK(slurp(folder / "one/config.json") == slurp(folder / "three/config.json"));
+  }
+
   TEST_CASE("flags that are wrong") {
     const Folder folder;
     const std::string out = " --out " + (folder / "run");

@@ -69,15 +69,16 @@ TEST_SUITE("wage") {
       int64_t n;
       double bound, scale;
     } rows[] = {
-        {1, std::sqrt(6.0), 1},   // wider than two bits need
-        {10, std::sqrt(0.6), 1},  // 0.7746
-        {11, 0.75, 1},            // √(6/11) = 0.7385
-        {27, 0.75, 2},            // 0.75 / 0.4714 = 1.59
-        {1024, 0.75, 8},          // 0.75 / 0.07655 = 9.80, log2 3.29
-        {1152, 0.75, 8},          // 10.39, 3.38
-        {2304, 0.75, 16},         // 14.70, 3.88
-        {4608, 0.75, 16},         // 20.78, 4.38
-        {8192, 0.75, 32},         // 27.71, 4.79
+        {1, std::sqrt(3.0), 1},  // wider than two bits need
+        {5, std::sqrt(0.6), 1},  // 0.7746
+        {6, 0.75, 1},            // √(3/6) = 0.7071
+        // The scales that the authors' log tells of vgg7.
+        {27, 0.75, 2},     // 0.75 / 0.3333 = 2.25, log2 1.17
+        {1152, 0.75, 16},  // 14.70, 3.88
+        {2304, 0.75, 16},  // 20.78, 4.38
+        {4608, 0.75, 32},  // 29.39, 4.88
+        {8192, 0.75, 32},  // 39.19, 5.29
+        {1024, 0.75, 16},  // 13.86, 3.79
     };
     for (const auto& row : rows) {
       CAPTURE(row.n);
@@ -117,7 +118,7 @@ TEST_SUITE("wage") {
       const double deviation = 0.5625 * std::sqrt(4.0 / 45 / n);
       CHECK(std::abs(squares / n - 0.1875) < 6 * deviation);
     }
-    // n = 144: 0.75 / 0.2041 = 3.67, α = 4;  n = 512: 0.75 / 0.1083 = 6.93, α = 8. Powers of two: exact.
+    // n = 144: 0.75 / 0.1443 = 5.20, α = 4;  n = 512: 0.75 / 0.0765 = 9.80, α = 8. Powers of two: exact.
     const std::vector<Parameter*> p = net.parameters();
     std::vector<Parameter> inputs{{"x", random_tensor({2, 4, 4, 16}, -1, 1, 11), {}},
                                   {"conv", p[0]->value, {}},

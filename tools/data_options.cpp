@@ -35,9 +35,10 @@ std::vector<double> numbers(const std::string& whole, std::string_view text, boo
 
 void DataOptions::add_to(CLI::App& app) {
   const char* group = "Samples";
-  app.add_option("--normalize", normalize_,
-                 "none; data: by mean and standard deviation of each channel over the training "
-                 "samples; or MEAN,...:STD,... for values in [0, 1]")
+  app.add_option(
+         "--normalize", normalize_,
+         "none; data: by mean and standard deviation of each channel over the training "
+         "samples; or MEAN,...:STD,... for values in [0, 1], one of each serving all channels")
       ->capture_default_str()
       ->group(group);
   app.add_option("--augment", augment_,
@@ -78,6 +79,11 @@ void DataOptions::fit(Experiment& e, const nn::Dataset& data) const {
   try {
     e.normalisation =
         normalize_ == "data" ? nn::channel_statistics(data) : parse_normalisation(normalize_);
+    const auto channels = static_cast<size_t>(data.sample_shape[2]);
+    if (e.normalisation.mean.size() == 1) {  // as many standard deviations
+      e.normalisation.mean.resize(channels, e.normalisation.mean[0]);
+      e.normalisation.std.resize(channels, e.normalisation.std[0]);
+    }
     nn::check_normalisation(e.normalisation, data.sample_shape[2]);
   } catch (const Error& error) {
     throw_error("--normalize {}: {}", normalize_, error.what());
