@@ -38,6 +38,7 @@ enum class Math : uint8_t { Strict, Fast, Tf32, Fp8 };
 ///           the tensor. With it `out` holds values whose factor is apart; without, out = fl(value · factor), in F32.
 ///  mask     U8, the same shape: 1 where a finite value's rounded result lay beyond the format's bounds.
 ///  stats    U8, sizeof(QuantiseStats) bytes (core/quantise_stats.h); not together with factors.
+///  gaps     elements of an F32 `in` whose bits are kGapBits are none: they are not counted. Of element-wise quantizers.
 /// scaling (F32, 1 + N): what +scale=delayedN remembers: its scale, then the newest magnitudes; a fresh one is {1, 0 …}.
 /// It is brought up to date unless `frozen`.
 struct QuantiseArgs {
@@ -47,7 +48,7 @@ struct QuantiseArgs {
   RandomKey key;
   Tensor mask{};
   Tensor factors{}, stats{}, scaling{};
-  bool frozen = false;
+  bool frozen = false, gaps = false;
 };
 
 /// What core/packed.h writes beside the codes of values that were made of x: `scales`, one a block, U8 or F32 as packed_scale
