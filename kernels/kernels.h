@@ -19,7 +19,7 @@
 #include "core/random.h"
 #include "core/score_totals.h"
 #include "core/tensor.h"
-#include "kernels/kernel.h"
+#include "kernels/interior.h"
 #include "kernels/update_rule.h"
 
 namespace ulp {
@@ -145,13 +145,15 @@ struct SumArgs {
 };
 
 /// Rows of logits (N, C) → out = logits − max − ln Σ exp(logits − max). NaN in a row makes the row NaN.
-/// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`.
+/// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`; trace:
+/// (N, C), (N, C), (N) and (N).
 /// With labels (N, I32 in [0, C), checked by the caller) also losses[n] = −out[n, labels[n]].
 struct LogSoftmaxArgs {
   Tensor in, out;
   Quantizer interior;
   RandomKey key;
   Tensor labels{}, losses{};
+  InteriorTrace trace{};
 };
 
 /// out = g − exp(y) · Σ_row g, for y = log-softmax output (N, C).
