@@ -2,7 +2,7 @@
 //
 // A block of out is cut into tiles of at most (rows × vectors·width); a tile's accumulators stay in registers for
 // kStep steps of k and are carried through memory to the next kStep, so every output sees one ascending chain of fma
-// per chunk, whatever the tile. a is packed as rows of kStep values (a tile reads them at constant distances), b as
+// per chunk, whatever the tile. a is packed as rows of kStep values (a tile reads them kRow apart), b as
 // panels as wide as a tile, one row of the panel for each k. Packing decodes, and transposes where the strides ask it.
 
 #include <algorithm>
@@ -32,6 +32,7 @@ namespace ulp::cpu {
 namespace {
 
 constexpr int64_t kStep = 512;   // k steps between loading and storing the sums of a tile
+constexpr int64_t kRow = kStep + 16;  // floats between packed rows of a: a power of two would share few cache sets
 constexpr int64_t kSide = 2048;  // rows and columns of out whose operands are packed together
 constexpr int64_t kPackedFloats = 1 << 20;              // packed operands at a time
 constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
@@ -42,7 +43,7 @@ static_assert(kMatmulChunk % kStep == 0);
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
-/// c[i, j] = Σ_k a[i·kStep + k] · b[k·b_step + j], k ascending over 1 … kStep terms,
+/// c[i, j] = Σ_k a[i·kRow + k] · b[k·b_step + j], k ascending over 1 … kStep terms,
 /// starting from +0 or (carry) from c[i, j].
 struct Tile {
   const float* a;
@@ -75,7 +76,7 @@ void tile_portable(const Tile& t) {
   for (int64_t k = 0; k < t.k; ++k, b += t.b_step)
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kColumns; ++j)
-        sum[i][j] = __builtin_fmaf(t.a[i * kStep + k], b[j], sum[i][j]);
+        sum[i][j] = __builtin_fmaf(t.a[i * kRow + k], b[j], sum[i][j]);
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kColumns; ++j) t.c[i * t.c_step + j] = sum[i][j];
 }
@@ -94,7 +95,7 @@ ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
-  const float* next_a = a + kRows * kStep;  // the tile below reads these
+  const float* next_a = a + kRows * kRow;  // the tile below reads these
   do {
     __m256 row[kVectors];
     __builtin_prefetch(next_a);
@@ -102,7 +103,7 @@ ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm256_loadu_ps(b + v * 8);
     for (int i = 0; i < kRows; ++i) {
-      const __m256 x = _mm256_set1_ps(a[i * kStep]);
+      const __m256 x = _mm256_set1_ps(a[i * kRow]);
       for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_fmadd_ps(x, row[v], sum[i][v]);
     }
     b += b_step;
@@ -124,7 +125,7 @@ ULP_TARGET_AVX512 void tile_avx512(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
-  const float* next_a = a + kRows * kStep;  // the tile below reads these
+  const float* next_a = a + kRows * kRow;  // the tile below reads these
   do {
     __m512 row[kVectors];
     __builtin_prefetch(next_a);
@@ -132,7 +133,7 @@ ULP_TARGET_AVX512 void tile_avx512(const Tile& t) {
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_ps(b + v * 16);
     for (int i = 0; i < kRows; ++i) {
-      const __m512 x = _mm512_set1_ps(a[i * kStep]);
+      const __m512 x = _mm512_set1_ps(a[i * kRow]);
       for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(x, row[v], sum[i][v]);
     }
     b += b_step;
@@ -336,6 +337,13 @@ Finish::Finish(std::initializer_list<Tensor> factors, double last, const Tensor&
 }
 
 void Finish::operator()(float* x, int64_t first, int64_t column, int64_t n) const {
+  if (!scales && !rounds && !bias.empty()) {
+    const float* add = bias.data() + column;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i] + add[i]);
+    });
+    return;
+  }
   scale(x, n);
   add_bias(x, column, n);
   round(x, first, n);
@@ -456,8 +464,9 @@ class BlockProduct {
     depth_ = kPackedFloats / (group_ * (a_lines + b_lines)) / kStep * kStep;
     depth_ = std::clamp(depth_, kStep, longest);
     const int64_t partial = chunks > 1 ? group_ * m_ * n_ : 0;
-    packed_a_ = workspace(group_ * depth_ * (a_lines + b_lines) + partial);
-    packed_b_ = packed_a_ + group_ * depth_ * a_lines;
+    const int64_t a_floats = group_ * depth_ / kStep * kRow * a_lines;
+    packed_a_ = workspace(a_floats + group_ * depth_ * b_lines + partial);
+    packed_b_ = packed_a_ + a_floats;
     partial_ = packed_b_ + group_ * depth_ * b_lines;
   }
 
@@ -500,9 +509,9 @@ class BlockProduct {
     const int64_t chunk_end = std::min(k_, begin + kMatmulChunk);
     return {std::min(begin + from_, chunk_end), std::min(begin + from_ + depth_, chunk_end)};
   }
-  /// Rows of kStep values: step s of row i at ((g·depth/kStep + s)·m + i)·kStep.
+  /// Rows of kStep values: step s of row i at ((g·depth/kStep + s)·m + i)·kRow.
   float* a_rows(int64_t g, int64_t k, int64_t row) const {
-    return packed_a_ + (g * depth_ + k) * m_ + row * kStep;
+    return packed_a_ + ((g * depth_ + k) / kStep * m_ + row) * kRow;
   }
   float* b_panel(int64_t g, int64_t panel) const {
     return packed_b_ + (g * panels_ + panel) * depth_ * tiles_.columns();
@@ -521,7 +530,7 @@ class BlockProduct {
     const Range k = packed_k(g);
     const int64_t row = group * kPackRows, rows = std::min(kPackRows, m_ - row);
     for (int64_t s = 0; s < k.size(); s += kStep)
-      pack(a_rows(g, s, row), kStep, a_, row_ + row, rows, k.begin + s,
+      pack(a_rows(g, s, row), kRow, a_, row_ + row, rows, k.begin + s,
            std::min(kStep, k.size() - s));
   }
 
