@@ -241,8 +241,11 @@ ULP_HD void pack_lines(float* to, int64_t to_step, const Matrix& from, int64_t r
       float* corner = to + r * to_step + c;
       int64_t i = 0;
       if (wide == 8)
-        for (; i + 8 <= high; i += 8)
+        for (; i + 8 <= high; i += 8) {
+          if (i % 16 == 0)  // those of the next eight columns
+            for (int64_t j = 8; j < 16; ++j) __builtin_prefetch(lines + j * line_step + i);
           transpose8(corner + i * to_step, to_step, lines + i, line_step);
+        }
       for (; i < high; ++i)
         for (int64_t j = 0; j < wide; ++j) corner[i * to_step + j] = lines[j * line_step + i];
     }
@@ -540,8 +543,26 @@ class BlockProduct {
     const int64_t step = tiles_.columns(),
                   high = b_.windows == nullptr && b_.column_step == 1 ? 16 : 64;
     const int64_t first = group * kPackPanels, last = std::min(panels_, first + kPackPanels);
+    int64_t whole = first;  // up to it panels are copied line by line
+    if (!direct_b_ && b_.is_strided() && b_.dtype == DType::F32 && b_.column_step == 1) {
+      while (whole < last && panel_columns(whole) == step) ++whole;
+      const auto* const from =
+          static_cast<const float*>(b_.at(k.begin, column_ + first * step));
+      float* const to = b_panel(g, first);
+      const int64_t from_step = b_.row_step, to_step = depth_ * step, lines = k.size(),
+                    panels = whole - first;
+      with_isa([=]() ULP_INLINE {
+        for (int64_t s = 0; s < lines; ++s)
+          for (int64_t p = 0; p < panels; ++p) {
+            const float* const x = from + s * from_step + p * step;
+            float* const y = to + p * to_step + s * step;
+            __builtin_prefetch(x + kAhead * from_step);
+            for (int64_t j = 0; j < step; j += 16) std::memcpy(y + j, x + j, 16 * sizeof(float));
+          }
+      });
+    }
     for (int64_t s = 0; s < k.size(); s += high)
-      for (int64_t panel = first; panel < last; ++panel) {
+      for (int64_t panel = whole; panel < last; ++panel) {
         if (is_direct(panel)) continue;
         const int64_t columns = panel_columns(panel), lines = std::min(high, k.size() - s);
         float* to = b_panel(g, panel) + s * step;
@@ -554,6 +575,8 @@ class BlockProduct {
   void multiply(int64_t g, int64_t item) const {
     const Range k = packed_k(g), tiles = cut(tiles_m_, items_m_, item % items_m_);
     const Range panels = cut(panels_, items_n_, item / items_m_);
+    const int64_t least = m_ / tiles_m_, more = m_ % tiles_m_;
+    const int64_t first_row = m_ * tiles.begin / tiles_m_, first_rest = m_ * tiles.begin % tiles_m_;
     for (int64_t s = 0; s < k.size(); s += kStep)
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const int64_t left = panel * tiles_.columns();
@@ -563,8 +586,12 @@ class BlockProduct {
         tile.b_step = is_direct(panel) ? b_.row_step : tiles_.columns();
         tile.b = is_direct(panel) ? static_cast<const float*>(b_.at(k.begin + s, column_ + left))
                                   : b_panel(g, panel) + s * tiles_.columns();
-        for (int64_t i = tiles.begin; i < tiles.end; ++i) {
-          const Range rows = cut(m_, tiles_m_, i);
+        Range rows{first_row, 0};
+        int64_t rest = first_rest;
+        for (int64_t i = tiles.begin; i < tiles.end; ++i, rows.begin = rows.end) {
+          rows.end = rows.begin + least;  // cut(m_, tiles_m_, i) without its divisions
+          rest += more;
+          if (rest >= tiles_m_) ++rows.end, rest -= tiles_m_;
           tile.a = a_rows(g, s, rows.begin);
           tile.c = sums(g) + rows.begin * sums_step(g) + left;
           tile.c_step = sums_step(g);
