@@ -105,6 +105,8 @@ struct BlockStart {
   int32_t end;       // the block behind the parameter's last one
   int32_t which;     // of the launch's parameters
   uint32_t random_step;
+  StateBytes grad_bytes;
+  int8_t grad_shift;
 };
 
 /// Called by all threads of a block, who wait for each other afterwards. Two warps work apart: what they read from afar they wait
@@ -122,6 +124,8 @@ __device__ __forceinline__ void begin_block(const Work& w, BlockStart& start) {
       start.grad = skipped ? nullptr : w.grads[which];
       start.end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
       start.which = which;
+      start.grad_bytes = native_bytes((w.table == nullptr ? w.only : w.table[which]).grad_type);
+      start.grad_shift = quad_shift(start.grad_bytes);
       start.random_step = w.key.state == nullptr ? 0u : w.key.state->random_step;
     }
   }
@@ -397,7 +401,7 @@ __device__ __forceinline__ bool update_short(const Work& w, const BlockStart& st
   const UpdateScalars& s = start.scalars;
   const Parameter& p = start.parameter;
   const bool has_copy = p.states[kCopy].data != nullptr;
-  const StateBytes grad_bytes = native_bytes(p.grad_type);
+  const StateBytes grad_bytes = start.grad_bytes;
 
   Values g = {};
   // Not finite after any of this: NaN.
@@ -415,7 +419,7 @@ __device__ __forceinline__ bool update_short(const Work& w, const BlockStart& st
   // What rounds has no registers left for other states' bytes.
   const bool rounds = w.grad_rule.how != Rounder::How::Copy;
   ShortBytes bytes_g, bytes_x, bytes_m, bytes_v, bytes_c;
-  fetch_short(width_of(grad_bytes), start.grad, tile, bytes_g);
+  fetch_short(start.grad_shift, start.grad, tile, bytes_g);
   if (rounds) {
     decode_native(grad_bytes, bytes_g, g);
     scale(s.grad_scaling);
@@ -600,6 +604,8 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, DType
   rule.converts = rule.bytes != StateBytes::None && rule.bytes != StateBytes::F32 &&
                   rule.bytes == native_bytes(native_type(q.format)) &&
                   (how == How::Nearest || how == How::NearestCut);
+  rule.shift = quad_shift(rule.bytes);
+  rule.as_is = rule.converts || (how == How::Copy && rule.bytes == StateBytes::F32);
   rule.reach = 1;
   if (rule.converts && rule.group == 0) rule.reach = kMaxFloat / float_of(rule.rounder.fast.max);
   return rule;

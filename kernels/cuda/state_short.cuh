@@ -7,16 +7,15 @@
 
 namespace ulp::cuda {
 
-/// The bits of an element as they are kept; 0: no short form.
-__host__ __device__ constexpr int32_t width_of(StateBytes bytes) {
+/// 2^this bytes hold a quad.
+__host__ __device__ constexpr int8_t quad_shift(StateBytes bytes) {
   switch (bytes) {
-    case StateBytes::None: return 0;
-    case StateBytes::F32: return 32;
+    case StateBytes::F32: return 4;
     case StateBytes::BF16:
     case StateBytes::F16:
-    case StateBytes::Codes16: return 16;
-    case StateBytes::Codes4: return 4;
-    default: return 8;
+    case StateBytes::Codes16: return 3;
+    case StateBytes::Codes4: return 1;
+    default: return 2;
   }
 }
 
@@ -78,30 +77,33 @@ struct ShortBytes {
   float factor[kTileQuads] = {};
 };
 
-/// data: aligned for quads.
-__device__ __forceinline__ void fetch_short(int32_t bits, const void* data, ShortTile tile,
+/// data: aligned for quads of 2^shift bytes.
+__device__ __forceinline__ void fetch_short(int shift, const void* data, ShortTile tile,
                                             ShortBytes& to) {
-  const char* const at = static_cast<const char*>(data) + tile.quad * bits / 2;
+  const auto load = [&]<class Words>() {
+    const auto* const at = static_cast<const Words*>(data) + tile.quad;
+    const Words words[kTileQuads] = {at[0], at[kWarp]};
 #pragma unroll
-  for (int j = 0; j < kTileQuads; ++j) {
-    const char* const from = at + j * kWarp * bits / 2;
-    uint32_t(&word)[kQuad] = to.word[j];
-    if (bits == 32) {
-      const uint4 w = *reinterpret_cast<const uint4*>(from);
-      word[0] = w.x, word[1] = w.y, word[2] = w.z, word[3] = w.w;
-    } else if (bits == 16) {
-      const uint2 w = *reinterpret_cast<const uint2*>(from);
-      word[0] = w.x, word[1] = w.y;
-    } else if (bits == 8) {
-      word[0] = *reinterpret_cast<const uint32_t*>(from);
-    } else {
-      word[0] = *reinterpret_cast<const uint16_t*>(from);
+    for (int j = 0; j < kTileQuads; ++j) {
+      if constexpr (sizeof(Words) == 16)
+        to.word[j][0] = words[j].x, to.word[j][1] = words[j].y, to.word[j][2] = words[j].z,
+        to.word[j][3] = words[j].w;
+      else if constexpr (sizeof(Words) == 8)
+        to.word[j][0] = words[j].x, to.word[j][1] = words[j].y;
+      else
+        to.word[j][0] = words[j];
     }
+  };
+  switch (shift) {
+    case 4: return load.template operator()<uint4>();
+    case 3: return load.template operator()<uint2>();
+    case 2: return load.template operator()<uint32_t>();
+    default: return load.template operator()<uint16_t>();
   }
 }
 __device__ __forceinline__ void fetch_short(const StateRule& rule, const StateArray& s,
                                             ShortTile tile, ShortBytes& to) {
-  fetch_short(width_of(rule.bytes), s.data, tile, to);
+  fetch_short(rule.shift, s.data, tile, to);
   if (rule.group == 0) return;
 #pragma unroll
   for (int j = 0; j < kTileQuads; ++j) to.factor[j] = s.factors[tile.at(j) >> rule.group_shift];
@@ -144,7 +146,7 @@ __device__ __forceinline__ void decode_short(const StateRule& rule, const StateL
         }
       if (most >= quick.limit) x[0][0] = float_of(kNanBits);  // one is enough to be noticed
     } else {
-      const int32_t bits = width_of(rule.bytes);
+      const int32_t bits = rule.bytes == StateBytes::Codes4 ? 4 : 8;
 #pragma unroll
       for (int j = 0; j < kTileQuads; ++j)
 #pragma unroll
@@ -198,14 +200,77 @@ __device__ __forceinline__ void round_short(const Rounder& rounder, RandomSource
   });
 }
 
+/// Where a quad's bytes are.
+template <class Words>
+__device__ __forceinline__ Words& quad_bytes(const StateArray& s, int64_t quad) {
+  return static_cast<Words*>(s.data)[quad];
+}
+
+/// Finite numbers, within the rule's reach, as bytes of a native type: one conversion each. They become what is stored if
+/// `values`.
+__device__ __forceinline__ void store_as_is(const StateRule& rule, const StateArray& s,
+                                            ShortTile tile, bool values, Values& x) {
+  for_native(rule.bytes, [&]<DType kType>() {
+    using Words = QuadWords<size_of(kType)>;
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j) {
+      Words words;
+      if constexpr (kRounds<kType>)
+        words = convert_quad<kType>(x[j]);
+      else
+        words = encode_quad<kType>(x[j]);
+      quad_bytes<Words>(s, tile.quad + j * kWarp) = words;
+      if (values && kType != DType::F32) convert_back<kType>(words, x[j]);
+    }
+  });
+}
+
+/// Rounds a quad of finite numbers, element `first` on, and stores it; it becomes what is stored.
+__device__ __forceinline__ void store_rounded(const StateRule& rule, const StateLookup& lookup,
+                                              const StateArray& s, const RandomSource& random,
+                                              int64_t first, float (&x)[1][kQuad]) {
+  const bool search = rule.tree.size != 0;
+  uint32_t code[1][kQuad] = {};
+  uint32_t(&c)[kQuad] = code[0];
+  if (search) {
+    TableTree tree = rule.tree;
+    tree.steps = lookup.steps;
+    tree.numbers = lookup.numbers;
+    round_to_table(rule.rounder, tree, random, first, kRow, x, code);
+  } else {
+    round_quads_short(rule.rounder, random, first, kRow, x);
+  }
+  const int64_t quad = first / kQuad;
+  const bool native = for_native(rule.bytes, [&]<DType kType>() {
+    quad_bytes<QuadWords<size_of(kType)>>(s, quad) = encode_quad<kType>(x[0]);
+  });
+  if (native) return;
+  if (!search) {
+    const ShortFloat& quick = rule.quick;
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      // Inf has the first code that is no number's.
+      const uint32_t scaled = bits_of(fabsf(x[0][k]) * quick.inverse_unit);
+      c[k] = min(scaled >> quick.drop, quick.limit) | quick.sign_of(x[0][k]);
+    }
+  }
+  if (rule.bytes == StateBytes::Codes16)
+    quad_bytes<uint2>(s, quad) = make_uint2(c[0] | c[1] << 16, c[2] | c[3] << 16);
+  else if (rule.bytes == StateBytes::Codes8)
+    quad_bytes<uint32_t>(s, quad) = c[0] | c[1] << 8 | c[2] << 16 | c[3] << 24;
+  else
+    quad_bytes<uint16_t>(s, quad) =
+        static_cast<uint16_t>(c[0] | c[1] << 4 | c[2] << 8 | c[3] << 12);
+}
+
 /// Rounds finite numbers, within the rule's reach, and stores them; they become what is stored if `values`. Called by whole
 /// warps, and from one place: it is much code.
 __device__ __forceinline__ void keep_short(const StateRule& rule, const StateLookup& lookup,
                                            const StateArray& s, RandomSource random, ShortTile tile,
                                            bool values, Values& x) {
-  random = opaque(random);
-  uint32_t amax[kTileQuads] = {};
+  float factor[kTileQuads] = {};
   if (rule.group != 0) {
+    uint32_t amax[kTileQuads];
 #pragma unroll
     for (int j = 0; j < kTileQuads; ++j) {
       amax[j] = bits_of(x[j][0]) & ~kSignBit;
@@ -213,64 +278,36 @@ __device__ __forceinline__ void keep_short(const StateRule& rule, const StateLoo
       for (int k = 1; k < kQuad; ++k) amax[j] = max(amax[j], bits_of(x[j][k]) & ~kSignBit);
     }
     join_groups<false>(rule.group, amax);
-  }
-  BlockScale scale;
-  in_turn(x, [&](int j, float(&quad)[1][kQuad]) {
-    const int64_t first = tile.at(j);
-    if (rule.group != 0) {
-      if (j == 0 || rule.group != kTile)
-        scale = block_scale(rule.block, j == 0 ? amax[0] : amax[1], 1.0f);
-      if ((static_cast<int32_t>(first) & (rule.group - 1)) == 0)
-        s.factors[first >> rule.group_shift] = scale.factor;
+    BlockScale scale;
+#pragma unroll 1
+    for (int j = 0; j < kTileQuads; ++j) {
+      // Quads of one group have one scale.
+      if (j == 0 || rule.group != kTile) scale = block_scale(rule.block, amax[0], 1.0f);
+      if ((static_cast<int32_t>(tile.at(j)) & (rule.group - 1)) == 0)
+        s.factors[tile.at(j) >> rule.group_shift] = scale.factor;
+        // In turn: the second comes to the first one's place.
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) quad[0][k] *= scale.before;
-    }
-    uint32_t code[1][kQuad] = {};
-    const bool search = rule.tree.size != 0;
-    if (search) {
-      TableTree tree = rule.tree;
-      tree.steps = lookup.steps;
-      tree.numbers = lookup.numbers;
-      round_to_table(rule.rounder, tree, random, first, kRow, quad, code);
-    } else if (!rule.converts) {
-      round_quads_short(rule.rounder, random, first, kRow, quad);
-    }
-    char* const at = static_cast<char*>(s.data) + first / kQuad * width_of(rule.bytes) / 2;
-    const bool native = for_native(rule.bytes, [&]<DType kType>() {
-      using Words = QuadWords<size_of(kType)>;
-      const Words words = [&] {
-        if constexpr (kRounds<kType>) {
-          // Of what was rounded before it is exact, but for Inf to e5m2.
-          if (kType != DType::F8E5M2 || rule.converts) return convert_quad<kType>(quad[0]);
-        }
-        return encode_quad<kType>(quad[0]);
-      }();
-      *reinterpret_cast<Words*>(at) = words;
-      if (values && rule.converts) convert_back<kType>(words, quad[0]);
-    });
-    if (!native) {
-      uint32_t(&c)[kQuad] = code[0];
-      if (!search) {
-        const ShortFloat& quick = rule.quick;
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          // Inf has the first code that is no number's.
-          const uint32_t scaled = bits_of(fabsf(quad[0][k]) * quick.inverse_unit);
-          c[k] = min(scaled >> quick.drop, quick.limit) | quick.sign_of(quad[0][k]);
-        }
+      for (int k = 0; k < kQuad; ++k) {
+        const float scaled = x[0][k] * scale.before;
+        x[0][k] = x[1][k], x[1][k] = scaled;
       }
-      if (rule.bytes == StateBytes::Codes16)
-        *reinterpret_cast<uint2*>(at) = make_uint2(c[0] | c[1] << 16, c[2] | c[3] << 16);
-      else if (rule.bytes == StateBytes::Codes8)
-        *reinterpret_cast<uint32_t*>(at) = c[0] | c[1] << 8 | c[2] << 16 | c[3] << 24;
-      else
-        *reinterpret_cast<uint16_t*>(at) =
-            static_cast<uint16_t>(c[0] | c[1] << 4 | c[2] << 8 | c[3] << 12);
+      amax[0] = amax[1];
+      factor[0] = factor[1], factor[1] = scale.factor;
     }
-    if (!values || rule.group == 0) return;
+  }
+  if (rule.as_is) {
+    store_as_is(rule, s, tile, values, x);
+  } else {
+    random = opaque(random);
+    in_turn(x, [&](int j, float(&quad)[1][kQuad]) {
+      store_rounded(rule, lookup, s, random, tile.at(j), quad);
+    });
+  }
+  if (!values || rule.group == 0) return;
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) quad[0][k] *= scale.factor;
-  });
+  for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) x[j][k] *= factor[j];
 }
 
 }  // namespace ulp::cuda
