@@ -3,7 +3,7 @@
 #include <map>
 #include <utility>
 
-#include "core/error.h"
+#include "core/memory_error.h"
 
 namespace ulp::nn {
 namespace {
@@ -55,6 +55,8 @@ Var Module::operator()(Tape& tape, const Var& x) {
     y = forward(tape, x);
   } catch (const LayerError&) {
     throw;
+  } catch (const MemoryError&) {
+    throw;  // where it was missing is chance
   } catch (const Error& error) {
     if (path_.empty()) throw;
     throw LayerError(path_ + ": " + error.what());
