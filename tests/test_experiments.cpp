@@ -97,6 +97,58 @@ TEST_SUITE("experiments") {
     CHECK(markdown.out.starts_with("| setting | bits | accuracy % | to plain | loss | runs |"));
   }
 
+  TEST_CASE("--explain --json is a file that gives the same experiment") {
+    const Folder folder;
+    const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";
+    const Result r = succeed(quoted + "--quick --explain --json --lr=0.2 --data './two words'");
+    CHECK(r.err.empty());
+    const Json json = Json::parse(r.out);
+    CHECK(json.at("title") == "Bits, short form");
+    CHECK(json.at("source") == "none");
+    CHECK(json.at("differences") == "none");
+    CHECK(json.at("measure") == "accuracy");
+    CHECK(json.at("x") == "bits of a number");
+    CHECK(json.at("options") ==
+          Json{"--hidden", "12", "--epochs", "1", "--lr", "0.2", "--data", "./two words"});
+    REQUIRE(json.at("rows").size() == 3);
+    CHECK(json.at("rows")[1] == Json{{"name", "four, nearest"},
+                                     {"options", "--forward e2m1 --backward e5m2:sr"},
+                                     {"x", 4},
+                                     {"series", "few"}});
+    CHECK(json.at("rows")[0] == Json{{"name", "plain"}, {"options", ""}, {"x", 32}});
+    const std::string again = folder / "again.json";
+    std::ofstream(again) << r.out;
+    CHECK(succeed("experiment '" + again + "' --explain --json").out == r.out);
+    for (const char* name : {"few-bits", "swalp", "scale-rules"}) {
+      const Result long_form = succeed("experiment " + std::string(name) + " --explain --json");
+      CHECK(Json::parse(long_form.out).at("options").is_string());
+      std::ofstream(again) << long_form.out;
+      CHECK(succeed("experiment '" + again + "' --explain --json").out == long_form.out);
+    }
+    check_refused(quoted + "--explain --markdown", 2, {"--markdown", "--explain takes --json"});
+  }
+
+  TEST_CASE("the short form has a title of its own") {
+    CHECK(succeed("experiment swalp --explain").out.starts_with("SWALP on CIFAR-10\n"));
+    CHECK(
+        succeed("experiment swalp --quick --explain").out.starts_with("SWALP on Fashion-MNIST\n"));
+    CHECK(succeed("experiment wage --quick --explain").out.starts_with("WAGE on Fashion-MNIST\n"));
+    CHECK(succeed("experiment bf16 --quick --explain")
+              .out.starts_with("bf16 without master weights, short form\n"));
+    const Folder folder;
+    const std::string file =
+        write(folder, without(kFile, "\"quick\"", "\"quick_title\": \"Few epochs\", \"quick\""));
+    const Result r =
+        succeed("experiment '" + file + "' --quick --seeds 1 --out '" + (folder / "out") + "'");
+    CHECK(r.out.starts_with("Few epochs\n"));
+    for (const char* picture : {"/results.svg", "/curves.svg"})
+      CHECK(has(slurp((folder / "out") + picture), "Few epochs (mlp on digits)"));
+    check_refused("experiment '" +
+                      write(folder, without(kFile, "--epochs 1", "--data fashion-mnist")) +
+                      "' --explain",
+                  1, {"bits.json", "quick_title", "missing"});
+  }
+
   TEST_CASE("options behind the name win, but not over what the rows differ in") {
     const Folder folder;
     const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";
