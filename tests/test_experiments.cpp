@@ -149,6 +149,45 @@ TEST_SUITE("experiments") {
                   1, {"bits.json", "quick_title", "missing"});
   }
 
+  TEST_CASE("what a row cannot do with the data is told before any row is trained") {
+    const Folder folder;
+    std::string text;
+    for (int i = 0; i < 100; ++i) text += "the number " + std::to_string(i) + "; ";
+    std::ofstream(folder / "text.txt") << text;
+    const std::string texts =
+        R"({"title": "T", "source": "none", "differences": "none", "options": "--data text:)" +
+        (folder / "text.txt") +
+        R"( --model lstm --layers 1 --width 8 --batch-size 4 --steps 2", "rows": [
+           {"name": "first", "options": "--context 16"}, {"name": "second", "options": "OPTIONS"}]})";
+    const std::string out = folder / "out";
+    const auto refused = [&](const std::string& file, const std::string& options,
+                             std::initializer_list<const char*> words) {
+      const std::string with_options = without(file, "OPTIONS", options);
+      check_refused(
+          "experiment '" + write(folder, with_options) + "' --seeds 1 --out '" + out + "'", 1,
+          words);
+      CHECK(!fs::exists(out));
+    };
+    refused(texts, "--context 900",
+            {"row 'second'", "its validation part has", "a context of 900 needs at least 901"});
+    const std::string images =
+        R"({"title": "T", "source": "none", "differences": "none",
+            "options": "--hidden 8 --epochs 2 --batch-size 500", "rows": [
+           {"name": "first", "options": ""}, {"name": "second", "options": "OPTIONS"}]})";
+    refused(images, "--accumulate-steps 3", {"row 'second'", "--accumulate-steps 3", "2 batches"});
+    refused(images, "--average swa --average-start 50",
+            {"row 'second'", "--average", "the run has 4 steps"});
+
+    // Rows of different contexts are what ulp train makes of each.
+    const std::string both = without(texts, "OPTIONS", "--context 24");
+    succeed("experiment '" + write(folder, both) + "' --seeds 1 --out '" + out + "'");
+    succeed("train --data 'text:" + (folder / "text.txt") +
+            "' --model lstm --layers 1 --width 8 --batch-size 4 --steps 2 --context 24 --out '" +
+            (folder / "one") + "'");
+    for (const char* name : {"/config.json", "/model.safetensors"})
+      CHECK(slurp(out + "/second-seed1" + name) == slurp((folder / "one") + name));
+  }
+
   TEST_CASE("options behind the name win, but not over what the rows differ in") {
     const Folder folder;
     const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";

@@ -17,6 +17,7 @@
 #include "tools/sweep_results.h"
 #include "tools/sweep_runs.h"
 #include "tools/train_options.h"
+#include "tools/training.h"
 
 // ulp experiment: the rows of a file of tools/experiments, each with several seeds.
 namespace ulp::tools {
@@ -183,22 +184,26 @@ void run(const ExperimentCommand& o) {
   for (size_t i = 0; i < rows.size(); ++i) {
     Experiment& e = rows[i].experiment;
     const std::string& name = file.rows[i].name;
-    if (i > 0) {
-      const Quiet quiet;
-      fit(*rows[i].training, e, data);
-    }
     names.push_back(name);
-    preflight(e, data);
-    for (uint64_t seed = 1; seed <= seeds; ++seed) {
-      e.seed = seed;
-      planned.push_back(plan(name, file.rows[i].folder(), e, data));
-    }
+    for_row(place(i), [&] {
+      const nn::Dataset own = data.is_text() ? nn::with_context(data, e.sequence.context) : data;
+      if (i > 0) {
+        const Quiet quiet;
+        fit(*rows[i].training, e, own);
+      }
+      preflight(e, own);
+      check_training(e, own);
+      for (uint64_t seed = 1; seed <= seeds; ++seed) {
+        e.seed = seed;
+        planned.push_back(plan(name, file.rows[i].folder(), e, own));
+      }
+    });
   }
   const fs::path dir =
       o.out.value_or("runs/" + fs::path(file.name).stem().string() + (o.quick ? "-quick" : ""));
   if (dir.empty()) throw UsageError("--out takes a folder, got nothing");
   const std::vector<SweepRun> runs =
-      train_all(planned, data, dir, checkpointing_of(*rows[0].training), log);
+      train_all(planned, dir, checkpointing_of(*rows[0].training), log);
 
   std::vector<SweepRow> results = rows_of(runs, names);
   for (size_t i = 0; i < results.size(); ++i) {

@@ -572,6 +572,10 @@ std::string config_text(const Experiment& e, const nn::Dataset& data) {
   }
 }
 
+void check_training(const Experiment& e, const nn::Dataset& data) {
+  with_memory_for("--model " + e.model, [&] { Training(e, data, {}, {}); });
+}
+
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title, const Checkpointing& checkpointing) {
   check_folder(dir);
