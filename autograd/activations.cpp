@@ -72,8 +72,11 @@ Var softmax(Tape& tape, const Var& x, const OpFormats& f, RandomSite site) {
   const int last = x.shape().rank() - 1;
   const Tensor in = wide(stream, x.value);
   const Tensor y = make_like(in);
-  kernels::softmax(stream,
-                   {matrix_of(in), matrix_of(y), f.interior, interior_key(use, f.interior, 3)});
+  const Shape rows = matrix_of(in).shape();
+  const SoftmaxArgs args{matrix_of(in), matrix_of(y), f.interior, interior_key(use, f.interior, 3),
+                         interior_trace(use, f.interior, {rows, rows, {rows[0]}})};
+  kernels::softmax(stream, args);
+  count_interior(use, f.interior, args.key, args.trace);
   const Saved saved =
       tape.save("softmax", y);  // unrounded: rounding the result is straight-through
   return tape.record(

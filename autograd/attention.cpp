@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "autograd/interior.h"
 #include "autograd/product.h"
 #include "kernels/attention.h"
 #include "kernels/matmul_unit.h"
@@ -161,7 +162,12 @@ class Attention {
     for (int64_t c = 0; c < chunks_; ++c) {
       const auto [begin, end] = range(c);
       const Scores scores = scores_of(c, Count::Yes);
-      const Matrices p = probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes);
+      const Shape& all = scores.values.shape();
+      const InteriorTrace trace =  // the backward pass makes the same numbers again
+          interior_trace(softmax_, f_.softmax.interior, {all, all, {all[0], all[1]}});
+      const Matrices p =
+          probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes, trace);
+      count_interior(softmax_, f_.softmax.interior, interior_.of(c, 3), trace);
       multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), rounding, gains_.sums);
       if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
@@ -256,7 +262,7 @@ class Attention {
         p = {kept_p_.get(), true, false};
       else if (dv)
         p = back.probabilities(c, scores, of_p, same_p ? "input" : "input_dw", p_key,
-                               same_p ? Count::No : Count::Yes, !same_p);
+                               same_p ? Count::No : Count::Yes, {}, !same_p);
       p.turned = true;
       if (dv && !p_beside)
         multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
@@ -392,7 +398,8 @@ class Attention {
 
   /// p as a role makes it; turned: groups run along the queries.
   Matrices probabilities(int64_t c, const Scores& scores, const Quantizer& q, const char* role,
-                         const RandomKey& key, Count count, bool turned = false) const {
+                         const RandomKey& key, Count count, const InteriorTrace& trace = {},
+                         bool turned = false) const {
     const bool fused = fuses_chunk(pv_, q);
     const DType narrow = p_type(scores, q);
     MaskedSoftmaxArgs args;
@@ -404,6 +411,7 @@ class Attention {
       args.output = q;
       args.key = key;
     }
+    args.trace = trace;
     kernels::masked_softmax(tape_.stream(), args);
     const bool fits = values_fit_tf32(q);
     if (fused) return {args.out, false, fits};

@@ -1,7 +1,7 @@
 #include "autograd/norm.h"
 
+#include "autograd/interior.h"
 #include "autograd/misfit.h"
-#include "autograd/quantised.h"
 #include "kernels/norm.h"
 
 namespace ulp::ops {
@@ -50,8 +50,7 @@ struct Rounded {
     x = kernels::contiguous(tape.stream(), in.value);
     x = use.narrow(x, f.input, "input", shape.rank() - 1).reshape({x.numel() / channels, channels});
     // The kernels take four draws of the stream: mean, variance, inverse deviation, normalised value.
-    if (!f.interior.is_identity())
-      interior = {f.interior, tape.run().key(site.stream("interior"), 4)};
+    interior = {f.interior, interior_key(use, f.interior, 4)};
   }
 
   DType wide() const { return x.dtype() == DType::F64 ? DType::F64 : DType::F32; }
@@ -93,8 +92,12 @@ Var grouped(Tape& tape, const Operands& in, const NormLayout& layout, bool centr
   args.layout = layout;
   args.eps = eps;
   args.interior = r.interior;
+  const Shape each{layout.statistics()};
+  args.interior.trace =
+      interior_trace(use, f.interior, {centred ? each : Shape{0}, each, each, rows});
   args.key = use.fused_key(f.output, "output");
   kernels::group_norm(tape.stream(), args);
+  count_interior(use, f.interior, r.interior.key, args.interior.trace);
   const Tensor y = use.after(args.out.reshape(shape), f.output, "output", last);
 
   const Kept kept{tape.save(op, r.x), tape.save(op, args.mean),
@@ -171,6 +174,8 @@ Var batch_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias,
   statistics.momentum = o.momentum;
   statistics.evaluate = !o.training;
   statistics.interior = r.interior;
+  const Shape each{channels};
+  statistics.interior.trace = interior_trace(use, f.interior, {each, each, each, rows});
   kernels::batch_statistics(stream, statistics);
 
   NormApplyArgs args;
@@ -182,9 +187,10 @@ Var batch_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias,
   args.output = use.fused(f.output);
   args.out = Tensor::empty(rows, use.result_type(r.x, args.output), r.x.device());
   args.layout = batch_layout(r.x);
-  args.interior = r.interior;
+  args.interior = statistics.interior;
   args.key = use.fused_key(f.output, "output");
   kernels::norm_apply(stream, args);
+  count_interior(use, f.interior, r.interior.key, args.interior.trace);
   const Tensor y = use.after(args.out.reshape(shape), f.output, "output", last);
 
   const Kept kept{tape.save(in.op, r.x), tape.save(in.op, args.mean),

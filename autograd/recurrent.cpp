@@ -98,6 +98,9 @@ struct StepRole {
 RecurrentRounding interior_of(const RoleUse& use, const Quantizer& interior, uint32_t draws) {
   return {interior, interior_key(use, interior, draws)};
 }
+void count(const RoleUse& use, const RecurrentRounding& interior, const InteriorTrace& trace) {
+  count_interior(use, interior.format, interior.key, trace);
+}
 
 /// The products of a recurrent op, with what they keep for the backward pass.
 struct Products {
@@ -278,6 +281,8 @@ RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
     args.c = step_of(c, t + 1);
     args.h = step_of(h, t + 1);
     args.interior = interior_of(gates, f.gates.interior, 3);
+    args.trace =
+        interior_trace(gates, f.gates.interior, {{z.n, 4 * z.h}, {z.n, 4 * z.h}, {z.n, z.h}});
     args.cell = c_role.fused();
     args.state = h_role.fused();
     if (c_role.is_later()) {
@@ -287,6 +292,7 @@ RecurrentResult lstm(Tape& tape, const Var& x, const RecurrentWeights& w,
       args.part = LstmPart::Hidden;
     }
     kernels::lstm_step(stream, args);
+    count(gates, args.interior, args.trace);
     h_role.finish(stream, args.h);
   }
   const Tensor y = turned_in_time(stream, h.slice(0, 1, z.t + 1));
@@ -358,8 +364,10 @@ RecurrentResult gru(Tape& tape, const Var& x, const RecurrentWeights& w,
     args.saved = step_of(kept, tape.recording() ? t : 0);
     args.h = step_of(h, t + 1);
     args.interior = interior_of(gates, f.gates.interior, 2);
+    args.trace = interior_trace(gates, f.gates.interior, {{z.n, 3 * z.h}, {z.n, 3 * z.h}});
     args.state = h_role.fused();
     kernels::gru_step(stream, args);
+    count(gates, args.interior, args.trace);
     h_role.finish(stream, args.h);
   }
   const Tensor y = turned_in_time(stream, h.slice(0, 1, z.t + 1));

@@ -14,8 +14,13 @@ namespace ulp {
 /// kernels that round, in their own pass and in the device's memory: nothing waits before totals(). Values do not change, down to
 /// the draws; results that a product or an element-wise kernel would round itself are rounded by a pass of their own, and a
 /// tensor whose factors are kept apart is rounded once more, so that a step takes longer. Not within a recorded step (StepGraph):
-/// call the step itself. Roles without a format are counted as fp32, by a pass of their own. Roles that round inside other
-/// kernels (the interior of softmax and norms) are not counted; a role that shares another one's draw is counted there.
+/// call the step itself. Roles without a format are counted as fp32, by a pass of their own; a role that shares another one's
+/// draw is counted there.
+///
+/// `interior` is counted where it has a format: each rounding of a named intermediate (those of kernels/norm.h, activations.h,
+/// kernels.h, attention.h and recurrent.h, on both devices) once, in the forward pass; that of element-wise losses as any role.
+/// How often a kernel makes a number again, and that backward passes do, has no part; of attention there is only what rows see.
+/// Kernels leave what they round (kernels/interior.h), and a pass with the same draws counts it: 4 bytes an intermediate until then.
 class RoleStats {
  public:
   explicit RoleStats(Device device) : device_(device) {}

@@ -19,17 +19,20 @@ Tensor matrix_of(const Tensor& x) {
   return x.reshape({x.numel() / columns, columns});
 }
 
-RandomKey interior_key(const RoleUse& use, const Quantizer& interior, uint32_t draws) {
-  if (interior.is_identity()) return {};
-  return use.tape.run().key(use.site.stream("interior"), draws);
-}
-
 Tensor log_softmax_of(const RoleUse& use, const Tensor& in, const Quantizer& interior,
                       const Tensor& labels, const Tensor& losses) {
   Tensor y = make_like(in);
-  // Four draws: difference, exp, sum, logarithm.
-  kernels::log_softmax(use.tape.stream(), {matrix_of(in), matrix_of(y), interior,
-                                           interior_key(use, interior, 4), labels, losses});
+  LogSoftmaxArgs args;
+  args.in = matrix_of(in);
+  args.out = matrix_of(y);
+  args.interior = interior;
+  args.key = interior_key(use, interior, 4);
+  args.labels = labels;
+  args.losses = losses;
+  const Shape rows = args.in.shape(), each{rows[0]};
+  args.trace = interior_trace(use, interior, {rows, rows, each, each});
+  kernels::log_softmax(use.tape.stream(), args);
+  count_interior(use, interior, args.key, args.trace);
   return y;
 }
 

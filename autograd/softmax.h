@@ -2,7 +2,7 @@
 
 // What ops of rows share.
 
-#include "autograd/quantised.h"
+#include "autograd/interior.h"
 
 namespace ulp::ops {
 
@@ -13,9 +13,6 @@ void check_matrix_rows(const char* op, const Var& x);
 
 /// A contiguous (…, C) seen as (N, C).
 Tensor matrix_of(const Tensor& x);
-
-/// The key of an interior format that draws so often; none is taken for the identity.
-RandomKey interior_key(const RoleUse& use, const Quantizer& interior, uint32_t draws);
 
 /// Log-softmax of the rows of a contiguous (…, C); with labels also the loss of each row, see LogSoftmaxArgs.
 Tensor log_softmax_of(const RoleUse& use, const Tensor& in, const Quantizer& interior,

@@ -10,7 +10,7 @@ namespace ulp {
 
 /// What one quantise call did, counted in its own pass: x came, y = v · factor is what it stands for.
 struct QuantiseStats {
-  int64_t count = 0;
+  int64_t count = 0;              // of x, without gaps (kGapBits)
   int64_t overflow = 0;           // finite x whose rounded value lay beyond the largest number
   int64_t underflow = 0;          // x ≠ 0 that became zero
   int64_t nan = 0, infinite = 0;  // x that were
@@ -29,6 +29,9 @@ struct QuantiseStats {
     return 10 * std::log10(square / square_error);
   }
 };
+
+/// Stands for no element where a call is told of gaps; no kernel makes such a NaN.
+inline constexpr uint32_t kGapBits = 0xFFFFFFFFu;
 
 /// The order of the sums. Elements are cut into runs of 1024. Powers of two bring a run's largest |x| and its largest |y − x|
 /// near 1, so that fp32 loses no square that matters. Lane l adds the run's elements l, l + 256, l + 512 and l + 768 to +0

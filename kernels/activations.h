@@ -7,11 +7,13 @@
 namespace ulp {
 
 /// Rows of (N, C) → out = exp(in − max) / Σ exp(in − max). NaN in a row makes the row NaN, as does a largest element that is
-/// infinite. interior (element-wise) rounds the difference, its exp and their sum; draws number 0 … 2 in turn of `key`.
+/// infinite. interior (element-wise) rounds the difference, its exp and their sum; draws number 0 … 2 in turn of `key`. trace: (N, C),
+/// (N, C) and (N).
 struct SoftmaxArgs {
   Tensor in, out;
   Quantizer interior;
   RandomKey key;
+  InteriorTrace trace{};
 };
 
 /// out = y · (grad − Σ_row grad · y), for y = softmax output (N, C).

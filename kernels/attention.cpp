@@ -73,6 +73,9 @@ void check_mask_scores(Stream stream, const MaskScoresArgs& args) {
 void check_masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_rows("masked_softmax", stream, args.rows);
   check_result("masked_softmax", stream, args.rows, args.out, args.output);
+  const Shape& s = args.rows.scores.shape();
+  const Shape met[] = {s, s, {s[0], s[1]}};
+  check_interior_trace("masked_softmax", stream, args.trace, met);
 }
 
 void check_masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {

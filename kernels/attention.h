@@ -22,7 +22,7 @@ struct BatchedMatmulArgs {
 /// lengths[b / heads]; `causal`: at most the first S − T + t + 1. Over these, with one element each:
 ///   z = Qscore(score) · scale;  d = Qi(z − max z);  e = Qi(exp d);  sum = Qi(Σ e), in the order of core/sum.h;  p = e / sum
 /// p is 0 for all other keys, and in a row that sees none. A NaN, or a largest z that is infinite, makes what the row sees NaN.
-/// Quantizers are element-wise; interior draws numbers 0 … 2 in turn of its key.
+/// Quantizers are element-wise; interior draws numbers 0 … 2 in turn of its key: words by the index in (B, T, S) twice and in (B, T).
 struct MaskedRows {
   Tensor scores;
   Tensor
@@ -37,13 +37,14 @@ struct MaskedRows {
   RandomKey interior_key{};
 };
 
-/// out (B, T, S) = Qout(factor · p); any float that holds it.
+/// out (B, T, S) = Qout(factor · p); any float that holds it. trace: of the interior, with gaps for what a row does not see.
 struct MaskedSoftmaxArgs {
   MaskedRows rows;
   Tensor out;
   Quantizer output{};
   RandomKey key{};
   double factor = 1;
+  InteriorTrace trace{};
 };
 
 /// out (B, T, S) = Qout(factor · (scale · p · (g − Σ g·p))) with g = Qgrad(grad), grad (B, T, S) any float; p is made again. 0 where p is

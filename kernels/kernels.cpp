@@ -60,6 +60,9 @@ void check_quantise(Stream stream, const QuantiseArgs& args) {
                         {static_cast<int64_t>(sizeof(QuantiseStats))});
     ULP_CHECK(!apart, "quantise: {}: statistics are of whole values; leave `factors` out", q);
   }
+  ULP_CHECK(!args.gaps || (q.is_elementwise() && args.in.dtype() == DType::F32),
+            "quantise: {} of {}: there are gaps among F32 elements of element-wise formats only", q,
+            args.in);
   if (q.scale.kind == Scale::Kind::Delayed) {
     ULP_CHECK(args.scaling.defined(),
               "quantise: {} needs what it remembers from call to call; for a single call there is "

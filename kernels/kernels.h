@@ -19,7 +19,7 @@
 #include "core/random.h"
 #include "core/score_totals.h"
 #include "core/tensor.h"
-#include "kernels/kernel.h"
+#include "kernels/interior.h"
 #include "kernels/update_rule.h"
 
 namespace ulp {
@@ -38,6 +38,7 @@ enum class Math : uint8_t { Strict, Fast, Tf32, Fp8 };
 ///           the tensor. With it `out` holds values whose factor is apart; without, out = fl(value · factor), in F32.
 ///  mask     U8, the same shape: 1 where a finite value's rounded result lay beyond the format's bounds.
 ///  stats    U8, sizeof(QuantiseStats) bytes (core/quantise_stats.h); not together with factors.
+///  gaps     elements of an F32 `in` whose bits are kGapBits are none: they are not counted. Of element-wise quantizers.
 /// scaling (F32, 1 + N): what +scale=delayedN remembers: its scale, then the newest magnitudes; a fresh one is {1, 0 …}.
 /// It is brought up to date unless `frozen`.
 struct QuantiseArgs {
@@ -47,7 +48,7 @@ struct QuantiseArgs {
   RandomKey key;
   Tensor mask{};
   Tensor factors{}, stats{}, scaling{};
-  bool frozen = false;
+  bool frozen = false, gaps = false;
 };
 
 /// What core/packed.h writes beside the codes of values that were made of x: `scales`, one a block, U8 or F32 as packed_scale
@@ -144,13 +145,15 @@ struct SumArgs {
 };
 
 /// Rows of logits (N, C) → out = logits − max − ln Σ exp(logits − max). NaN in a row makes the row NaN.
-/// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`.
+/// interior (element-wise) rounds the difference, its exp, their sum and the logarithm; draws number 0 … 3 in turn of `key`; trace:
+/// (N, C), (N, C), (N) and (N).
 /// With labels (N, I32 in [0, C), checked by the caller) also losses[n] = −out[n, labels[n]].
 struct LogSoftmaxArgs {
   Tensor in, out;
   Quantizer interior;
   RandomKey key;
   Tensor labels{}, losses{};
+  InteriorTrace trace{};
 };
 
 /// out = g − exp(y) · Σ_row g, for y = log-softmax output (N, C).

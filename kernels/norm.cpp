@@ -25,6 +25,13 @@ void check_value_type(const char* kernel, const Tensor& x, const NormInterior& i
               kernel, q);
 }
 
+void check_trace(const char* kernel, Stream stream, const Tensor& x, const NormLayout& layout,
+                 const NormInterior& interior) {
+  const Shape each{layout.statistics()};
+  const Shape met[] = {each, each, each, x.shape()};
+  check_interior_trace(kernel, stream, interior.trace, met);
+}
+
 /// An array beside x: F64 where x is, else of `type`.
 void check_array(const char* kernel, Stream stream, const Tensor& t, const Shape& shape,
                  const Tensor& x, DType type = DType::F32) {
@@ -65,6 +72,7 @@ void check_applied(const char* kernel, Stream stream, const Args& args) {
   check_kernel_tensor(kernel, stream, args.x, args.x.shape());
   check_layout(kernel, args.x, args.layout);
   check_value_type(kernel, args.x, args.interior, args.output);
+  check_trace(kernel, stream, args.x, args.layout, args.interior);
   check_statistics(kernel, stream, args.mean, args.inverse_deviation, args.x, args.layout);
   check_optional(kernel, stream, args.weight, args.x);
   check_optional(kernel, stream, args.bias, args.x);
@@ -79,6 +87,7 @@ void check_batch_statistics(Stream stream, const BatchStatisticsArgs& args) {
   const NormLayout layout = batch_layout(args.x);
   check_layout(kName, args.x, layout);
   check_value_type(kName, args.x, args.interior, {});
+  check_trace(kName, stream, args.x, layout, args.interior);
   const Shape channels{layout.channels};
   check_array(kName, stream, args.mean, channels, args.x);
   check_array(kName, stream, args.inverse_deviation, channels, args.x);

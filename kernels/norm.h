@@ -3,8 +3,7 @@
 // Kernels of batch, layer, group and root-mean-square normalisation. kernel.h says what a row means.
 
 #include "core/quantizer.h"
-#include "core/random.h"
-#include "kernels/kernel.h"
+#include "kernels/interior.h"
 
 namespace ulp {
 
@@ -24,10 +23,12 @@ struct NormLayout {
 
 /// The format that rounds the named intermediates of a norm, element-wise, and its draws: number 0 … 3 in turn of `key` for the
 /// mean (word i for statistic i), the variance, the inverse deviation (the same) and the normalised value (word i for element i).
-/// The backward pass takes the same rounded numbers.
+/// The backward pass takes the same rounded numbers. trace: batch_statistics leaves draws 0 … 2 there, norm_apply draw 3, group_norm
+/// all of them (without a mean not draw 0); the others nothing.
 struct NormInterior {
   Quantizer format;
   RandomKey key;
+  InteriorTrace trace{};
 };
 
 /// The statistics of each channel of x (R, C), any float: mean = Σx / R, variance = Σ(x − mean)² / R, sums in the order of

@@ -29,6 +29,7 @@ QuantiseArgs arguments(const Tensor& in, const Tensor& out, const QuantiseUse& u
   args.frozen = use.frozen;
   args.mask = use.mask;
   args.stats = use.stats;
+  args.gaps = use.gaps;
   return args;
 }
 

@@ -16,6 +16,7 @@ struct QuantiseUse {
   bool frozen = false;
   Tensor mask{},
       stats{};  // see QuantiseArgs; of a rotated or squeezed tensor they are those of what is rounded
+  bool gaps = false;         // see QuantiseArgs
   Math math = Math::Strict;  // of the product that reads an operand
 };
 

@@ -49,6 +49,9 @@ void check_lstm_step(Stream stream, const LstmStepArgs& args) {
   check.tensor(args.c, 1);
   if (args.part != LstmPart::Cell) check.tensor(args.h, 1);
   for (const RecurrentRounding* r : {&args.interior, &args.cell, &args.state}) check.rounding(*r);
+  const int64_t n = args.c.size(0), h = args.c.size(1);
+  const Shape met[] = {{n, 4 * h}, {n, 4 * h}, {n, h}};
+  check_interior_trace("lstm_step", stream, args.trace, met);
 }
 
 void check_lstm_step_backward(Stream stream, const LstmStepBackwardArgs& args) {
@@ -70,6 +73,9 @@ void check_gru_step(Stream stream, const GruStepArgs& args) {
   check.tensor(args.saved, 4);
   check.tensor(args.h, 1);
   for (const RecurrentRounding* r : {&args.interior, &args.state}) check.rounding(*r);
+  const int64_t n = args.h_before.size(0), h = args.h_before.size(1);
+  const Shape met[] = {{n, 3 * h}, {n, 3 * h}};
+  check_interior_trace("gru_step", stream, args.trace, met);
 }
 
 void check_gru_step_backward(Stream stream, const GruStepBackwardArgs& args) {

@@ -3,8 +3,7 @@
 // One time step of an LSTM or a GRU, beside its matrix products. kernel.h says what a row means, recurrent_math.h what is computed.
 
 #include "core/quantizer.h"
-#include "core/random.h"
-#include "kernels/kernel.h"
+#include "kernels/interior.h"
 
 namespace ulp {
 
@@ -26,6 +25,7 @@ struct LstmStepArgs {
   Tensor input, hidden, c_before, saved, c, h;
   LstmPart part = LstmPart::Whole;
   RecurrentRounding interior{}, cell{}, state{};
+  InteriorTrace trace{};
 };
 
 /// Its gradient. grad_y, grad_h (N, H; of h, from this step's output and from the step after), grad_c (of c): undefined is zero.
@@ -44,6 +44,7 @@ struct LstmStepBackwardArgs {
 struct GruStepArgs {
   Tensor input, hidden, h_before, saved, h;
   RecurrentRounding interior{}, state{};
+  InteriorTrace trace{};
 };
 
 /// Its gradient. grad_y, grad_h, grad_direct (N, H): of h, from this step's output, from the product of the step after and past
@@ -71,11 +72,5 @@ void check_lstm_step(Stream stream, const LstmStepArgs& args);
 void check_lstm_step_backward(Stream stream, const LstmStepBackwardArgs& args);
 void check_gru_step(Stream stream, const GruStepArgs& args);
 void check_gru_step_backward(Stream stream, const GruStepBackwardArgs& args);
-
-/// The same format with a later draw.
-inline RandomKey later_draw(RandomKey key, uint32_t by) {
-  key.ordinal += by;
-  return key;
-}
 
 }  // namespace ulp

@@ -108,7 +108,7 @@ struct Expected {
   std::vector<float> values;
   long double error = 0, square_error = 0, square = 0, magnitude = 0;  // magnitude: Σ |y − x|
 };
-Expected expected(const Quantizer& q, const Tensor& in, DType dtype, int axis) {
+Expected expected(const Quantizer& q, const Tensor& in, DType dtype, int axis, bool gaps = false) {
   const Tensor mask = Tensor::zeros(in.shape(), DType::U8, kCpu);
   QuantiseArgs args = arguments(q, in, Tensor::empty(in.shape(), dtype, kCpu), axis);
   args.mask = mask;
@@ -119,6 +119,7 @@ Expected expected(const Quantizer& q, const Tensor& in, DType dtype, int axis) {
   float amax = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     const float y = e.values[i];
+    if (gaps && bits_of(x[i]) == kGapBits) continue;
     ++e.counts.count;
     e.counts.overflow += mask.data<uint8_t>()[i];
     if (x[i] != 0 && y == 0) ++e.counts.underflow;
@@ -409,6 +410,36 @@ TEST_SUITE("quantise_stats") {
       CHECK(stats_of(args.stats).overflow == (most == 1000 ? 1 : 0));
       CHECK(stats_of(args.stats).amax() == most);
     }
+  }
+
+  TEST_CASE("gaps are no elements; without being told of them, NaNs") {
+    std::vector<float> x = mixed_values(5003, 3, true);
+    for (size_t i = 0; i < x.size(); ++i)
+      if (i / 1024 == 1 || i % 3 == 0 || i > 4990) x[i] = float_of(kGapBits);
+    const Tensor in = Tensor::from(x, {5003}), out = Tensor::empty({5003}, DType::F32, kCpu);
+    const int64_t there =
+        std::count_if(x.begin(), x.end(), [](float v) { return bits_of(v) != kGapBits; });
+    for (const char* name : kQuantizers) {
+      const Quantizer q = Quantizer::parse(name);
+      if (!q.is_elementwise()) continue;
+      CAPTURE(std::string(name));
+      QuantiseArgs args = arguments(q, in, out, 0);
+      args.gaps = true;
+      args.stats = stats_tensor();
+      kernels::quantise(Stream{}, args);
+      check_against_loop({out.to_floats(), stats_of(args.stats)},
+                         expected(q, in, DType::F32, 0, true));
+      CHECK(stats_of(args.stats).count == there);
+      CHECK(measured(q, in, 0).stats.nan == stats_of(args.stats).nan + 5003 - there);
+    }
+    const Tensor none = Tensor::from(std::vector<float>(2048, float_of(kGapBits)), {2048});
+    QuantiseArgs args = arguments("e4m3", none, Tensor::empty({2048}, DType::F32, kCpu), 0);
+    args.gaps = true;
+    args.stats = stats_tensor();
+    kernels::quantise(Stream{}, args);
+    CHECK(same_stats(stats_of(args.stats), QuantiseStats{}));
+    args.quantizer = "mxfp8";
+    CHECK_THROWS_WITH_AS(kernels::quantise(Stream{}, args), doctest::Contains("gaps"), Error);
   }
 
   TEST_CASE("refused: another size, and beside factors") {

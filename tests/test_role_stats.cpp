@@ -415,12 +415,17 @@ TEST_SUITE("role_stats") {
                              "fc2.bias/accumulator",
                              "fc1.weight/moment1"})
       CHECK_MESSAGE(seen[role] == 2, role);
-    CHECK(seen["loss/interior"] == 0);
+    CHECK(seen["loss/interior"] == 2);
     for (const auto& [name, times] : seen) CHECK_MESSAGE(name[0] != '?', name);
     CHECK(lines[0].at("layer") == "fc1");
     CHECK(lines[0].at("role") == "input");
     CHECK(lines[0].at("format") == "e4m3");
     CHECK(lines[0].at("count") == 2 * 64 * 64);
+    for (const auto& line : lines)
+      if (line.at("role") == "interior") {  // differences, exps, sums, logarithms of two batches
+        CHECK(line.at("format") == "bf16");
+        CHECK(line.at("count") == 2 * 64 * (10 + 10 + 1 + 1));
+      }
     // Resumed, with another number of threads.
     std::filesystem::copy(counted, out, std::filesystem::copy_options::recursive);
     for (const char* step : {"12", "16", "20", "22"})

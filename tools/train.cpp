@@ -247,8 +247,8 @@ std::shared_ptr<TrainOptions> add_training_options(CLI::App& app) {
   cmd->add_flag(
       "--stats", e.stats,
       "write overflow, underflow, NaN, largest magnitude and SQNR of every role and layer "
-      "into metrics.jsonl, of every 100th step and the last of each epoch, which run op "
-      "by op; no result depends on it");
+      "(interior: of all its named intermediates, where it has a format) into metrics.jsonl, of "
+      "every 100th step and the last of each epoch, which run op by op; no result depends on it");
   o->checkpoints.add_to(*cmd);
   o->samples.add_to(*cmd);
   o->text.add_to(*cmd);

@@ -57,12 +57,12 @@ class Numbers {
 template <class T>
 class RowOf {
  public:
-  RowOf(const MaskedRows& r)
+  explicit RowOf(const MaskedRows& r, const InteriorTrace& trace = {})
       : visible_(r),
         scores_(r.scores),
         scale_(static_cast<T>(r.scale)),
         score_(r.score, r.score_key),
-        interior_(r.interior, r.interior_key) {}
+        interior_(r.interior, r.interior_key, trace) {}
 
   int64_t keys() const { return visible_.keys; }
   int64_t visible(int64_t row) const { return visible_(row); }
@@ -90,6 +90,13 @@ class RowOf {
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < n; ++j) p[j] = canonical(p[j] / sum);
     });
+  }
+
+  /// Of a row that sees n keys nothing else is rounded.
+  void note_gaps(int64_t row, int64_t n) const {
+    for (size_t draw = 0; draw < 2; ++draw)
+      interior_.gap(draw, visible_.keys - n, row * visible_.keys + n);
+    if (n == 0) interior_.gap(2, 1, row);
   }
 
   static void round(const BlockQuantiser& q, float* x, int64_t n, int64_t index) {
@@ -148,11 +155,12 @@ void for_masked_rows(const MaskedRows& r, const Body& body) {
 
 template <class T>
 void masked_softmax_of(const MaskedSoftmaxArgs& args) {
-  const RowOf<T> rows(args.rows);
+  const RowOf<T> rows(args.rows, args.trace);
   const Result<T> out(args.out, args.output, args.key);
   for_masked_rows<T>(args.rows, [&](int64_t row, std::vector<T>& p) {
     const int64_t n = rows.visible(row);
     if (n > 0) rows.probabilities(row, n, p.data());
+    rows.note_gaps(row, n);
     write_row(out, row * rows.keys(), n, p, static_cast<T>(args.factor));
   });
 }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu/image_blocks.h"
+#include "kernels/cpu/interior.h"
 #include "kernels/cpu/strict_sum.h"
 #include "kernels/norm_math.h"
 
@@ -11,34 +12,6 @@ namespace {
 
 template <class T>
 using Block = Values<T>;
-
-/// The draws 0 … 3 of a norm: mean, variance, inverse deviation, normalised value.
-class Interior {
- public:
-  explicit Interior(const NormInterior& n)
-      : at_{BlockQuantiser(n.format, shifted(n.key, 0)),
-            BlockQuantiser(n.format, shifted(n.key, 1)),
-            BlockQuantiser(n.format, shifted(n.key, 2)),
-            BlockQuantiser(n.format, shifted(n.key, 3))} {}
-  /// n ≤ kBlock
-  void apply(size_t which, float* values, int64_t n, int64_t index) const {
-    at_[which].apply(values, n, index);
-  }
-  void apply(size_t, double*, int64_t, int64_t) const {}
-  template <class T>
-  T one(size_t which, T value, int64_t index) const {
-    value = canonical(value);
-    apply(which, &value, 1, index);
-    return value;
-  }
-
- private:
-  static RandomKey shifted(RandomKey key, uint32_t by) {
-    key.ordinal += by;
-    return key;
-  }
-  std::array<BlockQuantiser, 4> at_;
-};
 
 template <class T>
 std::vector<T> values_of(const Tensor& t) {
@@ -208,7 +181,7 @@ void column_sums(int64_t rows, int64_t channels, const Fill& fill,
 template <class T>
 void batch_statistics_of(const BatchStatisticsArgs& args) {
   const int64_t rows = args.x.size(0), channels = args.x.size(1);
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key, args.interior.trace);
   Tensor mean_tensor = args.mean, inverse_tensor = args.inverse_deviation;
   Tensor running_mean = args.running_mean, running_variance = args.running_variance;
   T* mean = mean_tensor.mutable_data<T>();
@@ -274,7 +247,7 @@ template <class T>
 void norm_apply_of(const NormApplyArgs& args) {
   const NormLayout& layout = args.layout;
   const Statistics<T> statistics(layout, args.mean, args.inverse_deviation);
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key, args.interior.trace);
   const Columns<T> weights(args.weight, layout.channels, T(1)),
       biases(args.bias, layout.channels, T(0));
   const bool affine = args.weight.defined() || args.bias.defined();
@@ -297,7 +270,7 @@ void norm_apply_of(const NormApplyArgs& args) {
 template <class T>
 void norm_sums_of(const NormSumsArgs& args) {
   const Statistics<T> statistics(args.layout, args.mean, args.inverse_deviation);
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key);
   Tensor sum_grad = args.sum_grad, sum_product = args.sum_product;
   T* const out[] = {sum_grad.mutable_data<T>(), sum_product.mutable_data<T>()};
   column_sums<T, 2>(args.layout.rows, args.layout.channels,
@@ -321,7 +294,7 @@ template <class T>
 void batch_norm_backward_of(const BatchNormBackwardArgs& args) {
   const int64_t rows = args.x.size(0), channels = args.x.size(1);
   const Statistics<T> statistics(batch_layout(args.x), args.mean, args.inverse_deviation);
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key);
   const bool sums = args.sum_grad.defined();
   const T share = static_cast<T>(1.0 / static_cast<double>(std::max<int64_t>(1, rows)));
   const auto per_channel = [&](const Tensor& sum) {
@@ -407,7 +380,7 @@ void group_statistics(const T* x, T* squares, int64_t n, int64_t group, T eps, b
 template <class T>
 void group_norm_of(const GroupNormArgs& args) {
   const NormLayout& layout = args.layout;
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key, args.interior.trace);
   const Columns<T> weight(args.weight, layout.channels, T(1)),
       bias(args.bias, layout.channels, T(0));
   const bool affine = args.weight.defined() || args.bias.defined();
@@ -449,7 +422,7 @@ void group_norm_of(const GroupNormArgs& args) {
 template <class T>
 void group_norm_backward_of(const GroupNormBackwardArgs& args) {
   const NormLayout& layout = args.layout;
-  const Interior interior(args.interior);
+  const Interior interior(args.interior.format, args.interior.key);
   const Columns<T> weight(args.weight, layout.channels, T(1));
   const Result<T> result(args.out, args.output, args.key);
   const T* means = args.mean.defined() ? args.mean.data<T>() : nullptr;

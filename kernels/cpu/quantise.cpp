@@ -298,7 +298,7 @@ void quantise(Stream stream, const QuantiseArgs& args) {
   w.n = args.in.numel();
   w.streams = w.out_type == DType::F32 && worth_streaming(out.bytes());
   w.random = RandomSource(args.key);
-  StatsSum sum(stats.defined() ? w.n : 0);
+  StatsSum sum(stats.defined() ? w.n : 0, args.gaps);
   if (stats.defined()) w.stats = &sum;
   if (q.is_identity()) {
     copy_through(w);

@@ -52,11 +52,14 @@ ULP_HD StatsSums sums_of(const float* x, const float* y, const Most& most) {
 }
 
 /// Counts what is not finite in a run and puts zeros in its place.
-void count_others(const float* x, const float* y, float* to_x, float* to_y, QuantiseStats& own) {
+void count_others(const float* x, const float* y, bool gaps, float* to_x, float* to_y,
+                  QuantiseStats& own) {
   for (int64_t i = 0; i < kStatsRun; ++i) {
     const uint32_t a = bits_of(x[i]) & ~kSignBit, e = bits_of(y[i] - x[i]) & ~kSignBit;
-    const bool finite = e < kInfinityBits;
-    own.nan += a > kInfinityBits ? 1 : 0;
+    const bool finite = e < kInfinityBits, gap = gaps && bits_of(x[i]) == kGapBits;
+    own.count -= gap ? 1 : 0;
+    own.underflow -= gap && y[i] == 0.0f ? 1 : 0;  // as one that became zero it was counted
+    own.nan += a > kInfinityBits && !gap ? 1 : 0;
     own.infinite += a == kInfinityBits ? 1 : 0;
     own.finite -= finite ? 0 : 1;
     own.amax_bits = a < kInfinityBits ? std::max(own.amax_bits, a) : own.amax_bits;
@@ -93,7 +96,7 @@ void StatsWalk::add_run(const float* x, const float* y, int64_t run) {
   own_.underflow += most.underflow;
   if (most.error >= kInfinityBits) {
     float finite_x[kStatsRun], finite_y[kStatsRun];
-    count_others(x, y, finite_x, finite_y, own_);
+    count_others(x, y, sum_->gaps_, finite_x, finite_y, own_);
     measure(finite_x, finite_y);
   }
   own_.amax_bits = std::max(own_.amax_bits, most.x);
@@ -122,7 +125,7 @@ void StatsWalk::finish() {
   all.amax_bits = std::max(all.amax_bits, own_.amax_bits);
 }
 
-StatsSum::StatsSum(int64_t elements) {
+StatsSum::StatsSum(int64_t elements, bool gaps) : gaps_(gaps) {
   const auto runs = static_cast<size_t>((elements + kStatsRun - 1) / kStatsRun);
   for (std::vector<double>* sums : {&error_, &square_error_, &square_}) sums->resize(runs);
 }

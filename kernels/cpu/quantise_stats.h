@@ -10,11 +10,12 @@ namespace ulp::cpu {
 /// QuantiseStats of a tensor: counts in any order, sums one a run, so that the result does not depend on who counted what.
 class StatsSum {
  public:
-  explicit StatsSum(int64_t elements);
+  explicit StatsSum(int64_t elements, bool gaps = false);
   QuantiseStats total() const;
 
  private:
   friend class StatsWalk;
+  bool gaps_;  // see kGapBits
   std::mutex mutex_;
   QuantiseStats counts_;
   std::vector<double> error_, square_error_, square_;  // of each run

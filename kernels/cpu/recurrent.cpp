@@ -13,8 +13,7 @@ namespace {
 /// Rounds runs of elements; nothing for F64.
 class Roundings {
  public:
-  Roundings(const RecurrentRounding& r, uint32_t draw = 0)
-      : quantiser_(r.format, later_draw(r.key, draw)) {}
+  Roundings(const RecurrentRounding& r) : quantiser_(r.format, r.key) {}
   /// Elements from `index` on, made canonical by who made them.
   template <class T>
   void apply(T* values, int64_t n, int64_t index) const {
@@ -55,8 +54,8 @@ void lstm_step_of(const LstmStepArgs& a) {
   T* const c_out = cell ? written<T>(a.c) : nullptr;
   const T* const c_in = cell ? c_out : a.c.data<T>();
   T* const h_out = hidden ? written<T>(a.h) : nullptr;
-  const Roundings sums(a.interior, 0), gates(a.interior, 1), tanhs(a.interior, 2), cells(a.cell),
-      states(a.state);
+  const Interior interior(a.interior.format, a.interior.key, a.trace);
+  const Roundings cells(a.cell), states(a.state);
   for_rows(rows, 16 * width, [&](int64_t n) {
     T* const s = saved + n * 5 * width;
     if (cell) {
@@ -67,13 +66,13 @@ void lstm_step_of(const LstmStepArgs& a) {
       with_isa([=]() ULP_INLINE {
         for (int64_t j = 0; j < 4 * width; ++j) s[j] = canonical(xn[j] + un[j]);
       });
-      sums.apply(s, 4 * width, n * 4 * width);
+      interior.apply(0, s, 4 * width, n * 4 * width);
       with_isa([=]() ULP_INLINE {
         for (int64_t j = 0; j < 2 * width; ++j) s[j] = sigmoid_of(s[j]);
         for (int64_t j = 2 * width; j < 3 * width; ++j) s[j] = tanh_of(s[j]);
         for (int64_t j = 3 * width; j < 4 * width; ++j) s[j] = sigmoid_of(s[j]);
       });
-      gates.apply(s, 4 * width, n * 4 * width);
+      interior.apply(1, s, 4 * width, n * 4 * width);
       with_isa([=]() ULP_INLINE {
         for (int64_t j = 0; j < width; ++j)
           c[j] = canonical(recurrent::new_cell(s[j], s[width + j], s[2 * width + j], cb[j]));
@@ -88,7 +87,7 @@ void lstm_step_of(const LstmStepArgs& a) {
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < width; ++j) tc[j] = tanh_of(c[j]);
     });
-    tanhs.apply(tc, width, n * width);
+    interior.apply(2, tc, width, n * width);
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < width; ++j) h[j] = canonical(o[j] * tc[j]);
     });
@@ -148,7 +147,8 @@ void gru_step_of(const GruStepArgs& a) {
   const int64_t rows = a.h_before.size(0), width = a.h_before.size(1);
   const T *x = a.input.data<T>(), *u = a.hidden.data<T>(), *before = a.h_before.data<T>();
   T *const saved = written<T>(a.saved), *const out = written<T>(a.h);
-  const Roundings sums(a.interior, 0), gates(a.interior, 1), states(a.state);
+  const Interior interior(a.interior.format, a.interior.key, a.trace);
+  const Roundings states(a.state);
   for_rows(rows, 12 * width, [&](int64_t n) {
     const T *xn = x + n * 3 * width, *un = u + n * 3 * width, *hb = before + n * width;
     T *const s = saved + n * 4 * width, *const h = out + n * width;
@@ -157,20 +157,20 @@ void gru_step_of(const GruStepArgs& a) {
       for (int64_t j = 0; j < two; ++j) s[j] = canonical(xn[j] + un[j]);
       for (int64_t j = 0; j < width; ++j) s[two + width + j] = canonical(un[two + j]);
     });
-    sums.apply(s, two, at);
+    interior.apply(0, s, two, at);
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < two; ++j) s[j] = sigmoid_of(s[j]);
     });
-    gates.apply(s, two, at);
+    interior.apply(1, s, two, at);
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < width; ++j)
         s[two + j] = canonical(fma_of(s[j], un[two + j], xn[two + j]));
     });
-    sums.apply(s + two, width, at + two);
+    interior.apply(0, s + two, width, at + two);
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < width; ++j) s[two + j] = tanh_of(s[two + j]);
     });
-    gates.apply(s + two, width, at + two);
+    interior.apply(1, s + two, width, at + two);
     with_isa([=]() ULP_INLINE {
       for (int64_t j = 0; j < width; ++j)
         h[j] = canonical(recurrent::new_state(s[width + j], s[two + j], hb[j]));

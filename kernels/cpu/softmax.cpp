@@ -55,7 +55,7 @@ void softmax_of(const SoftmaxArgs& args) {
   const T* x = args.in.data<T>();
   Tensor out = args.out;
   T* y = out.mutable_data<T>();
-  const Interior interior(args.interior, args.key);
+  const Interior interior(args.interior, args.key, args.trace);
   for_rows(rows, columns,
            [&](int64_t n) { softmax_row(x + n * columns, y + n * columns, columns, n, interior); });
 }
@@ -87,7 +87,7 @@ void log_softmax_of(const LogSoftmaxArgs& args) {
   const T* x = args.in.data<T>();
   Tensor out = args.out;
   T* y = out.mutable_data<T>();
-  const Interior interior(args.interior, args.key);
+  const Interior interior(args.interior, args.key, args.trace);
   Tensor losses = args.losses;
   T* loss = losses.defined() ? losses.mutable_data<T>() : nullptr;
   const int32_t* labels = args.labels.defined() ? args.labels.data<int32_t>() : nullptr;
@@ -159,6 +159,7 @@ void check_labels(const char* kernel, Stream stream, const Tensor& labels, const
 void softmax(Stream stream, const SoftmaxArgs& args) {
   check_matrix("softmax", stream, args.in);
   check_kernel_tensor("softmax", stream, args.out, args.in.shape());
+  check_softmax_trace("softmax", stream, args.trace, args.in, 3);
   if (args.in.dtype() != DType::F64) return softmax_of<float>(args);
   ULP_CHECK(args.interior.is_identity(), "softmax: F64 values are not quantised");
   softmax_of<double>(args);
@@ -175,6 +176,7 @@ void softmax_backward(Stream stream, const SoftmaxBackwardArgs& args) {
 void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
   check_matrix("log_softmax", stream, args.in);
   check_kernel_tensor("log_softmax", stream, args.out, args.in.shape());
+  check_softmax_trace("log_softmax", stream, args.trace, args.in, 4);
   if (args.losses.defined()) {
     check_labels("log_softmax", stream, args.labels, args.in);
     check_kernel_tensor("log_softmax", stream, args.losses, Shape{args.in.size(0)});

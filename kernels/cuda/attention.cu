@@ -1,5 +1,7 @@
 // Masked softmax, one warp a row, which it holds where that is short enough (held_rows.cuh).
 
+#include <type_traits>
+
 #include "core/scalar_math.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/held_rows.cuh"
@@ -14,7 +16,8 @@ struct Masked {
   Visible visible;
   int64_t rows;  // B·T
   float scale, factor;
-  Rounder score, interior[3];
+  Rounder score;
+  InteriorRounder interior[3];
   bool rounds_interior;
   Sink out;
   Rounder output;
@@ -24,8 +27,12 @@ struct Masked {
   Rounder kept_output;
 };
 
+/// The backward pass makes again what the forward pass noted.
+template <bool kBackward>
+using Interior = std::conditional_t<kBackward, Rounder, InteriorRounder>;
+
 /// p of the first n of `keys` elements, 0 for the others. keys is a multiple of four.
-template <int kQuads>
+template <bool kBackward, int kQuads>
 __device__ __forceinline__ void probabilities(const Masked& w, const RandomSource& score_random,
                                               const RandomSource (&random)[3], int64_t row, int n,
                                               int keys, float (&p)[kQuads][kQuad]) {
@@ -60,19 +67,33 @@ __device__ __forceinline__ void probabilities(const Masked& w, const RandomSourc
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) p[q][k] = at + k < n ? canonical(p[q][k] - most) : 0.0f;
   });
-  if (w.rounds_interior) round_row(w.interior[0], random[0], begin, n, p);
+  if (w.rounds_interior) {
+    if constexpr (!kBackward) note_row(w.interior[0], begin, n, keys, p);
+    round_row(w.interior[0], random[0], begin, n, p);
+  }
   for_row_quads<kQuads>(n, [&](int q, int at) {
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) p[q][k] = at + k < n ? exp_of(p[q][k]) : 0.0f;
   });
-  if (w.rounds_interior) round_row(w.interior[1], random[1], begin, n, p);
+  if (w.rounds_interior) {
+    if constexpr (!kBackward) note_row(w.interior[1], begin, n, keys, p);
+    round_row(w.interior[1], random[1], begin, n, p);
+  }
   for_row_quads<kQuads>(keys, [&](int q, int at) {
 #pragma unroll
     for (int k = 0; k < kQuad; ++k)
       if (at + k >= n) p[q][k] = 0.0f;
   });
   float sum = row_sum(n, p);
-  if (w.rounds_interior) sum = round_one(w.interior[2], random[2], row, sum);
+  if (w.rounds_interior) {
+    if constexpr (!kBackward) {
+      if (n > 0)
+        w.interior[2].note(row, sum);
+      else
+        w.interior[2].note_gap(row);
+    }
+    sum = round_one(w.interior[2], random[2], row, sum);
+  }
   for_row_quads<kQuads>(n, [&](int q, int at) {
 #pragma unroll
     for (int k = 0; k < kQuad; ++k)
@@ -103,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) held_kernel(const __grid_constant__ 
     const int n = static_cast<int>(w.visible(row));
     const int64_t begin = row * keys;
     float p[kQuads][kQuad];
-    probabilities(w, score, random, row, n, keys, p);
+    probabilities<kBackward>(w, score, random, row, n, keys, p);
     if constexpr (kBackward) {
       float g[kQuads][kQuad], products[kQuads][kQuad];
       load_row(w.grad, begin, n, g);
@@ -140,6 +161,8 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
                      gradient = w.gradient.random(), kept = w.kept_output.random();
   const RandomSource random[3] = {w.interior[0].random(), w.interior[1].random(),
                                   w.interior[2].random()};
+  const Interior<kBackward>&difference = w.interior[0], &power = w.interior[1],
+        &total_of = w.interior[2];
   const int64_t keys = w.visible.keys;
   for_rows({w.rows, keys}, [&](int64_t row) {
     const int64_t n = w.visible(row), begin = row * keys;
@@ -163,12 +186,14 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
       most = largest.nan ? float_of(kNanBits) : largest.value;
     }
     const auto e = [&](int64_t j) {
-      const float d = round_interior(w.interior[0], random[0], begin + j, z(j) - most);
-      return round_interior(w.interior[1], random[1], begin + j, exp_of(d));
+      const float d = round_interior(difference, random[0], begin + j, z(j) - most);
+      return round_interior(power, random[1], begin + j, exp_of(d));
     };
     if (n > 0) {
       sum = warp_sum(n, e);
-      sum = round_interior(w.interior[2], random[2], row, sum);
+      sum = round_interior(total_of, random[2], row, sum);
+    } else if constexpr (!kBackward) {
+      total_of.note_gap(row);
     }
     const auto p = [&](int64_t j) { return canonical(e(j) / sum); };
     const auto g = [&](int64_t j) {
@@ -181,7 +206,10 @@ __global__ void __launch_bounds__(kThreads) masked_kernel(const __grid_constant_
     for (int64_t j = lane; j < keys; j += kWarp) {
       const auto times = [&](float x) { return w.factor == 1 ? x : canonical(x * w.factor); };
       float y = 0;
-      if (j < n) y = p(j);
+      if (j < n)
+        y = p(j);
+      else if constexpr (!kBackward)
+        difference.note_gap(begin + j), power.note_gap(begin + j);
       if constexpr (kBackward) {
         if (w.kept.data != nullptr)
           store_one(w.kept.data, w.kept.dtype, begin + j,
@@ -205,7 +233,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Masked masked_of(const char* kernel, Stream stream, const MaskedRows& r, const Tensor& out,
-                 const Quantizer& output, const RandomKey& key, double factor) {
+                 const Quantizer& output, const RandomKey& key, double factor,
+                 const InteriorTrace& trace = {}) {
   check_float(kernel, r.scores);
   Masked w{};
   w.scores = source_of(r.scores);
@@ -214,11 +243,7 @@ Masked masked_of(const char* kernel, Stream stream, const MaskedRows& r, const T
   w.scale = static_cast<float>(r.scale);
   w.factor = static_cast<float>(factor);
   w.score = make_elementwise_rounder(kernel, stream.device, r.score, r.score_key);
-  RandomKey interior = r.interior_key;
-  for (Rounder& rounder : w.interior) {
-    rounder = make_elementwise_rounder(kernel, stream.device, r.interior, interior);
-    ++interior.ordinal;
-  }
+  make_interior(kernel, stream, r.interior, r.interior_key, trace, w.interior);
   w.rounds_interior = !r.interior.is_identity();
   w.out = sink_of(out);
   w.output = make_elementwise_rounder(kernel, stream.device, output, key);
@@ -256,9 +281,9 @@ void mask_scores(Stream stream, const MaskScoresArgs& args) {
 
 void masked_softmax(Stream stream, const MaskedSoftmaxArgs& args) {
   check_masked_softmax(stream, args);
-  launch_masked<false>(
-      "masked_softmax", stream,
-      masked_of("masked_softmax", stream, args.rows, args.out, args.output, args.key, args.factor));
+  launch_masked<false>("masked_softmax", stream,
+                       masked_of("masked_softmax", stream, args.rows, args.out, args.output,
+                                 args.key, args.factor, args.trace));
 }
 
 void masked_softmax_backward(Stream stream, const MaskedSoftmaxBackwardArgs& args) {

@@ -3,6 +3,7 @@
 // Rows that a warp holds, a multiple of four elements long. Lane t keeps elements 4t … 4t + 3 of every 128, so that a row is read
 // and written in quads and each draw of Philox serves one; the 64 lanes of core/sum.h are the quads of 16 threads.
 
+#include "kernels/cuda/interior.cuh"
 #include "kernels/cuda/quads.cuh"
 #include "kernels/cuda/sum.cuh"
 
@@ -79,6 +80,31 @@ __device__ __forceinline__ void round_row(const Rounder& rounder, const RandomSo
                                           int64_t begin, int n, float (&x)[kQuads][kQuad]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   round_quads(rounder, random, begin + lane * kQuad, kRowStep, x, (n + kRowStep - 1) / kRowStep);
+}
+
+/// Of four elements from number i on the first `count` are noted, the others up to `all` are gaps. Out of line: it is rarely
+/// asked for.
+__device__ __noinline__ inline void note_quad(const InteriorRounder& rounder, int64_t i, int count,
+                                              int all, float4 x) {
+  const float values[kQuad] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    if (k < count)
+      rounder.note(i + k, values[k]);
+    else if (k < all)
+      rounder.note_gap(i + k);
+  }
+}
+
+/// Notes what is to be rounded of a row, its first n elements; the others are gaps.
+template <int kQuads>
+__device__ __forceinline__ void note_row(const InteriorRounder& rounder, int64_t begin, int n,
+                                         int keys, const float (&x)[kQuads][kQuad]) {
+  if (rounder.met == nullptr) return;
+  for_row_quads<kQuads>(keys, [&](int q, int at) {
+    note_quad(rounder, begin + at, n - at, keys - at,
+              make_float4(x[q][0], x[q][1], x[q][2], x[q][3]));
+  });
 }
 
 }  // namespace ulp::cuda

@@ -88,6 +88,12 @@ __device__ __forceinline__ float round_single(const Rounder& rounder, const Rand
   if (rounder.how == Rounder::How::Copy) return canonical(value);
   return round_apart(rounder, random, i, value);
 }
+__device__ __forceinline__ float round_single(const InteriorRounder& rounder,
+                                              const RandomSource& random, int64_t i, float value) {
+  if (rounder.how == Rounder::How::Copy) return canonical(value);
+  rounder.note(i, value);
+  return round_apart(rounder, random, i, value);
+}
 
 /// Elements i, i + step … In line to nearest, where no word is drawn.
 template <int kCount>
@@ -109,7 +115,7 @@ __device__ __forceinline__ void round_rows(const Rounder& rounder, const RandomS
 
 /// The draws 0 … 3 of a norm: mean, variance, inverse deviation, normalised value.
 struct Interior {
-  Rounder at[4];
+  InteriorRounder at[4];
   __device__ float one(int which, int64_t i, float value) const {
     return round_single(at[which], at[which].random(), i, value);
   }
@@ -117,11 +123,7 @@ struct Interior {
 
 Interior interior_of(const char* kernel, Stream stream, const NormInterior& n) {
   Interior interior;
-  RandomKey key = n.key;
-  for (Rounder& rounder : interior.at) {
-    rounder = make_elementwise_rounder(kernel, stream.device, n.format, key);
-    ++key.ordinal;
-  }
+  make_interior(kernel, stream, n.format, n.key, n.trace, interior.at);
   return interior;
 }
 
@@ -442,7 +444,8 @@ struct ApplyWork {
   const float *sum_grad, *sum_product;  // null: the statistics do not depend on x
   bool sums_aligned;
   float share;  // 1 / R
-  Rounder normal, output;
+  InteriorRounder normal;
+  Rounder output;
   Sink out;
   int64_t n;
 };
@@ -482,13 +485,18 @@ __device__ __forceinline__ void load_statistics(const Statistics& s, Place place
   }
 }
 
-/// x̂ of a quad.
+/// x̂ of a quad, of which there are `count` elements.
 __device__ __forceinline__ void normalise_quad(const ApplyWork& w, const RandomSource& random,
-                                               int64_t i, const float (&mean)[kQuad],
+                                               int64_t i, int count, const float (&mean)[kQuad],
                                                const float (&inverse)[kQuad], float (&x)[kQuad]) {
 #pragma unroll
   for (int k = 0; k < kQuad; ++k) x[k] = norms::normalised(x[k], mean[k], inverse[k]);
-  if (w.normal.how != Rounder::How::Copy) round_quad(w.normal, random, i, x);
+  if (w.normal.how == Rounder::How::Copy) return;
+  if (w.normal.met != nullptr)
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k)
+      if (k < count) w.normal.note(i + k, x[k]);
+  round_quad(w.normal, random, i, x);
 }
 
 __global__ void __launch_bounds__(kThreads) apply_kernel(const __grid_constant__ ApplyWork w) {
@@ -499,7 +507,7 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(const __grid_constant__
     load_quad(w.x, i, count, x);
     const Place place = place_of(i, channels);
     load_statistics(w.statistics, place, mean, inverse);
-    normalise_quad(w, random_normal, i, mean, inverse, x);
+    normalise_quad(w, random_normal, i, count, mean, inverse, x);
     if (w.affine) {
       float weight[kQuad], bias[kQuad];
       load_channels(w.weight, place, channels, weight);
@@ -540,7 +548,7 @@ __global__ void __launch_bounds__(kThreads)
       float mean_g[kQuad], mean_gx[kQuad];
       load_sums(w.sum_grad, w.sums_aligned, place, channels, mean_g);
       load_sums(w.sum_product, w.sums_aligned, place, channels, mean_gx);
-      normalise_quad(w, random_normal, i, mean, inverse, x);
+      normalise_quad(w, random_normal, i, count, mean, inverse, x);
 #pragma unroll
       for (int k = 0; k < kQuad; ++k)
         g[k] =
@@ -670,7 +678,8 @@ __global__ void __launch_bounds__(kThreads)
 template <int kHeld>
 __global__ void __launch_bounds__(kThreads)
     group_norm_backward_held_kernel(const __grid_constant__ GroupWork w) {
-  const RandomSource random = w.output.random(), random_normal = w.interior.at[3].random();
+  const Rounder& normal = w.interior.at[3];
+  const RandomSource random = w.output.random(), random_normal = normal.random();
   const int size = static_cast<int>(w.size);
   for_warp_groups(w.statistics, [&](int64_t index) {
     const Group group(w.layout, index);
@@ -682,7 +691,7 @@ __global__ void __launch_bounds__(kThreads)
     });
     float sums[2] = {}, products[2] = {};
     for_held<kHeld>(size, [&](int j, int at) {
-      x[j] = round_single(w.interior.at[3], random_normal, group.begin + at,
+      x[j] = round_single(normal, random_normal, group.begin + at,
                           norms::normalised(x[j], mean, inverse));
       h[j] = h[j] * w.weight.at(group.channel + static_cast<uint32_t>(at));
       sums[j % 2] += h[j];
@@ -734,6 +743,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int q = 0; q < kQuads; ++q)
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) x[q][k] = norms::normalised(x[q][k], mean, inverse);
+    if (w.interior.at[3].how != Rounder::How::Copy) note_row(w.interior.at[3], begin, n, n, x);
     round_row(w.interior.at[3], random_normal, begin, n, x);
     if (w.affine) {
       float bias[kQuads][kQuad];
@@ -860,12 +870,13 @@ __global__ void __launch_bounds__(kThreads) group_norm_kernel(const __grid_const
 
 __global__ void __launch_bounds__(kThreads)
     group_norm_backward_kernel(const __grid_constant__ GroupWork w) {
-  const RandomSource random = w.output.random(), random_normal = w.interior.at[3].random();
+  const Rounder& rounder = w.interior.at[3];
+  const RandomSource random = w.output.random(), random_normal = rounder.random();
   for (int64_t index = blockIdx.x; index < w.statistics; index += gridDim.x) {
     const Group group(w.layout, index);
     const float mean = w.centred ? w.mean[index] : 0.0f, inverse = w.inverse[index];
     const auto normal = [&](int64_t at) {
-      return round_single(w.interior.at[3], random_normal, at,
+      return round_single(rounder, random_normal, at,
                           norms::normalised(load_float(w.x, at), mean, inverse));
     };
     float sum[2];

@@ -858,7 +858,7 @@ __global__ void stats_total_kernel(QuantiseStats* stats, const double* chunk_sum
         warp_sum<double>(chunks, [&](int64_t i) { return chunk_sums[k * chunks + i]; });
     if (threadIdx.x == 0) *totals[k] = sum;
   }
-  if (threadIdx.x == 0) stats->count = n;
+  if (threadIdx.x == 0) stats->count += n;  // the gaps are taken from it already
 }
 
 /// Statistics of one call, in memory that `sums` keeps.
@@ -872,7 +872,7 @@ StatsSink stats_sink(Stream stream, const QuantiseArgs& args, Tensor& sums) {
   const int64_t chunks = (runs + kSumChunk - 1) / kSumChunk;
   sums = Tensor::empty({3 * (runs + chunks) * static_cast<int64_t>(sizeof(double))}, DType::U8,
                        stream.device);
-  return {total, static_cast<double*>(sums.mutable_raw()), runs};
+  return {total, static_cast<double*>(sums.mutable_raw()), runs, args.gaps};
 }
 
 void finish_stats(Stream stream, const StatsSink& sink, int64_t n) {

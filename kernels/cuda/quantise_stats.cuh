@@ -9,19 +9,25 @@ namespace ulp::cuda {
 
 static_assert(kSegment == kStatsRun && kStatsLanes == 2 * kRow);
 
-/// Where a launch leaves its statistics: counts in `total`, zero before, the three sums of run r in sums[r], sums[runs + r],
+/// Where a launch leaves its statistics: counts in `total`, zero before (of `count` only minus the gaps), the three sums of run r in sums[r], sums[runs + r],
 /// sums[2 · runs + r].
 struct StatsSink {
   QuantiseStats* total;
   double* sums;
   int64_t runs;
+  bool gaps;  // see kGapBits
 };
 
 /// One thread's counts.
 struct StatsCounts {
-  uint32_t overflow = 0, underflow = 0, nan = 0, infinite = 0, finite = 0, amax = 0;
+  uint32_t overflow = 0, underflow = 0, nan = 0, infinite = 0, finite = 0, amax = 0, gaps = 0;
 
+  /// Of count only what the gaps take from it: it is the elements' number for all threads.
   __device__ void finish(QuantiseStats* total) const {
+    const uint32_t none = __reduce_add_sync(kFullWarp, gaps);
+    if (threadIdx.x % kWarp == 0 && none != 0)
+      atomicAdd(reinterpret_cast<unsigned long long*>(&total->count),
+                -static_cast<unsigned long long>(none));
     const uint32_t counts[5] = {overflow, underflow, nan, infinite, finite};
     int64_t* totals[5] = {&total->overflow, &total->underflow, &total->nan, &total->infinite,
                           &total->finite};
@@ -50,12 +56,14 @@ __device__ __forceinline__ float sum_stats_lanes(const float (&lane)[2][kQuad]) 
 }
 
 /// Counts what is not finite or lies beyond n, and puts zeros in its place.
-__device__ __noinline__ inline void count_others(int64_t begin, int64_t n, float* x, float* y,
-                                                 StatsCounts& own) {
+__device__ __noinline__ inline void count_others(int64_t begin, int64_t n, bool gaps, float* x,
+                                                 float* y, StatsCounts& own) {
   for (int e = 0; e < kRows * kQuad; ++e) {
-    const bool exists = quad_at(begin, e / kQuad) + e % kQuad < n;
+    const bool inside = quad_at(begin, e / kQuad) + e % kQuad < n;
+    const bool gap = inside && gaps && bits_of(x[e]) == kGapBits, exists = inside && !gap;
     const uint32_t a = bits_of(x[e]) & ~kSignBit, b = bits_of(y[e]) & ~kSignBit;
     const bool has_share = exists && (bits_of(y[e] - x[e]) & ~kSignBit) < kInfinityBits;
+    own.gaps += gap;
     own.underflow += exists && a != 0 && b == 0;
     own.nan += exists && a > kInfinityBits;
     own.infinite += exists && a == kInfinityBits;
@@ -103,7 +111,7 @@ __device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, 
       came[e] = x[e / kQuad][e % kQuad];
       made[e] = y[e / kQuad][e % kQuad];
     }
-    count_others(begin, n, came, made, own);
+    count_others(begin, n, sink.gaps, came, made, own);
 #pragma unroll
     for (int e = 0; e < kRows * kQuad; ++e) {
       x[e / kQuad][e % kQuad] = came[e];

@@ -5,19 +5,19 @@
 namespace ulp::cuda {
 namespace {
 
-/// A rounding with its draw read once.
+/// A rounding with its draw read once. R: Rounder or InteriorRounder.
+template <class R>
 struct Draw {
-  const Rounder& rounder;
+  const R& rounder;
   RandomSource random;
-  __device__ explicit Draw(const Rounder& r) : rounder(r), random(r.random()) {}
+  __device__ explicit Draw(const R& r) : rounder(r), random(r.random()) {}
   __device__ __forceinline__ float operator()(int64_t index, float value) const {
     return round_interior(rounder, random, index, value);
   }
 };
 
-Rounder rounder_of(const char* kernel, Stream stream, const RecurrentRounding& r,
-                   uint32_t draw = 0) {
-  return make_elementwise_rounder(kernel, stream.device, r.format, later_draw(r.key, draw));
+Rounder rounder_of(const char* kernel, Stream stream, const RecurrentRounding& r) {
+  return make_elementwise_rounder(kernel, stream.device, r.format, r.key);
 }
 
 /// The values, or null for zeros.
@@ -50,11 +50,13 @@ struct LstmStep {
   float *saved, *c, *h;
   int64_t cells, width;
   bool makes_cell, makes_hidden;
-  Rounder sums, gates, tanhs, cell, state;
+  InteriorRounder interior[3];  // of the sums, the gates, tanh(c)
+  Rounder cell, state;
 };
 
 __global__ void __launch_bounds__(kThreads) lstm_step_kernel(const __grid_constant__ LstmStep w) {
-  const Draw sums(w.sums), gates(w.gates), tanhs(w.tanhs), cell(w.cell), state(w.state);
+  const Draw sums(w.interior[0]), gates(w.interior[1]), tanhs(w.interior[2]);
+  const Draw cell(w.cell), state(w.state);
   for_cells(w.cells, w.width, [&](int64_t n, int64_t j, int64_t i) {
     float* const s = w.saved + n * 5 * w.width + j;
     float c, o;
@@ -111,11 +113,13 @@ struct GruStep {
   const float *input, *hidden, *h_before;
   float *saved, *h;
   int64_t cells, width;
-  Rounder sums, gates, state;
+  InteriorRounder interior[2];  // of the sums, the gates
+  Rounder state;
 };
 
 __global__ void __launch_bounds__(kThreads) gru_step_kernel(const __grid_constant__ GruStep w) {
-  const Draw sums(w.sums), gates(w.gates), state(w.state);
+  const Draw sums(w.interior[0]), gates(w.interior[1]);
+  const Draw state(w.state);
   for_cells(w.cells, w.width, [&](int64_t n, int64_t j, int64_t i) {
     float* const s = w.saved + n * 4 * w.width + j;
     float gate[3];
@@ -178,9 +182,8 @@ void lstm_step(Stream stream, const LstmStepArgs& args) {
     w.c_before = args.c_before.data<float>();
   }
   if (w.makes_hidden) w.h = written_floats(args.h);
-  w.sums = rounder_of("lstm_step", stream, args.interior, 0);
-  w.gates = rounder_of("lstm_step", stream, args.interior, 1);
-  w.tanhs = rounder_of("lstm_step", stream, args.interior, 2);
+  make_interior("lstm_step", stream, args.interior.format, args.interior.key, args.trace,
+                w.interior);
   w.cell = rounder_of("lstm_step", stream, args.cell);
   w.state = rounder_of("lstm_step", stream, args.state);
   launch("lstm_step", stream, blocks_for(w.cells, kThreads), kThreads, lstm_step_kernel, w);
@@ -217,8 +220,8 @@ void gru_step(Stream stream, const GruStepArgs& args) {
   w.h = written_floats(args.h);
   w.cells = args.h_before.numel();
   w.width = args.h_before.size(1);
-  w.sums = rounder_of("gru_step", stream, args.interior, 0);
-  w.gates = rounder_of("gru_step", stream, args.interior, 1);
+  make_interior("gru_step", stream, args.interior.format, args.interior.key, args.trace,
+                w.interior);
   w.state = rounder_of("gru_step", stream, args.state);
   launch("gru_step", stream, blocks_for(w.cells, kThreads), kThreads, gru_step_kernel, w);
 }

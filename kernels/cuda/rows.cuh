@@ -2,7 +2,7 @@
 
 // Rows of (N, C), one warp each.
 
-#include "kernels/cuda/rounder.cuh"
+#include "kernels/cuda/interior.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/kernel.h"
 
@@ -68,19 +68,6 @@ __device__ __forceinline__ Largest first_largest(const float* row, int64_t colum
     if (x > value) value = x, index = j;
   }
   return largest_of(value, index, nan, lane < count);
-}
-
-__device__ __noinline__ inline float round_out_of_line(const Rounder& rounder,
-                                                       const RandomSource& random, int64_t i,
-                                                       float value) {
-  return round_one(rounder, random, i, value);
-}
-
-/// An intermediate; mostly there is nothing to do.
-__device__ __forceinline__ float round_interior(const Rounder& rounder, const RandomSource& random,
-                                                int64_t i, float value) {
-  if (rounder.how == Rounder::How::Copy) return canonical(value);
-  return round_out_of_line(rounder, random, i, value);
 }
 
 /// An F32 matrix on the stream's device; its extents.

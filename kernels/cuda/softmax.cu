@@ -9,7 +9,7 @@ struct Softmax {
   const float* in;
   float* out;
   Rows shape;
-  Rounder interior[3];  // of the difference, its exp, the sum
+  InteriorRounder interior[3];  // of the difference, its exp, the sum
 };
 
 /// The parts of a row's softmax before the quotient, made again each time they are wanted.
@@ -52,22 +52,12 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-/// The interior's roundings, each with a draw of its own.
-template <int kCount>
-void make_interior(const char* kernel, Stream stream, const Quantizer& interior, RandomKey key,
-                   Rounder (&rounders)[kCount]) {
-  for (Rounder& rounder : rounders) {
-    rounder = make_elementwise_rounder(kernel, stream.device, interior, key);
-    ++key.ordinal;
-  }
-}
-
 struct LogSoftmax {
   const float* in;
   float* out;
   Rows shape;
-  Rounder interior[4];    // of the difference, its exp, the sum, the logarithm
-  const int32_t* labels;  // null: no losses are wanted
+  InteriorRounder interior[4];  // of the difference, its exp, the sum, the logarithm
+  const int32_t* labels;        // null: no losses are wanted
   float* losses;
 };
 
@@ -256,7 +246,8 @@ void softmax(Stream stream, const SoftmaxArgs& args) {
   check_row_length("softmax", w.shape);
   w.in = args.in.data<float>();
   w.out = static_cast<float*>(written(args.out));
-  make_interior("softmax", stream, args.interior, args.key, w.interior);
+  check_softmax_trace("softmax", stream, args.trace, args.in, 3);
+  make_interior("softmax", stream, args.interior, args.key, args.trace, w.interior);
   launch("softmax", stream, row_blocks(w.shape), kThreads, softmax_kernel, w);
 }
 
@@ -283,7 +274,8 @@ void log_softmax(Stream stream, const LogSoftmaxArgs& args) {
     w.labels = args.labels.data<int32_t>();
     w.losses = static_cast<float*>(written(args.losses));
   }
-  make_interior("log_softmax", stream, args.interior, args.key, w.interior);
+  check_softmax_trace("log_softmax", stream, args.trace, args.in, 4);
+  make_interior("log_softmax", stream, args.interior, args.key, args.trace, w.interior);
   const bool rounds = !args.interior.is_identity();
   auto* kernel = log_softmax_kernel;
   if (w.shape.columns <= kWarp)

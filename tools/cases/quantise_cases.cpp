@@ -200,6 +200,28 @@ void check_quantise_layouts(Comparison& compare) {
   }
 }
 
+/// Statistics of tensors that have gaps.
+void check_gaps(Comparison& compare) {
+  const Pair state = step_state(compare, some_step());
+  std::vector<float> x = compare.input({5003}, DType::F32, Domain::Hard, 12).reference.to_floats();
+  for (size_t i = 0; i < x.size(); ++i)
+    if (i / 1024 == 1 || i % 3 == 0 || i > 4990) x[i] = float_of(kGapBits);
+  const Pair in = compare.both(Tensor::from(x, {5003}));
+  for (const char* format : {"e4m3", "e5m2-sat:sr", "bf16:sr", "fixed8.4", "posit8.1:sr", "nf4"}) {
+    const Quantizer q = Quantizer::parse(format);
+    const Pair out = compare.output({5003}),
+               stats = compare.output({static_cast<int64_t>(sizeof(QuantiseStats))}, DType::U8);
+    compare.run(kernels::quantise, [&](Side d) {
+      QuantiseArgs args{in.on(d), out.on(d), q, 0, key_on(state, d), {}};
+      args.stats = stats.on(d);
+      args.gaps = true;
+      return args;
+    });
+    compare.same(out, std::string(format), " of F32 with gaps");
+    compare.check(same_stats(stats), std::string(format), " of F32 with gaps, statistics");
+  }
+}
+
 /// What the kernel quantise does of a quantizer: rotations are a kernel of their own.
 Quantizer unrotated(const std::string& text) {
   Quantizer q = Quantizer::parse(text);
@@ -332,7 +354,10 @@ void check_quantise(Comparison& compare) {
       compare.same(out, std::string(format), " of unaligned ", text(dtype));
       compare.same(mask, std::string(format), " of unaligned ", text(dtype), ", mask");
     }
-  if (compare.options().formats.empty()) check_quantise_layouts(compare);
+  if (compare.options().formats.empty()) {
+    check_quantise_layouts(compare);
+    check_gaps(compare);
+  }
   // Large enough for segments, without and with Inf and NaN, neither masks nor statistics.
   for (const Domain domain : {Domain::Modest, Domain::Hard})
     for (const char* format :
