@@ -48,6 +48,14 @@ class Reader {
   }
   Flags flags(const char* key) const {
     std::vector<std::string> words;
+    if (json_.contains(key) && json_[key].is_array()) {
+      for (const Json& word : json_[key]) {
+        ULP_CHECK(word.is_string(), "{}: \"{}\" is to be a text or a list of words, got {}", where_,
+                  key, json_[key].dump());
+        words.push_back(word);
+      }
+      return parse_flags(words, fmt::format("{}, \"{}\"", where_, key));
+    }
     const std::string line = text_or(key, "");
     for (const std::string_view word : text::split(line, ' '))
       if (!word.empty()) words.emplace_back(word);
@@ -124,7 +132,8 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   const Json json = Json::parse(text, nullptr, false);
   ULP_CHECK(!json.is_discarded(), "{}: this is no JSON", name);
   const Reader in(json, name,
-                  {"title", "source", "differences", "options", "quick", "measure", "x", "rows"});
+                  {"title", "source", "differences", "options", "quick", "quick_title", "measure",
+                   "x", "rows"});
   ExperimentFile file;
   file.name = name;
   file.title = in.text("title");
@@ -132,6 +141,10 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   file.differences = in.text("differences");
   file.options = in.flags("options");
   file.quick = in.flags("quick");
+  const bool other_data = std::any_of(file.quick.begin(), file.quick.end(),
+                                      [](const auto& flag) { return flag.first == "--data"; });
+  file.quick_title = other_data ? in.text("quick_title")
+                                : in.text_or("quick_title", (file.title + ", short form").c_str());
   const std::string measure = in.text_or("measure", "accuracy");
   ULP_CHECK(measure == "accuracy" || measure == "loss",
             "{}: \"measure\" is accuracy or loss, got '{}'", name, measure);

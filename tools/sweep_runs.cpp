@@ -90,6 +90,7 @@ PlannedRun plan(const std::string& name, const std::string& folder, const Experi
                 const nn::Dataset& data) {
   PlannedRun planned;
   planned.experiment = experiment;
+  planned.data = data;
   planned.folder = fmt::format("{}-seed{}", folder, experiment.seed);
   planned.run.formats = name;
   planned.run.seed = experiment.seed;
@@ -99,9 +100,8 @@ PlannedRun plan(const std::string& name, const std::string& folder, const Experi
   return planned;
 }
 
-std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn::Dataset& data,
-                                const fs::path& dir, const Checkpointing& checkpointing,
-                                std::FILE* log) {
+std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const fs::path& dir,
+                                const Checkpointing& checkpointing, std::FILE* log) {
   make_folder(dir);
   const FolderLock lock(dir);
   SweepResults results(dir / "sweep.json");
@@ -113,11 +113,11 @@ std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn
     if (before != nullptr) {
       runs.push_back(*before);
     } else {
-      runs.push_back(trained(p.run, p.experiment, data, dir / p.folder, checkpointing));
+      runs.push_back(trained(p.run, p.experiment, p.data, dir / p.folder, checkpointing));
       results.add(runs.back());
     }
     fmt::print(log, "{}/{}  {} seed {}: {}{}\n", runs.size(), planned.size(), p.run.formats,
-               p.run.seed, line_of(runs.back(), data), before == nullptr ? "" : " (done before)");
+               p.run.seed, line_of(runs.back(), p.data), before == nullptr ? "" : " (done before)");
     std::fflush(log);
   }
   return runs;
