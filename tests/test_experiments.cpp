@@ -97,6 +97,52 @@ TEST_SUITE("experiments") {
     CHECK(markdown.out.starts_with("| setting | bits | accuracy % | to plain | loss | runs |"));
   }
 
+  TEST_CASE("a row of last weights is what its training gives without an average") {
+    const Folder folder;
+    const char* const text = R"({
+      "title": "Averages", "source": "none", "differences": "none",
+      "options": "--hidden 12 --epochs 3 --lr 0.1",
+      "rows": [
+        {"name": "last", "last_of": "mean"},
+        {"name": "mean", "options": "--average swa --average-start 0.34"},
+        {"name": "own", "options": ""}
+      ]})";
+    const std::string file = write(folder, text), out = folder / "out";
+    const std::string command = "experiment '" + file + "' --seeds 2 --out '" + out + "' --json";
+    const Result r = succeed(command);
+    const Json rows = Json::parse(r.out);
+    REQUIRE(rows.size() == 3);
+    CHECK(rows[0].at("formats") == "last");
+    for (const char* key : {"accuracy", "loss"}) {
+      // metrics.jsonl has six digits of accuracies, nine of losses.
+      const double last = rows[0].at(key), own = rows[2].at(key);
+      CHECK(std::abs(last - own) <= 1e-6 * own);
+    }
+    const double last = rows[0].at("loss"), mean = rows[1].at("loss");
+    CHECK(std::abs(last - mean) > 1e-4);
+    CHECK(rows[1].at("loss_difference") == doctest::Approx(mean - last));
+    CHECK(!fs::exists(out + "/last-seed1"));
+    CHECK(succeed(command).out == r.out);  // done before
+    CHECK(has(succeed("experiment '" + file + "' --explain").out,
+              "  last: the last weights of 'mean'\n"));
+    const std::string json = succeed("experiment '" + file + "' --explain --json").out;
+    CHECK(Json::parse(json).at("rows")[0].at("last_of") == "mean");
+
+    const std::pair<const char*, const char*> wrong[] = {
+        {R"("last_of": "none")", "\"last_of\" is to name a row that is trained, got 'none'"},
+        {R"("last_of": "last")", "\"last_of\" is to name a row that is trained, got 'last'"},
+        {R"("last_of": "own")", "it is the last weights of 'own', which averages none"},
+        {R"("last_of": "mean", "options": "")", "it has no \"options\" of its own"}};
+    for (const auto& [instead, message] : wrong) {
+      CAPTURE(instead);
+      const std::string other = write(folder, without(text, R"("last_of": "mean")", instead));
+      const Result bad = ulp_command("experiment '" + other + "' --out '" + (folder / "bad") + "'");
+      CHECK(bad.status != 0);
+      CHECK(has(bad.err, message));
+      CHECK(!fs::exists(folder / "bad"));
+    }
+  }
+
   TEST_CASE("--explain --json is a file that gives the same experiment") {
     const Folder folder;
     const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";

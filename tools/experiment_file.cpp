@@ -72,8 +72,14 @@ constexpr std::string_view kShared[] = {"--data", "--tokens", "--validation", "-
                                         "--keep", "--resume", "--threads"};
 
 ExperimentFile::Row read_row(const Json& json, const std::string& where) {
-  const Reader in(json, where, {"name", "options", "x", "series"});
-  ExperimentFile::Row row{in.text("name"), in.flags("options"), {}, in.text_or("series", "")};
+  const Reader in(json, where, {"name", "options", "x", "series", "last_of"});
+  ExperimentFile::Row row{in.text("name"),
+                          in.flags("options"),
+                          {},
+                          in.text_or("series", ""),
+                          in.text_or("last_of", "")};
+  ULP_CHECK(row.last_of.empty() || !json.contains("options"),
+            "{}: \"last_of\" is of a row that is trained; it has no \"options\" of its own", where);
   ULP_CHECK(!row.folder().empty() && std::none_of(row.name.begin(), row.name.end(),
                                                   [](unsigned char c) { return std::iscntrl(c); }),
             "{}: \"name\" is to be one line with a letter (a to z) or a digit, got {}", where,
@@ -164,6 +170,13 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
               where, before->second, added.name, before->first);
     ULP_CHECK(file.x.empty() || file.x == "bits" || added.x,
               "{}: \"x\" is missing, which the picture is drawn over", where);
+  }
+  for (const ExperimentFile::Row& row : file.rows) {
+    const auto found = std::find_if(file.rows.begin(), file.rows.end(),
+                                    [&](const auto& other) { return other.name == row.last_of; });
+    ULP_CHECK(row.last_of.empty() || (found != file.rows.end() && found->last_of.empty()),
+              "{}, row '{}': \"last_of\" is to name a row that is trained, got '{}'", name,
+              row.name, row.last_of);
   }
   return file;
 }

@@ -52,6 +52,24 @@ auto for_row(const std::string& where, F f) {
   }
 }
 
+/// The runs of a row that is the last weights of another one's.
+std::vector<SweepRun> last_runs(const ExperimentFile::Row& row, const std::vector<SweepRun>& runs,
+                                const fs::path& results) {
+  std::vector<SweepRun> last;
+  for (const SweepRun& run : runs) {
+    if (run.formats != row.last_of) continue;
+    last.push_back(run);
+    last.back().formats = row.name;
+    if (!run.problem.empty()) continue;
+    ULP_CHECK(run.last, "{}: {} with seed {} has no score of its last weights; give another --out",
+              results.string(), run.formats, run.seed);
+    last.back().accuracy = run.last->accuracy;
+    last.back().loss = run.last->loss;
+    last.back().curve = run.last->curve;
+  }
+  return last;
+}
+
 /// What a row's options say, read as ulp train reads them.
 struct RowOptions {
   std::shared_ptr<TrainOptions> training;
@@ -128,7 +146,11 @@ std::string explain_json(const ExperimentFile& file, const std::string& title,
   if (!file.x.empty()) json["x"] = file.x;
   Json& rows = json["rows"] = Json::array();
   for (const ExperimentFile::Row& row : file.rows) {
-    Json one{{"name", row.name}, {"options", json_of(row.options)}};
+    Json one{{"name", row.name}};
+    if (row.last_of.empty())
+      one["options"] = json_of(row.options);
+    else
+      one["last_of"] = row.last_of;
     if (row.x) one["x"] = *row.x;
     if (!row.series.empty()) one["series"] = row.series;
     rows.push_back(one);
@@ -142,7 +164,9 @@ void print_head(std::FILE* to, const ExperimentFile& file, const std::string& ti
              file.differences, text_of(common));
   for (const ExperimentFile::Row& row : file.rows)
     fmt::print(to, "  {}: {}\n", row.name,
-               row.options.empty() ? "nothing more" : text_of(row.options));
+               !row.last_of.empty()  ? fmt::format("the last weights of '{}'", row.last_of)
+               : row.options.empty() ? "nothing more"
+                                     : text_of(row.options));
 }
 
 void run(const ExperimentCommand& o) {
@@ -162,12 +186,21 @@ void run(const ExperimentCommand& o) {
 
   const std::string& title = o.quick ? file.quick_title : file.title;
 
-  std::vector<RowOptions> rows;
-  const auto place = [&file](size_t row) {
-    return fmt::format("{}, row '{}'", file.name, file.rows[row].name);
+  const auto place = [&file](const ExperimentFile::Row& row) {
+    return fmt::format("{}, row '{}'", file.name, row.name);
   };
-  for (size_t i = 0; i < file.rows.size(); ++i)
-    rows.push_back(read_row(place(i), over(common, file.rows[i].options)));
+  std::vector<const ExperimentFile::Row*> trained;
+  std::vector<RowOptions> rows;  // of these
+  for (const ExperimentFile::Row& row : file.rows) {
+    if (!row.last_of.empty()) continue;
+    trained.push_back(&row);
+    rows.push_back(read_row(place(row), over(common, row.options)));
+  }
+  for (const ExperimentFile::Row& row : file.rows)
+    for (size_t i = 0; i < trained.size(); ++i)
+      ULP_CHECK(row.last_of != trained[i]->name || rows[i].experiment.average,
+                "{}: it is the last weights of '{}', which averages none; give that --average",
+                place(row), row.last_of);
   if (o.explain && o.json) return fmt::print("{}", explain_json(file, title, common));
   std::FILE* const log = o.json || o.markdown ? stderr : stdout;
   print_head(log, file, title, common);
@@ -179,13 +212,11 @@ void run(const ExperimentCommand& o) {
   }();
   stream_of(rows[0].experiment.device);  // throws if there is no such device
 
-  std::vector<std::string> names;
   std::vector<PlannedRun> planned;
   for (size_t i = 0; i < rows.size(); ++i) {
     Experiment& e = rows[i].experiment;
-    const std::string& name = file.rows[i].name;
-    names.push_back(name);
-    for_row(place(i), [&] {
+    const ExperimentFile::Row& row = *trained[i];
+    for_row(place(row), [&] {
       const nn::Dataset own = data.is_text() ? nn::with_context(data, e.sequence.context) : data;
       if (i > 0) {
         const Quiet quiet;
@@ -195,16 +226,22 @@ void run(const ExperimentCommand& o) {
       check_training(e, own);
       for (uint64_t seed = 1; seed <= seeds; ++seed) {
         e.seed = seed;
-        planned.push_back(plan(name, file.rows[i].folder(), e, own));
+        planned.push_back(plan(row.name, row.folder(), e, own));
       }
     });
   }
   const fs::path dir =
       o.out.value_or("runs/" + fs::path(file.name).stem().string() + (o.quick ? "-quick" : ""));
   if (dir.empty()) throw UsageError("--out takes a folder, got nothing");
-  const std::vector<SweepRun> runs =
-      train_all(planned, dir, checkpointing_of(*rows[0].training), log);
+  std::vector<SweepRun> runs = train_all(planned, dir, checkpointing_of(*rows[0].training), log);
 
+  std::vector<std::string> names;
+  for (const ExperimentFile::Row& row : file.rows) {
+    names.push_back(row.name);
+    if (row.last_of.empty()) continue;
+    const std::vector<SweepRun> last = last_runs(row, runs, dir / "sweep.json");
+    runs.insert(runs.end(), last.begin(), last.end());
+  }
   std::vector<SweepRow> results = rows_of(runs, names);
   for (size_t i = 0; i < results.size(); ++i) {
     if (file.rows[i].x) results[i].x = *file.rows[i].x;
