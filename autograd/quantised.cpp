@@ -120,7 +120,7 @@ Tensor make_like(const Tensor& tensor) {
 }
 
 Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted) {
-  if (!wanted) return {};
+  if (!wanted || quantizer.is_identity()) return {};
   const std::string problem = mask_misfit(quantizer);
   ULP_CHECK(problem.empty(), "{}: clamp_mask: input {}", op, problem);
   return Tensor::empty(in.shape(), DType::U8, in.device());

@@ -205,15 +205,17 @@ TEST_SUITE("wage") {
       OpFormats f;
       f.input = Quantizer::parse(input);
       f.clamp_mask = true;
-      Run run(kCpu, 1);
-      Tape tape(run);
-      const auto contains = doctest::Contains((input + " " + why).c_str());
-      CHECK_THROWS_WITH_AS(ops::linear(tape, tape.watch(in[0]), tape.watch(in[1]), {}, f), contains,
-                           Error);
-      CHECK_THROWS_WITH_AS(ops::conv2d(tape, tape.watch(in[2]), tape.watch(in[3]), {}, {}, f),
-                           contains, Error);
-      CHECK_THROWS_WITH_AS(ops::quantize(tape, tape.watch(in[0]), {f.input, {}, true}), contains,
-                           Error);
+      if (!f.input.is_identity()) {  // an op that rounds nothing has nothing to hold back
+        Run run(kCpu, 1);
+        Tape tape(run);
+        const auto contains = doctest::Contains((input + " " + why).c_str());
+        CHECK_THROWS_WITH_AS(ops::linear(tape, tape.watch(in[0]), tape.watch(in[1]), {}, f),
+                             contains, Error);
+        CHECK_THROWS_WITH_AS(ops::conv2d(tape, tape.watch(in[2]), tape.watch(in[3]), {}, {}, f),
+                             contains, Error);
+        CHECK_THROWS_WITH_AS(ops::quantize(tape, tape.watch(in[0]), {f.input, {}, true}), contains,
+                             Error);
+      }
       nn::Sequential net;
       net.add<nn::Linear>("fc1", 8, 4).add<nn::ReLU>("relu").add<nn::Linear>("fc2", 4, 2);
       nn::Policy policy;
