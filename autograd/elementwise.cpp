@@ -1,5 +1,6 @@
 #include "autograd/elementwise.h"
 
+#include "autograd/misfit.h"
 #include "autograd/ops.h"
 
 namespace ulp::ops {
@@ -179,8 +180,8 @@ Var quantize(Tape& tape, const Var& x, const QuantizeFormats& q, RandomSite site
   Tensor y = kernels::contiguous(tape.stream(), x.value), mask;
   if (q.clamp_mask && !q.forward.is_identity()) {
     ULP_CHECK(x.value.dtype() != DType::F64, "quantize: F64 tensors are for gradient checks");
-    ULP_CHECK(q.forward.transform.hadamard == 0,
-              "quantize: {} rotates; a clamp mask is for the values themselves", q.forward);
+    const std::string problem = mask_misfit(q.forward);
+    ULP_CHECK(problem.empty(), "quantize: clamp_mask: {}", problem);
     mask = Tensor::empty(x.shape(), DType::U8, x.value.device());
     QuantiseUse forward = use.use_of(q.forward, "forward", last);
     forward.mask = mask;

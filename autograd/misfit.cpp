@@ -11,6 +11,19 @@ std::string windows_misfit(const Quantizer& q) {
          "power-of-two scales (mx…, -gN), one scale for the tensor (+scale=current) or none";
 }
 
+std::string mask_misfit(const Quantizer& q) {
+  if (q.transform.hadamard != 0)
+    return to_string(q) + " rotates; a clamp mask is for the values themselves";
+  const Format& f = q.format;
+  const bool open = f.kind == FormatKind::Fixed && q.scale.kind == Scale::Kind::None &&
+                    (f.overflow == Overflow::None || f.overflow == Overflow::Wrap);
+  if (!open && !q.is_identity()) return "";
+  return to_string(q) + " has no bounds, so its clamp mask would hold nothing back; leave " +
+         (q.is_identity()                ? "it out, or take a format with bounds"
+          : f.overflow == Overflow::Wrap ? "-wrap or the mask out"
+                                         : "-noclamp or the mask out");
+}
+
 std::string rotations_misfit(int a, int b) {
   if (a == b) return "";
   return "are rotated in groups of " + std::to_string(a) + " and " + std::to_string(b) +

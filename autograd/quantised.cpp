@@ -1,5 +1,6 @@
 #include "autograd/quantised.h"
 
+#include "autograd/misfit.h"
 #include "autograd/role_stats.h"
 
 namespace ulp::ops {
@@ -120,8 +121,8 @@ Tensor make_like(const Tensor& tensor) {
 
 Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted) {
   if (!wanted || quantizer.is_identity()) return {};
-  ULP_CHECK(quantizer.transform.hadamard == 0,
-            "{}: input {} rotates; a clamp mask is for the values themselves", op, quantizer);
+  const std::string problem = mask_misfit(quantizer);
+  ULP_CHECK(problem.empty(), "{}: clamp_mask: input {}", op, problem);
   return Tensor::empty(in.shape(), DType::U8, in.device());
 }
 

@@ -59,8 +59,8 @@ inline bool shares(const Quantizer& a, const Quantizer& b) {
 
 Tensor make_like(const Tensor& tensor);
 
-/// The mask of a role with OpFormats::clamp_mask, to be filled by the operand; undefined where nothing is clamped or nobody
-/// will ask. Throws for a quantizer that rotates.
+/// The mask of a role with OpFormats::clamp_mask, to be filled by the operand; undefined where nothing is rounded or nobody asks.
+/// Throws for a quantizer that has none (mask_misfit).
 Tensor clamp_mask(const char* op, const Tensor& in, const Quantizer& quantizer, bool wanted);
 /// g, 0 where the mask is 1, in F32; g itself without a mask.
 Tensor unclamped(Stream stream, const Tensor& mask, const Tensor& g);

@@ -36,7 +36,7 @@ class StepGraph {
   int64_t nodes() const { return graph_.nodes(); }
   /// What each node of the recorded step adds to its time, see CudaGraph::measure. The run is of no further use: steps were
   /// made in parts.
-  std::vector<GraphNode> measure(const std::function<void()>& before, int repeats = 100) const {
+  std::vector<GraphNode> measure(const std::function<void()>& before, int repeats) const {
     return graph_.measure(before, repeats);
   }
 

@@ -16,12 +16,21 @@ namespace ulp {
 
 class Tape;
 
+/// Where something with that path draws its random numbers. Streams are 32-bit hashes of names; one that would draw those of
+/// another has a number above 0, its twin, which makes it another name (Module::initialise).
+inline RandomSite site_of(const std::string& path, int32_t twin) {
+  return RandomSite(twin == 0 ? path : path + "#" + std::to_string(twin));
+}
+
 /// A trained tensor and its gradient. `value` has the type its format is stored in; `grad` is F32 and undefined until a
 /// backward pass reaches the parameter.
 struct Parameter {
   std::string path;
   Tensor value;
   Tensor grad;
+  int32_t twin = 0;  // see site_of
+
+  RandomSite site() const { return site_of(path, twin); }
 };
 
 /// A tensor in a computation. node < 0: nothing is recorded for it, no gradient flows to it.

@@ -34,7 +34,7 @@ class CudaGraph {
   /// Kernels, copies and fills of one launch.
   int64_t nodes() const;
   /// Launches the first node alone, the first two, … and compares; `before` is called before each of these measurements,
-  /// each of which launches `repeats` times.
+  /// each of which launches once to warm up and then `repeats` times.
   std::vector<GraphNode> measure(const std::function<void()>& before, int repeats) const;
 
  private:

@@ -6,6 +6,7 @@
 #include "core/arena.h"
 #include "core/error.h"
 #include "core/host_pool.h"
+#include "core/memory_error.h"
 
 #if defined(ULP_HAS_CUDA)
 #include <array>
@@ -41,7 +42,8 @@ HostPool& host_pool() {
 
 void* allocate_host(size_t bytes) {
   void* pointer = host_pool().allocate(bytes);
-  ULP_CHECK(pointer != nullptr, "cpu: out of memory, asked for {} bytes", bytes);
+  if (pointer == nullptr)
+    throw MemoryError(format_message("cpu: out of memory, asked for {} bytes", {bytes}));
   return pointer;
 }
 
@@ -132,8 +134,8 @@ void check_not_recorded(Device device) {
   cudaGetLastError();
   size_t free_bytes = 0, total = 0;
   ULP_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
-  throw_error("{}: out of memory, asked for {} bytes, {} of {} bytes are free", device, bytes,
-              free_bytes, total);
+  throw MemoryError(format_message("{}: out of memory, asked for {} bytes, {} of {} bytes are free",
+                                   {device, bytes, free_bytes, total}));
 }
 
 }  // namespace

@@ -15,13 +15,13 @@ Initialiser Initialiser::xavier_uniform(int64_t fan_in, int64_t fan_out) {
   return uniform(std::sqrt(6.0 / static_cast<double>(fan_in + fan_out)));
 }
 
-Tensor Initialiser::make(Run& run, const Shape& shape, const std::string& path) const {
+Tensor Initialiser::make(Run& run, const Shape& shape, RandomSite site) const {
   Tensor value = Tensor::empty(shape, DType::F32, run.device());
   if (bound == 0) {
     kernels::fill(run.stream(), {value, constant});
     return value;
   }
-  const RandomKey key{run.seed(), RandomSite(path).stream("init"), 0, nullptr};
+  const RandomKey key{run.seed(), site.stream("init"), 0, nullptr};
   const float b = static_cast<float>(bound);
   kernels::uniform(run.stream(), {value, -b, b, key});
   return value;

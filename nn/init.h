@@ -22,7 +22,7 @@ struct Initialiser {
   static Initialiser xavier_uniform(int64_t fan_in, int64_t fan_out);
 
   /// F32 values on the run's device.
-  Tensor make(Run& run, const Shape& shape, const std::string& path) const;
+  Tensor make(Run& run, const Shape& shape, RandomSite site) const;
 };
 
 }  // namespace ulp::nn

@@ -1,15 +1,18 @@
 #include "nn/module.h"
 
+#include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
-#include "core/error.h"
+#include "core/memory_error.h"
 
 namespace ulp::nn {
 namespace {
 
-/// The optimizer's and the initialiser's streams of one parameter.
-constexpr const char* kParameterRoles[] = {"init", "weight", "master", "grad", "momentum"};
+/// The streams of one parameter: the initialiser's, the optimizer's, the average's.
+constexpr const char* kParameterRoles[] = {"init",    "weight",  "master",       "grad",
+                                           "moment1", "moment2", "compensation", "average"};
 
 /// An error that begins with the path of the layer that threw it.
 class LayerError : public Error {
@@ -17,14 +20,26 @@ class LayerError : public Error {
   using Error::Error;
 };
 
-void claim(std::map<uint32_t, std::string>& streams, const std::string& path, const char* role) {
-  const std::string name = path + "/" + role;
-  const auto [at, added] = streams.emplace(RandomSite(path).stream(role), name);
-  ULP_CHECK(added,
-            "model: '{}' and '{}' would draw the same random numbers; rename one of the modules, "
-            "or take fewer layers",
-            at->second, name);
-}
+/// The random streams of a model that have an owner.
+class Streams {
+ public:
+  /// Takes those of a path's roles. Returns the first number that tells the path from all before (site_of).
+  int32_t take(const std::string& path, const std::vector<const char*>& roles) {
+    for (int32_t twin = 0;; ++twin) {
+      const RandomSite site = site_of(path, twin);
+      std::set<uint32_t> own;
+      for (const char* role : roles) own.insert(site.stream(role));
+      if (own.size() < roles.size() ||
+          std::ranges::any_of(own, [&](uint32_t stream) { return taken_.contains(stream); }))
+        continue;
+      taken_.merge(own);
+      return twin;
+    }
+  }
+
+ private:
+  std::set<uint32_t> taken_;
+};
 
 }  // namespace
 
@@ -55,6 +70,8 @@ Var Module::operator()(Tape& tape, const Var& x) {
     y = forward(tape, x);
   } catch (const LayerError&) {
     throw;
+  } catch (const MemoryError&) {
+    throw;  // where it was missing is chance
   } catch (const Error& error) {
     if (path_.empty()) throw;
     throw LayerError(path_ + ": " + error.what());
@@ -80,21 +97,29 @@ void Module::assign_paths(const std::string& path) {
 
 void Module::initialise(Run& run, const std::string& path) {
   assign_paths(path);
-  std::map<uint32_t, std::string> streams;
+  Streams streams;
   std::map<std::string, Module*> paths;
+  std::set<std::string> parameters;
   for (Module* module : modules()) {
     const auto [at, added] = paths.emplace(module->path(), module);
     ULP_CHECK(added || module == this || module->path().empty(),
               "model: two modules have the path '{}'; give children different names",
               module->path());
-    for (const char* role : module->roles()) claim(streams, module->path(), role);
-    if (module->type() == LayerType::Dropout) claim(streams, module->path(), "mask");
-    for (Slot& slot : module->slots_)
-      for (const char* role : kParameterRoles) claim(streams, slot.parameter.path, role);
+    std::vector<const char*> roles = module->roles();
+    if (module->type() == LayerType::Dropout) roles.push_back("mask");
+    if (module->formats() != nullptr) roles.push_back("grad_input2");
+    module->twin_ = streams.take(module->path(), roles);
+    for (Slot& slot : module->slots_) {
+      ULP_CHECK(parameters.insert(slot.parameter.path).second,
+                "model: two parameters have the path '{}'; give children different names",
+                slot.parameter.path);
+      slot.parameter.twin = streams.take(slot.parameter.path,
+                                         {std::begin(kParameterRoles), std::end(kParameterRoles)});
+    }
   }
   for (Module* module : modules())
     for (Slot& slot : module->slots_) {
-      slot.parameter.value = slot.init.make(run, slot.shape, slot.parameter.path);
+      slot.parameter.value = slot.init.make(run, slot.shape, slot.parameter.site());
       slot.parameter.grad = {};
     }
   for (Module* module : modules())

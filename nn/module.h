@@ -76,11 +76,15 @@ class Module {
   /// describe(), and how the layer is scaled: "Linear 64 → 32, unit: y × 0.125, dx × 0.177".
   std::string description() const { return describe() + scaled_; }
 
-  /// Names, checks and fills the whole tree below this module. `path` is the root's own, usually empty.
-  /// Throws if two random streams of the model coincide; renaming one of the modules mends that.
+  /// Names, checks and fills the whole tree below this module. `path` is the root's own, usually empty. Every role gets a
+  /// random stream of its own: that of its name or, where an earlier one of the model has the same by chance (32 bits, so
+  /// in models with hundreds of layers), another one, the same in every run. Throws if two modules have the same path, or
+  /// two parameters.
   void initialise(Run& run, const std::string& path = "");
 
   const std::string& path() const { return path_; }
+  /// Where the module's own op draws random numbers.
+  RandomSite site() const { return site_of(path_, twin_); }
   /// Own parameters, then those of the children, in order.
   std::vector<Parameter*> parameters();
   /// The same for buffers.
@@ -101,7 +105,6 @@ class Module {
   void set_initialiser(const Parameter& parameter, const Initialiser& init);
   /// What description() adds: "y × 0.125".
   void set_scaled(const std::string& text) { scaled_ = ", unit: " + text; }
-  RandomSite site() const { return RandomSite(path_); }
 
  private:
   struct Slot {
@@ -119,6 +122,7 @@ class Module {
   void assign_paths(const std::string& path);
 
   std::string path_;
+  int32_t twin_ = 0;
   Mode mode_ = Mode::Train;
   Observer observer_;
   std::string scaled_;

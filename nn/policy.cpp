@@ -242,7 +242,10 @@ class Assigned {
       for (const char* role : kBackward) set_role(role, rule.backward, origin);
     }
     for (size_t i = 0; i < kRoles.size(); ++i) set_role(kRoles[i].name, rule.roles[i], origin);
-    if (rule.clamp_mask && takes_mask(layer_)) formats_.clamp_mask = *rule.clamp_mask;
+    if (rule.clamp_mask && takes_mask(layer_)) {
+      formats_.clamp_mask = *rule.clamp_mask;
+      mask_origin_ = origin;
+    }
     if (!has_product(layer_.type)) return;
     if (rule.forward_acc) formats_.forward_acc = *rule.forward_acc;
     if (rule.dx_acc) formats_.dx_acc = *rule.dx_acc;
@@ -259,9 +262,7 @@ class Assigned {
                 layer_.description, kRoles[i].name, q, problem);
     }
     if (!takes_mask(layer_)) return;
-    ULP_CHECK(!formats_.clamp_mask || formats_.input.transform.hadamard == 0,
-              "{}: {} ({}): input {} rotates; a clamp mask is for the values themselves",
-              origins_[index_of("input")], name_of(layer_), layer_.description, formats_.input);
+    check_mask();
     check_rotations("input", "weight");
     check_rotations("grad_output_dx", "weight_dx");
     check_rotations("grad_output_dw", "input_dw");
@@ -270,6 +271,15 @@ class Assigned {
   const OpFormats& formats() const { return formats_; }
 
  private:
+  void check_mask() const {
+    if (!formats_.clamp_mask || mask_origin_.empty()) return;
+    const std::string problem = ops::mask_misfit(formats_.input);
+    const std::string& input_origin = origins_[index_of("input")];
+    ULP_CHECK(problem.empty(), "{}: {} ({}): clamp_mask: input {}",
+              input_origin.empty() ? mask_origin_ : input_origin, name_of(layer_),
+              layer_.description, problem);
+  }
+
   /// The same for the two operands of a product.
   void check_rotations(const char* a, const char* b) const {
     const size_t i = index_of(a), k = index_of(b);
@@ -290,6 +300,7 @@ class Assigned {
   const Layer& layer_;
   OpFormats formats_;
   std::array<std::string, kRoles.size()> origins_;
+  std::string mask_origin_;
 };
 
 /// What each rule matches.

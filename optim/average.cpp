@@ -55,7 +55,7 @@ void Average::update() {
   kernels::begin_average(stream, {device_state(), run_.device_state(), rule});
   AverageArgs args{{}, options_.format, device_state()};
   for (const Averaged& one : averages_) {
-    const RandomKey key{run_.seed(), RandomSite(one.parameter->path).stream("average"), 0,
+    const RandomKey key{run_.seed(), one.parameter->site().stream("average"), 0,
                         run_.device_state()};
     if (options_.format.is_elementwise())
       args.weights.push_back({one.parameter->value, one.average, key});

@@ -261,7 +261,7 @@ void Optimizer::make_states(State& state) {
   Parameter& p = *state.parameter;
   const OptimizerOptions& o = state.options;
   const auto first = [&](const char* role) {
-    return RandomKey{run_.seed(), RandomSite(p.path).stream(role), 0, nullptr};
+    return RandomKey{run_.seed(), p.site().stream(role), 0, nullptr};
   };
   Tensor source = as_f32(run_.stream(), p.value);
   for (const Slot slot : kSlots) {
@@ -317,7 +317,7 @@ double Optimizer::lr() const {
 }
 
 RandomKey Optimizer::key(const Parameter& parameter, const char* role) const {
-  return {run_.seed(), RandomSite(parameter.path).stream(role), 0, run_.device_state()};
+  return {run_.seed(), parameter.site().stream(role), 0, run_.device_state()};
 }
 
 Tensor Optimizer::scaling(const RandomKey& key, const Quantizer& quantizer) const {

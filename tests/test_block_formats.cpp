@@ -207,6 +207,44 @@ TEST_SUITE("block_formats") {
     report(bad);
   }
 
+  TEST_CASE("near FLT_MAX every rule's scale is finite, for all magnitudes from 2^127 on") {
+    std::vector<std::string> names;
+    for (const std::string& element : all_elements())
+      for (const char* rule : kScaleRules) names.push_back(element + rule);
+    Mismatches bad;
+    int64_t looked = 0, infinite = 0;
+#pragma omp parallel for schedule(dynamic) reduction(+ : looked, infinite)
+    for (size_t i = 0; i < names.size(); ++i) {
+      const Quantizer quantizer = Quantizer::parse(names[i]);
+      const BlockRule rule = make_block_rule(quantizer, DType::F32);
+      const ScaledReference reference(quantizer);
+      const Grid plain = make_grid(quantizer);
+      // Every pattern of the OCP formats, of the others every 251st and the last ones; values at every 509th and the last.
+      const bool every = reference::full() || names[i].starts_with("mx");
+      for (uint32_t a = 0x7F000000u; a < kInfinityBits; a += every || a >= 0x7F7FFF00u ? 1 : 251) {
+        ++looked;
+        const float amax = float_of(a);
+        const int32_t exponent = scale_exponent(rule, a);
+        if (exponent < 0 || exponent > 254 || !std::isfinite(std::ldexp(1.0f, exponent - 127)))
+          bad.add(format_message("{} amax {}: X {}", {names[i], hex(amax), exponent}));
+        if (a % 509 != 0 && a < 0x7F7FFF00u) continue;
+        Grid grid = plain;
+        set_block(grid, rule, a);
+        const float y = quantise_value(amax, grid, grid.rounding, 0u);
+        const Rounded element =
+            reference.element()(std::ldexp(static_cast<double>(amax), 127 - exponent), 0);
+        const double exact = std::ldexp(static_cast<double>(element.value), exponent - 127);
+        // Inf is only what the finite scale times a number of the element is in fp32: 2^128 or more.
+        if (std::isinf(y) != (exact > double{kMost}) || (std::isfinite(y) && y != exact))
+          bad.add(format_message("{} amax {} X {}: {}", {names[i], hex(amax), exponent, hex(y)}));
+        infinite += std::isinf(y) ? 1 : 0;
+      }
+    }
+    report(bad);
+    CHECK(looked >= int64_t{30} << 23);
+    CHECK(infinite > 0);
+  }
+
   TEST_CASE("x · 2^(127−X) formed in fp32: only directed roundings can tell") {
     // Where the product is subnormal fp32 drops bits of it. It then lies below 2^−126, far below half the smallest step of
     // any element (≥ 2^−23) and below 2^−32 of that step: nearest modes, truncation and stochastic rounding give 0 either

@@ -97,6 +97,143 @@ TEST_SUITE("experiments") {
     CHECK(markdown.out.starts_with("| setting | bits | accuracy % | to plain | loss | runs |"));
   }
 
+  TEST_CASE("a row of last weights is what its training gives without an average") {
+    const Folder folder;
+    const char* const text = R"({
+      "title": "Averages", "source": "none", "differences": "none",
+      "options": "--hidden 12 --epochs 3 --lr 0.1",
+      "rows": [
+        {"name": "last", "last_of": "mean"},
+        {"name": "mean", "options": "--average swa --average-start 0.34"},
+        {"name": "own", "options": ""}
+      ]})";
+    const std::string file = write(folder, text), out = folder / "out";
+    const std::string command = "experiment '" + file + "' --seeds 2 --out '" + out + "' --json";
+    const Result r = succeed(command);
+    const Json rows = Json::parse(r.out);
+    REQUIRE(rows.size() == 3);
+    CHECK(rows[0].at("formats") == "last");
+    for (const char* key : {"accuracy", "loss"}) {
+      // metrics.jsonl has six digits of accuracies, nine of losses.
+      const double last = rows[0].at(key), own = rows[2].at(key);
+      CHECK(std::abs(last - own) <= 1e-6 * own);
+    }
+    const double last = rows[0].at("loss"), mean = rows[1].at("loss");
+    CHECK(std::abs(last - mean) > 1e-4);
+    CHECK(rows[1].at("loss_difference") == doctest::Approx(mean - last));
+    CHECK(!fs::exists(out + "/last-seed1"));
+    CHECK(succeed(command).out == r.out);  // done before
+    CHECK(has(succeed("experiment '" + file + "' --explain").out,
+              "  last: the last weights of 'mean'\n"));
+    const std::string json = succeed("experiment '" + file + "' --explain --json").out;
+    CHECK(Json::parse(json).at("rows")[0].at("last_of") == "mean");
+
+    const std::pair<const char*, const char*> wrong[] = {
+        {R"("last_of": "none")", "\"last_of\" is to name a row that is trained, got 'none'"},
+        {R"("last_of": "last")", "\"last_of\" is to name a row that is trained, got 'last'"},
+        {R"("last_of": "own")", "it is the last weights of 'own', which averages none"},
+        {R"("last_of": "mean", "options": "")", "it has no \"options\" of its own"}};
+    for (const auto& [instead, message] : wrong) {
+      CAPTURE(instead);
+      const std::string other = write(folder, without(text, R"("last_of": "mean")", instead));
+      const Result bad = ulp_command("experiment '" + other + "' --out '" + (folder / "bad") + "'");
+      CHECK(bad.status != 0);
+      CHECK(has(bad.err, message));
+      CHECK(!fs::exists(folder / "bad"));
+    }
+  }
+
+  TEST_CASE("--explain --json is a file that gives the same experiment") {
+    const Folder folder;
+    const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";
+    const Result r = succeed(quoted + "--quick --explain --json --lr=0.2 --data './two words'");
+    CHECK(r.err.empty());
+    const Json json = Json::parse(r.out);
+    CHECK(json.at("title") == "Bits, short form");
+    CHECK(json.at("source") == "none");
+    CHECK(json.at("differences") == "none");
+    CHECK(json.at("measure") == "accuracy");
+    CHECK(json.at("x") == "bits of a number");
+    CHECK(json.at("options") ==
+          Json{"--hidden", "12", "--epochs", "1", "--lr", "0.2", "--data", "./two words"});
+    REQUIRE(json.at("rows").size() == 3);
+    CHECK(json.at("rows")[1] == Json{{"name", "four, nearest"},
+                                     {"options", "--forward e2m1 --backward e5m2:sr"},
+                                     {"x", 4},
+                                     {"series", "few"}});
+    CHECK(json.at("rows")[0] == Json{{"name", "plain"}, {"options", ""}, {"x", 32}});
+    const std::string again = folder / "again.json";
+    std::ofstream(again) << r.out;
+    CHECK(succeed("experiment '" + again + "' --explain --json").out == r.out);
+    for (const char* name : {"few-bits", "swalp", "scale-rules"}) {
+      const Result long_form = succeed("experiment " + std::string(name) + " --explain --json");
+      CHECK(Json::parse(long_form.out).at("options").is_string());
+      std::ofstream(again) << long_form.out;
+      CHECK(succeed("experiment '" + again + "' --explain --json").out == long_form.out);
+    }
+    check_refused(quoted + "--explain --markdown", 2, {"--markdown", "--explain takes --json"});
+  }
+
+  TEST_CASE("the short form has a title of its own") {
+    CHECK(succeed("experiment swalp --explain").out.starts_with("SWALP on CIFAR-10\n"));
+    CHECK(
+        succeed("experiment swalp --quick --explain").out.starts_with("SWALP on Fashion-MNIST\n"));
+    CHECK(succeed("experiment wage --quick --explain").out.starts_with("WAGE on Fashion-MNIST\n"));
+    CHECK(succeed("experiment bf16 --quick --explain")
+              .out.starts_with("bf16 without master weights, short form\n"));
+    const Folder folder;
+    const std::string file =
+        write(folder, without(kFile, "\"quick\"", "\"quick_title\": \"Few epochs\", \"quick\""));
+    const Result r =
+        succeed("experiment '" + file + "' --quick --seeds 1 --out '" + (folder / "out") + "'");
+    CHECK(r.out.starts_with("Few epochs\n"));
+    for (const char* picture : {"/results.svg", "/curves.svg"})
+      CHECK(has(slurp((folder / "out") + picture), "Few epochs (mlp on digits)"));
+    check_refused("experiment '" +
+                      write(folder, without(kFile, "--epochs 1", "--data fashion-mnist")) +
+                      "' --explain",
+                  1, {"bits.json", "quick_title", "missing"});
+  }
+
+  TEST_CASE("what a row cannot do with the data is told before any row is trained") {
+    const Folder folder;
+    std::string text;
+    for (int i = 0; i < 100; ++i) text += "the number " + std::to_string(i) + "; ";
+    std::ofstream(folder / "text.txt") << text;
+    const std::string texts =
+        R"({"title": "T", "source": "none", "differences": "none", "options": "--data text:)" +
+        (folder / "text.txt") +
+        R"( --model lstm --layers 1 --width 8 --batch-size 4 --steps 2", "rows": [
+           {"name": "first", "options": "--context 16"}, {"name": "second", "options": "OPTIONS"}]})";
+    const std::string out = folder / "out";
+    const auto refused = [&](const std::string& file, const std::string& options,
+                             std::initializer_list<const char*> words) {
+      const std::string with_options = without(file, "OPTIONS", options);
+      check_refused(
+          "experiment '" + write(folder, with_options) + "' --seeds 1 --out '" + out + "'", 1,
+          words);
+      CHECK(!fs::exists(out));
+    };
+    refused(texts, "--context 900",
+            {"row 'second'", "its validation part has", "a context of 900 needs at least 901"});
+    const std::string images =
+        R"({"title": "T", "source": "none", "differences": "none",
+            "options": "--hidden 8 --epochs 2 --batch-size 500", "rows": [
+           {"name": "first", "options": ""}, {"name": "second", "options": "OPTIONS"}]})";
+    refused(images, "--accumulate-steps 3", {"row 'second'", "--accumulate-steps 3", "2 batches"});
+    refused(images, "--average swa --average-start 50",
+            {"row 'second'", "--average", "the run has 4 steps"});
+
+    // Rows of different contexts are what ulp train makes of each.
+    const std::string both = without(texts, "OPTIONS", "--context 24");
+    succeed("experiment '" + write(folder, both) + "' --seeds 1 --out '" + out + "'");
+    succeed("train --data 'text:" + (folder / "text.txt") +
+            "' --model lstm --layers 1 --width 8 --batch-size 4 --steps 2 --context 24 --out '" +
+            (folder / "one") + "'");
+    for (const char* name : {"/config.json", "/model.safetensors"})
+      CHECK(slurp(out + "/second-seed1" + name) == slurp((folder / "one") + name));
+  }
+
   TEST_CASE("options behind the name win, but not over what the rows differ in") {
     const Folder folder;
     const std::string file = write(folder, kFile), quoted = "experiment '" + file + "' ";

@@ -1,7 +1,9 @@
 #include <doctest/doctest.h>
 
 #include <map>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "command.h"
@@ -132,6 +134,64 @@ TEST_SUITE("models") {
       Run run;
       const auto model = made(run, known.name, options_for(known.image, known.classes));
       CHECK(parameter_count(*model) == known.parameters);
+    }
+  }
+
+  TEST_CASE("every role of a model with a thousand layers draws numbers of its own") {
+    const auto streams_of = [](nn::Module& model) {
+      std::vector<uint32_t> streams;
+      for (nn::Module* module : model.modules()) {
+        for (const char* role : module->roles()) streams.push_back(module->site().stream(role));
+        if (module->formats() != nullptr) streams.push_back(module->site().stream("grad_input2"));
+        if (module->type() == nn::LayerType::Dropout)
+          streams.push_back(module->site().stream("mask"));
+      }
+      for (const Parameter* p : model.parameters())
+        for (const char* role :
+             {"init", "weight", "master", "grad", "moment1", "moment2", "compensation", "average"})
+          streams.push_back(p->site().stream(role));
+      return streams;
+    };
+    using S = nn::SequenceOptions;
+    nn::ModelOptions o;
+    o.classes = 3;
+    o.sequence = {.layers = 1000, .width = 2, .heads = 1, .context = 4};
+    for (const auto& [name, mlp, norm] : {std::tuple{"gpt", S::Mlp::Gelu, S::Norm::Layer},
+                                          {"gpt", S::Mlp::Swiglu, S::Norm::Rms},
+                                          {"lstm", S::Mlp::Gelu, S::Norm::Layer},
+                                          {"gru", S::Mlp::Gelu, S::Norm::Layer}}) {
+      CAPTURE(std::string(name));
+      o.sequence.mlp = mlp;
+      o.sequence.norm = norm;
+      Run run(kCpu, 1);
+      const auto model = made(run, name, o);
+      const std::vector<uint32_t> all = streams_of(*model);
+      CHECK(all.size() > 10000);
+      CHECK(std::set<uint32_t>(all.begin(), all.end()).size() == all.size());
+      // Another run of the model has the same ones.
+      Run other(kCpu, 2);
+      CHECK(streams_of(*made(other, name, o)) == all);
+    }
+  }
+
+  TEST_CASE("models as they are in use draw the numbers of their roles' names") {
+    const auto check = [](nn::Module& model) {
+      for (const Parameter* p : model.parameters()) {
+        CHECK(p->twin == 0);
+        CHECK(p->site().stream("init") == fnv1a32(p->path + "/init"));
+      }
+      for (nn::Module* module : model.modules())
+        CHECK(module->site().stream("input") == fnv1a32(module->path() + "/input"));
+    };
+    for (const std::string name : nn::model_names()) {
+      CAPTURE(name);
+      nn::ModelOptions o = options_for({32, 32, 3}, 10);
+      for (const int64_t layers : {1, 6, 24}) {
+        o.sequence = {.layers = layers, .width = 4, .heads = 1, .context = 4};
+        Run run(kCpu, 1);
+        check(*made(run, name, o));
+        if (!nn::is_text_model(name)) break;
+      }
     }
   }
 

@@ -96,7 +96,7 @@ TEST_SUITE("nn") {
                          doctest::Contains("initialise the model first"), Error);
   }
 
-  TEST_CASE("two random streams that coincide are found when the model is built") {
+  TEST_CASE("two random streams that coincide are told apart when the model is built") {
     Run run;
     std::map<uint32_t, std::string> seen;
     std::string a, b;
@@ -112,6 +112,17 @@ TEST_SUITE("nn") {
     REQUIRE(!a.empty());
     nn::Sequential net;
     net.add<nn::ReLU>(a).add<nn::ReLU>(b);
-    CHECK_THROWS_WITH_AS(net.initialise(run), doctest::Contains("same random numbers"), Error);
+    net.initialise(run);
+    const std::vector<nn::Module*> modules = net.modules();
+    REQUIRE(modules.size() == 3);
+    CHECK(modules[1]->site().stream("input") == RandomSite(a).stream("input"));
+    CHECK(modules[2]->site().stream("input") != RandomSite(b).stream("input"));
+    CHECK(modules[2]->path() == b);
+    // The one that stands first keeps the numbers of its name.
+    nn::Sequential turned;
+    turned.add<nn::ReLU>(b).add<nn::ReLU>(a);
+    turned.initialise(run);
+    CHECK(turned.modules()[1]->site().stream("input") == RandomSite(b).stream("input"));
+    CHECK(turned.modules()[2]->site().stream("input") != RandomSite(a).stream("input"));
   }
 }

@@ -5,6 +5,7 @@
 #include "autograd/conv.h"
 #include "nn/layers.h"
 #include "nn/models.h"
+#include "nn/policy.h"
 #include "nn/wage.h"
 #include "nn/weight_scheme.h"
 #include "optim/optimizer.h"
@@ -192,11 +193,59 @@ TEST_SUITE("wage") {
         if (std::abs(x[i]) >= most + step) CHECK(dx[i] == 0);
       }
     }
-    masked.input = Quantizer::parse("e4m3+rht16");
+  }
+
+  TEST_CASE("a clamp mask of a format that has none is refused") {
+    std::vector<Parameter> in{{"x", random_tensor({5, 11}, -2, 2, 1), {}},
+                              {"w", random_tensor({7, 11}, -1, 1, 2), {}},
+                              {"image", random_tensor({2, 4, 4, 3}, -2, 2, 3), {}},
+                              {"kernel", random_tensor({5, 3, 3, 3}, -1, 1, 4), {}}};
+    const auto refused = [&](const std::string& input, const std::string& why) {
+      CAPTURE(input);
+      OpFormats f;
+      f.input = Quantizer::parse(input);
+      f.clamp_mask = true;
+      if (!f.input.is_identity()) {  // an op that rounds nothing has nothing to hold back
+        Run run(kCpu, 1);
+        Tape tape(run);
+        const auto contains = doctest::Contains((input + " " + why).c_str());
+        CHECK_THROWS_WITH_AS(ops::linear(tape, tape.watch(in[0]), tape.watch(in[1]), {}, f),
+                             contains, Error);
+        CHECK_THROWS_WITH_AS(ops::conv2d(tape, tape.watch(in[2]), tape.watch(in[3]), {}, {}, f),
+                             contains, Error);
+        CHECK_THROWS_WITH_AS(ops::quantize(tape, tape.watch(in[0]), {f.input, {}, true}), contains,
+                             Error);
+      }
+      nn::Sequential net;
+      net.add<nn::Linear>("fc1", 8, 4).add<nn::ReLU>("relu").add<nn::Linear>("fc2", 4, 2);
+      nn::Policy policy;
+      policy.rules.emplace_back();
+      policy.rules.back().clamp_mask = true;
+      policy.rules.back().origin = "a rule";
+      policy.rules.back().roles[0] = f.input;
+      REQUIRE(std::string(kRoles[0].name) == "input");
+      const std::string whole = "a rule: fc1 (Linear 8 → 4): clamp_mask: input " + input;
+      CHECK_THROWS_WITH_AS(nn::check(policy, nn::layers_of(net), 1),
+                           doctest::Contains(whole.c_str()), Error);
+      // Without a mask there is nothing to refuse.
+      policy.rules.back().clamp_mask = false;
+      nn::check(policy, nn::layers_of(net), 1);
+    };
+    refused("fixed8.4-noclamp",
+            "has no bounds, so its clamp mask would hold nothing back; leave "
+            "-noclamp or the mask out");
+    refused("fixed8.4-wrap",
+            "has no bounds, so its clamp mask would hold nothing back; leave "
+            "-wrap or the mask out");
+    OpFormats turned;
+    turned.input = turned.weight = Quantizer::parse("e4m3+rht16");
+    turned.clamp_mask = true;
     Run run(kCpu, 1);
     Tape tape(run);
-    CHECK_THROWS_WITH_AS(ops::linear(tape, tape.watch(in[0]), tape.watch(in[1]), {}, masked),
-                         doctest::Contains("a clamp mask is for the values themselves"), Error);
+    CHECK_THROWS_WITH_AS(ops::linear(tape, tape.watch(in[0]), tape.watch(in[1]), {}, turned),
+                         doctest::Contains("e4m3+rht16 rotates; a clamp mask is for the values"),
+                         Error);
+    refused("fp32", "has no bounds, so its clamp mask would hold nothing back; leave it out");
   }
 
   TEST_CASE("steps of normalised gradients on an 8-bit grid are the paper's") {

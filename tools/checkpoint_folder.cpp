@@ -137,8 +137,8 @@ std::optional<CheckpointFolder::Found> CheckpointFolder::newest_whole() {
       damaged_.push_back(file);
     } catch (const Error& error) {
       throw_error("{}; {}", error.what(), kWayOut);
-    } catch (const std::bad_alloc&) {
-      throw_error("{}: cannot be read: out of memory; {}", file.string(), kWayOut);
+    } catch (const std::bad_alloc& error) {
+      throw_error("{}: cannot be read: {}; {}", file.string(), out_of_memory_text(error), kWayOut);
     }
   }
   return {};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "nn/data/checkpoint.h"
 #include "tools/checkpoint_options.h"
 
@@ -42,6 +43,8 @@ class CheckpointFolder {
   void guard(F write) const {
     try {
       write();
+    } catch (const MemoryError&) {
+      throw;  // whoever called says the same of all memory that is missing
     } catch (const Error& error) {
       throw_error("{}{}", error.what(), way_on());
     }

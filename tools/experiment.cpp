@@ -13,6 +13,7 @@
 
 #include "core/codebook.h"
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "kernels/matmul_unit.h"
 #include "nn/augmentation.h"
 #include "nn/data/checksum.h"
@@ -494,9 +495,11 @@ std::string describe(const Experiment& e, const nn::Dataset& data, nn::Module& m
 
 nn::Dataset load_data(const Experiment& e, const nn::Vocabulary& known) {
   check_model(e);
-  if (nn::is_text_name(e.data))
-    return nn::load_text_dataset(e.data, {e.tokens, e.validation, e.sequence.context, known});
-  return nn::load_dataset(e.data);
+  return with_memory_for("--data " + e.data, [&] {
+    if (nn::is_text_name(e.data))
+      return nn::load_text_dataset(e.data, {e.tokens, e.validation, e.sequence.context, known});
+    return nn::load_dataset(e.data);
+  });
 }
 
 std::unique_ptr<nn::BatchSource> training_batches(Run& run, const nn::Dataset& data,

@@ -48,6 +48,14 @@ class Reader {
   }
   Flags flags(const char* key) const {
     std::vector<std::string> words;
+    if (json_.contains(key) && json_[key].is_array()) {
+      for (const Json& word : json_[key]) {
+        ULP_CHECK(word.is_string(), "{}: \"{}\" is to be a text or a list of words, got {}", where_,
+                  key, json_[key].dump());
+        words.push_back(word);
+      }
+      return parse_flags(words, fmt::format("{}, \"{}\"", where_, key));
+    }
     const std::string line = text_or(key, "");
     for (const std::string_view word : text::split(line, ' '))
       if (!word.empty()) words.emplace_back(word);
@@ -64,8 +72,14 @@ constexpr std::string_view kShared[] = {"--data", "--tokens", "--validation", "-
                                         "--keep", "--resume", "--threads"};
 
 ExperimentFile::Row read_row(const Json& json, const std::string& where) {
-  const Reader in(json, where, {"name", "options", "x", "series"});
-  ExperimentFile::Row row{in.text("name"), in.flags("options"), {}, in.text_or("series", "")};
+  const Reader in(json, where, {"name", "options", "x", "series", "last_of"});
+  ExperimentFile::Row row{in.text("name"),
+                          in.flags("options"),
+                          {},
+                          in.text_or("series", ""),
+                          in.text_or("last_of", "")};
+  ULP_CHECK(row.last_of.empty() || !json.contains("options"),
+            "{}: \"last_of\" is of a row that is trained; it has no \"options\" of its own", where);
   ULP_CHECK(!row.folder().empty() && std::none_of(row.name.begin(), row.name.end(),
                                                   [](unsigned char c) { return std::iscntrl(c); }),
             "{}: \"name\" is to be one line with a letter (a to z) or a digit, got {}", where,
@@ -124,7 +138,8 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   const Json json = Json::parse(text, nullptr, false);
   ULP_CHECK(!json.is_discarded(), "{}: this is no JSON", name);
   const Reader in(json, name,
-                  {"title", "source", "differences", "options", "quick", "measure", "x", "rows"});
+                  {"title", "source", "differences", "options", "quick", "quick_title", "measure",
+                   "x", "rows"});
   ExperimentFile file;
   file.name = name;
   file.title = in.text("title");
@@ -132,6 +147,10 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   file.differences = in.text("differences");
   file.options = in.flags("options");
   file.quick = in.flags("quick");
+  const bool other_data = std::any_of(file.quick.begin(), file.quick.end(),
+                                      [](const auto& flag) { return flag.first == "--data"; });
+  file.quick_title = other_data ? in.text("quick_title")
+                                : in.text_or("quick_title", (file.title + ", short form").c_str());
   const std::string measure = in.text_or("measure", "accuracy");
   ULP_CHECK(measure == "accuracy" || measure == "loss",
             "{}: \"measure\" is accuracy or loss, got '{}'", name, measure);
@@ -151,6 +170,13 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
               where, before->second, added.name, before->first);
     ULP_CHECK(file.x.empty() || file.x == "bits" || added.x,
               "{}: \"x\" is missing, which the picture is drawn over", where);
+  }
+  for (const ExperimentFile::Row& row : file.rows) {
+    const auto found = std::find_if(file.rows.begin(), file.rows.end(),
+                                    [&](const auto& other) { return other.name == row.last_of; });
+    ULP_CHECK(row.last_of.empty() || (found != file.rows.end() && found->last_of.empty()),
+              "{}, row '{}': \"last_of\" is to name a row that is trained, got '{}'", name,
+              row.name, row.last_of);
   }
   return file;
 }

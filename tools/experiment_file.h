@@ -17,21 +17,23 @@ Flags over(const Flags& base, const Flags& top);
 
 /// A comparison of trainings: what a file of tools/experiments says.
 ///   {"title": "…", "source": "paper and section", "differences": "to it",
-///    "options": "--data … --model …", "quick": "options instead for --quick",
+///    "options": "--data … --model …", "quick": "options instead for --quick", "quick_title": "of that form",
 ///    "measure": "accuracy" or "loss", "x": "bits", or a title for the rows' own x,
-///    "rows": [{"name": "…", "options": "…", "x": 4, "series": "…"}]}
-/// The first row is the reference. measure, x, and a row's x and series may be left out. Data, threads and checkpoints are
-/// options of all rows.
+///    "rows": [{"name": "…", "options": "…", "x": 4, "series": "…"}, {"name": "…", "last_of": "another row"}]}
+/// The first row is the reference. quick_title, measure, x, and a row's x and series may be left out; the first may not where
+/// "quick" has other data. Options may be a list of words. Data, threads and checkpoints are options of all rows.
+/// A row with last_of trains nothing: it is the last weights of a row whose result is an average of weights.
 struct ExperimentFile {
   struct Row {
     std::string name;
     Flags options;
     std::optional<double> x{};  // above 0
     std::string series{};       // rows of one are joined in the picture
+    std::string last_of{};      // empty: it is trained
     /// The part of a folder's name that says the row: letters, digits and '-'; no two rows of a file have the same.
     std::string folder() const;
   };
-  std::string name, title, source, differences;
+  std::string name, title, quick_title, source, differences;
   Flags options, quick;
   bool by_loss = false;
   std::string x{};  // empty: there is only the picture of losses over epochs

@@ -13,8 +13,9 @@
 #include <numeric>
 #include <system_error>
 
-#include "core/error.h"
+#include "core/memory_error.h"
 #include "tools/commands.h"
+#include "tools/memory.h"
 
 namespace {
 
@@ -37,9 +38,20 @@ std::string one_line(const std::string& text) {
   return line;
 }
 
+/// The message of memory that is missing, for which it takes none.
+int fail_without_memory(const std::bad_alloc& error) {
+  std::fflush(stdout);
+  ulp::tools::print_out_of_memory(error);
+  return 1;
+}
+
 int fail(int status, const std::string& message) {
   std::fflush(stdout);
-  std::fputs(("ulp: " + one_line(message) + "\n").c_str(), stderr);
+  try {
+    std::fputs(("ulp: " + one_line(message) + "\n").c_str(), stderr);
+  } catch (const std::bad_alloc&) {  // as it is
+    for (const char* part : {"ulp: ", message.c_str(), "\n"}) std::fputs(part, stderr);
+  }
   return status;
 }
 
@@ -134,13 +146,7 @@ std::string unknown_word(CLI::App& app, const std::vector<std::string>& words) {
   return "";
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (!open_closed_streams())
-    return fail(1, "the standard output is closed; >/dev/null makes it silent");
-  restart_with_short_spin(argv);
-  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the user's limit is an error with a name
+int run(int argc, char** argv) {
   CLI::App app{"ulp: train neural networks in low precision, exactly and fast"};
   app.name("ulp");
   app.set_version_flag("--version", std::string("ulp ") + ULP_VERSION);
@@ -171,9 +177,24 @@ int main(int argc, char** argv) {
   } catch (const ulp::Error& error) {
     return fail(1, error.what());
   } catch (const std::bad_alloc&) {
-    return fail(1, "out of memory");
+    throw;
   } catch (const std::exception& error) {
     return std::ferror(stdout) != 0 ? finish(1) : fail(1, error.what());
   }
   return finish(0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (!open_closed_streams())
+    return fail(1, "the standard output is closed; >/dev/null makes it silent");
+  restart_with_short_spin(argv);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the user's limit is an error with a name
+  ulp::tools::begin_memory();
+  try {
+    return run(argc, argv);
+  } catch (const std::bad_alloc& error) {
+    return fail_without_memory(error);
+  }
 }

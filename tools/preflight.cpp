@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "core/error.h"
+#include "core/memory_error.h"
 #include "nn/evaluate.h"
 
 namespace ulp::tools {
@@ -27,6 +27,8 @@ class Rehearsal {
       nn::apply(e_.policy, layers_, epoch);
       try {
         step();
+      } catch (const MemoryError&) {
+        throw;
       } catch (const Error& error) {
         if (epoch == 1) throw;
         throw_error("from epoch {} on: {}", epoch, error.what());
@@ -52,6 +54,8 @@ class Rehearsal {
 
 }  // namespace
 
-void preflight(const Experiment& e, const nn::Dataset& data) { Rehearsal(e, data).run(); }
+void preflight(const Experiment& e, const nn::Dataset& data) {
+  with_memory_for("a step of --model " + e.model, [&] { Rehearsal(e, data).run(); });
+}
 
 }  // namespace ulp::tools

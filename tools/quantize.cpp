@@ -1,5 +1,4 @@
 #include <fmt/core.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "tools/commands.h"
 #include "tools/format_options.h"
 #include "tools/packed_file.h"
+#include "tools/threads.h"
 #include "tools/values.h"
 
 namespace ulp::tools {
@@ -182,7 +182,7 @@ int axis_of(const QuantizeOptions& o, const Tensor& in) {
 }
 
 void run_quantize(const QuantizeOptions& o) {
-  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
+  use_threads(o.threads);
   const Device device = parse_device(o.device);
   if (is_packed(o.in)) return run_unpack(o);
   QuantiseUse use;

@@ -20,6 +20,7 @@ constexpr const char* kOfParameter[][2] = {
 /// A role by the names of its layer and its own.
 struct Named {
   std::string layer, role;
+  RandomSite site{};
   const char* shares = nullptr;  // the role whose numbers it has, if it has none itself
 };
 
@@ -35,19 +36,20 @@ const char* shared_with(const std::string& role, const OpFormats& f) {
 /// All random streams of roles, in the order of the model.
 std::vector<std::pair<uint32_t, Named>> role_names(nn::Module& model) {
   std::vector<std::pair<uint32_t, Named>> names;
-  const auto add = [&](const std::string& layer, const char* role, const char* shares = nullptr) {
-    names.push_back({RandomSite(layer).stream(role), {layer, role, shares}});
+  const auto add = [&](const std::string& layer, RandomSite site, const char* role,
+                       const char* shares = nullptr) {
+    names.push_back({site.stream(role), {layer, role, site, shares}});
   };
   for (nn::Module* module : model.modules()) {
     for (const char* role : module->roles())
-      add(module->path(), role,
+      add(module->path(), module->site(), role,
           module->formats() == nullptr ? nullptr : shared_with(role, *module->formats()));
-    if (module->formats() != nullptr) add(module->path(), "grad_input2");
+    if (module->formats() != nullptr) add(module->path(), module->site(), "grad_input2");
   }
-  for (const Role& role : kRoles) add("loss", role.name);
+  for (const Role& role : kRoles) add("loss", RandomSite("loss"), role.name);
   for (const Parameter* p : model.parameters())
     for (const auto& [role, name] : kOfParameter)
-      names.push_back({RandomSite(p->path).stream(role), {p->path, name}});
+      names.push_back({p->site().stream(role), {p->path, name, p->site()}});
   return names;
 }
 
@@ -80,7 +82,7 @@ std::string role_lines(nn::Module& model, const RoleStats& stats, int64_t epoch,
     if (found != totals.end())
       own.shares = nullptr;
     else if (named.shares != nullptr)
-      found = totals.find(RandomSite(named.layer).stream(named.shares));
+      found = totals.find(named.site.stream(named.shares));
     if (found == totals.end()) continue;
     line(own, found->second);
     others.erase(stream);

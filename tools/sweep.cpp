@@ -205,12 +205,14 @@ void run_sweep(SweepOptions& o) {
   std::vector<PlannedRun> planned;
   for (const Item& item : items) {
     names.push_back(item.name);
-    preflight(experiment_of(common, item, seeds[0]), data);
+    const Experiment first = experiment_of(common, item, seeds[0]);
+    preflight(first, data);
+    check_training(first, data);
     for (const uint64_t seed : seeds)
       planned.push_back(plan(item.name, item.folder, experiment_of(common, item, seed), data));
   }
   const fs::path dir = o.out;
-  const std::vector<SweepRun> runs = train_all(planned, data, dir, checkpointing, log);
+  const std::vector<SweepRun> runs = train_all(planned, dir, checkpointing, log);
   const std::vector<SweepRow> rows = rows_of(runs, names);
   const fs::path picture = dir / "sweep.svg", curves = dir / "curves.svg";
   const std::string title =

@@ -28,6 +28,9 @@ Json to_json(const SweepRun& run) {
   }
   json["seconds"] = run.seconds;
   json["curve"] = run.curve;
+  if (run.last)
+    json["last"] = {
+        {"accuracy", run.last->accuracy}, {"loss", run.last->loss}, {"curve", run.last->curve}};
   json["data"] = run.data;
   json["config"] = Json::parse(run.config);
   return json;
@@ -46,6 +49,11 @@ SweepRun run_of(const Json& json) {
   }
   run.seconds = json.at("seconds").get<double>();
   run.curve = json.value("curve", std::vector<double>{});  // older files have none
+  if (json.contains("last")) {
+    const Json& last = json.at("last");
+    run.last = SweepScore{last.at("accuracy").get<double>(), last.at("loss").get<double>(),
+                          last.at("curve").get<std::vector<double>>()};
+  }
   run.data = json.at("data").get<std::string>();
   run.config = json.at("config").dump(2) + "\n";
   return run;

@@ -8,6 +8,12 @@
 
 namespace ulp::tools {
 
+/// What held-out samples say of a model.
+struct SweepScore {
+  double accuracy = 0, loss = 0;
+  std::vector<double> curve{};  // the loss after each epoch
+};
+
 /// One training of a sweep.
 struct SweepRun {
   std::string formats;  // as the list has them
@@ -17,7 +23,8 @@ struct SweepRun {
       data;  // texts that tell what was run: config.json, and the fingerprint of the samples
   std::string problem{};  // not empty: it diverged, and how
   double accuracy = 0, loss = 0, seconds = 0;
-  std::vector<double> curve{};  // the loss on held-out samples after each epoch
+  std::vector<double> curve{};       // the loss on held-out samples after each epoch
+  std::optional<SweepScore> last{};  // where all this is of an average: of the last weights
 };
 
 /// The runs of a sweep that are done, in a file that is written whole after each.

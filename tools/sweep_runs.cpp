@@ -43,20 +43,26 @@ double bits_of(const Experiment& e, const nn::Dataset& data) {
   return count == 0 ? 32 : sum / count;
 }
 
-/// The losses on held-out samples that a training wrote, by epoch.
-std::vector<double> losses_in(const fs::path& metrics) {
-  std::vector<double> losses;
+/// The losses on held-out samples that a training wrote, by epoch, and the last weights' score where an average's counts.
+void read_metrics(const fs::path& metrics, SweepRun& run) {
+  SweepScore last;
+  bool averages = false;
   std::ifstream lines(metrics);
   for (std::string line; std::getline(lines, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
     if (!json.is_object() || !json.contains("loss") || !json["loss"].is_number()) continue;
     const std::string split = json.value("split", "");
-    if (split == "test" || split == "validation")
-      losses.push_back(json["loss"]);
-    else if (split == "average" && !losses.empty())
-      losses.back() = json["loss"];  // what is tested beside the last weights counts
+    if (split == "test" || split == "validation") {
+      last.accuracy = json.value("accuracy", 0.0);
+      last.loss = json["loss"];
+      last.curve.push_back(last.loss);
+      run.curve.push_back(last.loss);
+    } else if (split == "average" && !run.curve.empty()) {
+      averages = true;
+      run.curve.back() = json["loss"];  // what is tested beside the last weights counts
+    }
   }
-  return losses;
+  if (averages) run.last = last;
 }
 
 /// Trains one.
@@ -74,7 +80,7 @@ SweepRun trained(SweepRun run, const Experiment& e, const nn::Dataset& data, con
   } catch (const Diverged& error) {
     run.problem = error.what();
   }
-  run.curve = losses_in(dir / "metrics.jsonl");
+  read_metrics(dir / "metrics.jsonl", run);
   run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return run;
 }
@@ -90,6 +96,7 @@ PlannedRun plan(const std::string& name, const std::string& folder, const Experi
                 const nn::Dataset& data) {
   PlannedRun planned;
   planned.experiment = experiment;
+  planned.data = data;
   planned.folder = fmt::format("{}-seed{}", folder, experiment.seed);
   planned.run.formats = name;
   planned.run.seed = experiment.seed;
@@ -99,9 +106,8 @@ PlannedRun plan(const std::string& name, const std::string& folder, const Experi
   return planned;
 }
 
-std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn::Dataset& data,
-                                const fs::path& dir, const Checkpointing& checkpointing,
-                                std::FILE* log) {
+std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const fs::path& dir,
+                                const Checkpointing& checkpointing, std::FILE* log) {
   make_folder(dir);
   const FolderLock lock(dir);
   SweepResults results(dir / "sweep.json");
@@ -113,11 +119,11 @@ std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const nn
     if (before != nullptr) {
       runs.push_back(*before);
     } else {
-      runs.push_back(trained(p.run, p.experiment, data, dir / p.folder, checkpointing));
+      runs.push_back(trained(p.run, p.experiment, p.data, dir / p.folder, checkpointing));
       results.add(runs.back());
     }
     fmt::print(log, "{}/{}  {} seed {}: {}{}\n", runs.size(), planned.size(), p.run.formats,
-               p.run.seed, line_of(runs.back(), data), before == nullptr ? "" : " (done before)");
+               p.run.seed, line_of(runs.back(), p.data), before == nullptr ? "" : " (done before)");
     std::fflush(log);
   }
   return runs;

@@ -1,5 +1,4 @@
 #include <fmt/core.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <charconv>
@@ -24,6 +23,7 @@
 #include "tools/recipe_option.h"
 #include "tools/scaling_options.h"
 #include "tools/text_options.h"
+#include "tools/threads.h"
 #include "tools/train_options.h"
 #include "tools/training.h"
 
@@ -115,7 +115,7 @@ nn::Policy recipe_policy(const TrainOptions& o) { return o.recipe.policy(); }
 Checkpointing checkpointing_of(const TrainOptions& o) { return o.checkpoints.resolve(); }
 
 nn::Dataset prepare(const TrainOptions& o, Experiment& e) {
-  if (o.threads) omp_set_num_threads(integer_value("--threads", *o.threads, 1, kMaxThreads));
+  use_threads(o.threads);
   nn::Dataset data = load_data(e);
   fit(o, e, data);
   return data;

@@ -1,10 +1,9 @@
 #include "tools/trained_model.h"
 
-#include <omp.h>
-
 #include "core/error.h"
 #include "tools/commands.h"
 #include "tools/format_options.h"
+#include "tools/threads.h"
 
 namespace ulp::tools {
 
@@ -26,7 +25,7 @@ void TrainedModelFlags::check() const {
 
 SavedExperiment TrainedModelFlags::read() const {
   check();
-  if (threads_) omp_set_num_threads(integer_value("--threads", *threads_, 1, kMaxThreads));
+  use_threads(threads_);
   SavedExperiment saved = read_config(config());
   saved.experiment.device = parse_device(device_);
   saved.experiment.math = math_value(math_, saved.experiment.device);

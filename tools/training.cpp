@@ -9,7 +9,7 @@
 #include <optional>
 #include <system_error>
 
-#include "core/error.h"
+#include "core/memory_error.h"
 #include "core/number_text.h"
 #include "kernels/matmul_unit.h"
 #include "nn/data/atomic_file.h"
@@ -183,7 +183,8 @@ class Training {
         average_(make_average(run_, *model_, e, steps_)),
         average_statistics_(run_, *model_),
         tally_(run_),
-        graph_(run_, e.graph) {
+        graph_(run_, e.graph),
+        goes_on_(checkpointing.resume) {
     set_formats();
   }
 
@@ -240,32 +241,53 @@ class Training {
     return true;
   }
 
-  /// Makes the folder that of this run as far as it has come. To resume removes no checkpoint.
-  void begin_files(const char* title, const nn::Dataset& data, bool resume) {
-    files_.set_aside();
-    if (!resume) {
-      clear_folder(dir_);
-    } else {
-      remove_file(dir_ / "model.safetensors");
-      nn::remove_temporary_files(dir_);
-    }
+  /// Prints what the run is, and where it goes on.
+  void announce(const char* title, const nn::Dataset& data) const {
     const std::string average =
         average_ ? fmt::format("{:<11}average {} bytes\n", "", average_->bytes()) : "";
     say(fmt::format("--- {}\n{}{}{:<11}{}\n{}{:<11}{}\n", title, describe(e_, data, *model_),
                     formats_text(e_.policy, e_.epochs, layers_), "", describe_bytes(optimizer_),
                     average, "schedule", schedule_.describe()));
-    files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (!resumed_.empty())
       say(fmt::format("resumed    {}: epoch {}, step {} of {}\n", resumed_,
                       std::min(epoch_ + 1, e_.epochs), epoch_ < e_.epochs ? first_step_ : steps_,
                       steps_));
+  }
+
+  nn::Score train() {
+    return with_memory_for(
+        "training", [this] { return train_to_the_end(); },
+        [this] { return "; take a smaller --batch-size" + files_.way_on(); });
+  }
+
+ private:
+  static std::unique_ptr<nn::Sequential> initialised_model(Run& run, const Experiment& e,
+                                                           const nn::Dataset& data) {
+    auto model = make_model(e, data);
+    model->initialise(run);
+    return model;
+  }
+
+  /// Makes the folder that of this run as far as it has come: once the first step, which takes the most memory, is behind
+  /// it. To resume removes no checkpoint.
+  void begin_files() {
+    begun_ = true;
+    files_.set_aside();
+    if (!goes_on_) {
+      clear_folder(dir_);
+    } else {
+      remove_file(dir_ / "model.safetensors");
+      nn::remove_temporary_files(dir_);
+    }
+    files_.guard([&] { nn::write_file_atomically(dir_ / "config.json", config_); });
     if (metrics_.empty())
       remove_file(dir_ / "metrics.jsonl");
     else
       files_.guard([&] { nn::write_file_atomically(dir_ / "metrics.jsonl", metrics_); });
   }
 
-  nn::Score train() {
+  nn::Score train_to_the_end() {
+    if (epoch_ == e_.epochs) begin_files();
     Progress progress(e_.epochs, steps_, batches_->size() * e_.accumulate_steps,
                       epoch_ * steps_ + first_step_);
     while (epoch_ < e_.epochs) train_epoch(progress);
@@ -279,6 +301,8 @@ class Training {
         check_finite(
             "", b->path, b->value,
             fmt::format(" after epoch {}; try a smaller --lr or wider formats", e_.epochs));
+    } catch (const MemoryError&) {
+      throw;  // says nothing of the numbers
     } catch (const Error& error) {
       throw Diverged(error.what());
     }
@@ -298,14 +322,6 @@ class Training {
                  to_string(e_.optimizer.weight), average);
     });
     return average ? average_test_.score : test_.score;
-  }
-
- private:
-  static std::unique_ptr<nn::Sequential> initialised_model(Run& run, const Experiment& e,
-                                                           const nn::Dataset& data) {
-    auto model = make_model(e, data);
-    model->initialise(run);
-    return model;
   }
 
   void step() {
@@ -359,6 +375,8 @@ class Training {
             ULP_CHECK(!std::isnan(x), "{}'s {} holds {}{}", state.parameter->path,
                       optim::to_string(slot), x, after);
         }
+    } catch (const MemoryError&) {
+      throw;  // says nothing of the numbers
     } catch (const Error& error) {
       throw Diverged(error.what());
     }
@@ -415,6 +433,7 @@ class Training {
         count_step(step);
       else
         graph_.run([this] { this->step(); });
+      if (!begun_) begin_files();
       if (units_) say(units_text(*units_));
       units_.reset();
       const bool last = step + 1 == steps_;
@@ -533,6 +552,7 @@ class Training {
   nn::RunningStatistics average_statistics_;  // of its weights
   nn::Tally tally_;
   StepGraph graph_;
+  bool goes_on_, begun_ = false;  // --resume; whether the folder is that of this run
   std::optional<size_t> units_ = matrix_units_used().size();  // until the first step is made
   int64_t saved_bytes_ = 0;                                   // for the backward pass of one step
   int64_t epoch_ = 0, first_step_ = 0;                        // where the run goes on
@@ -552,16 +572,23 @@ std::string config_text(const Experiment& e, const nn::Dataset& data) {
   }
 }
 
+void check_training(const Experiment& e, const nn::Dataset& data) {
+  with_memory_for("--model " + e.model, [&] { Training(e, data, {}, {}); });
+}
+
 nn::Score train(const Experiment& e, const nn::Dataset& data, const fs::path& dir,
                 const char* title, const Checkpointing& checkpointing) {
   check_folder(dir);
-  Training training(e, data, dir, checkpointing);
-  if (checkpointing.resume && !training.resume())
+  const auto training = with_memory_for("--model " + e.model, [&] {
+    return std::make_unique<Training>(e, data, dir, checkpointing);
+  });
+  if (checkpointing.resume && !with_memory_for("--resume", [&] { return training->resume(); }))
     say(fmt::format("no whole checkpoint in {}: from the beginning\n", dir.string()));
-  // Whatever can be wrong with the run has been thrown, here or by preflight(): now the earlier run goes.
+  // Whatever can be wrong with the run has been thrown, here or by preflight(), but for the memory of a step: after the
+  // first one the earlier run goes.
   make_folder(dir);
-  training.begin_files(title, data, checkpointing.resume);
-  return training.train();
+  training->announce(title, data);
+  return training->train();
 }
 
 }  // namespace ulp::tools

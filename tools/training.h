@@ -17,6 +17,10 @@ class Diverged : public Error {
 /// What config.json holds.
 std::string config_text(const Experiment& experiment, const nn::Dataset& data);
 
+/// Throws what a training would throw before its first step for what the settings and the numbers of samples and parameters
+/// say together: schedule, average, batches of an epoch, states. Makes all of it once, on the device, and lets it go.
+void check_training(const Experiment& experiment, const nn::Dataset& data);
+
 /// Trains and writes DIR/config.json, DIR/metrics.jsonl (after every epoch) and DIR/model.safetensors, which earlier runs
 /// may have left there or, for a baseline, in DIR/baseline: they are removed first. Returns the last test score. Throws
 /// Diverged with epoch and step when a loss stops being a finite number, or naming a weight that is none at the end.

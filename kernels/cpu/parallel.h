@@ -9,7 +9,8 @@
 namespace ulp::cpu {
 
 /// Calls body(begin, end) for consecutive pieces of [0, n), at least `grain` long (except the last), on OpenMP's threads.
-/// The pieces depend on the number of threads: body must give the same bits for any cut.
+/// The pieces depend on the number of threads: body must give the same bits for any cut. All threads take part, some with
+/// nothing to do: libgomp ends those that a smaller team leaves out, and starts others for the next larger one.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
@@ -19,12 +20,13 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
     return;
   }
   std::exception_ptr error;
-#pragma omp parallel num_threads(static_cast <int>(pieces))
+#pragma omp parallel
   {
-    const int64_t piece = omp_get_thread_num(), count = omp_get_num_threads();
+    const int64_t piece = omp_get_thread_num();
+    const int64_t count = std::min<int64_t>(omp_get_num_threads(), pieces);
     const int64_t begin = n * piece / count, end = n * (piece + 1) / count;
     try {
-      if (begin < end) body(begin, end);
+      if (piece < count && begin < end) body(begin, end);
     } catch (...) {
 #pragma omp critical(ulp_parallel_for)
       error = std::current_exception();

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "core/step_state.h"
-#include "kernels/cuda/state_slot.cuh"
+#include "kernels/cuda/state_short.cuh"
 #include "kernels/functors.h"
 #include "kernels/kernels.h"
 
@@ -12,8 +12,9 @@ namespace {
 
 using functors::UpdateScalars;
 
-/// What is kept of a parameter, by number.
-enum StateIndex { kWeight, kMaster, kMoment1, kMoment2, kCompensation, kStates };
+/// What is kept of a parameter, in the order in which it is written: the numbers that an update changes are the master's, or
+/// the weight's where it has none; kCopy is the weight that is made of a master.
+enum StateIndex { kMoment1, kMoment2, kKept, kCompensation, kCopy, kStates };
 
 /// One parameter's memory, gradient apart, and the blocks that work on it: from first_block to the next one's.
 struct Parameter {
@@ -49,8 +50,6 @@ struct Work {
   const int32_t *updates, *steps;
   const StepState* state;
   uint32_t* amax;  // of each gradient, as bits, where the settings ask for it; else null
-  bool is_short;   // state_slot.cuh serves all of it
-  int8_t slots, slot_of[kStates];  // the gradient has slot 0; −1: there is no such state
   const void* grads[kMost];
 };
 static_assert(sizeof(Work) <= 4096);
@@ -105,6 +104,9 @@ struct BlockStart {
   const void* grad;  // null: there is nothing to do
   int32_t end;       // the block behind the parameter's last one
   int32_t which;     // of the launch's parameters
+  uint32_t random_step;
+  StateBytes grad_bytes;
+  int8_t grad_shift;
 };
 
 /// Called by all threads of a block, who wait for each other afterwards. Two warps work apart: what they read from afar they wait
@@ -122,6 +124,9 @@ __device__ __forceinline__ void begin_block(const Work& w, BlockStart& start) {
       start.grad = skipped ? nullptr : w.grads[which];
       start.end = which + 1 < w.count ? w.table[which + 1].first_block : w.blocks;
       start.which = which;
+      start.grad_bytes = native_bytes((w.table == nullptr ? w.only : w.table[which]).grad_type);
+      start.grad_shift = quad_shift(start.grad_bytes);
+      start.random_step = w.key.state == nullptr ? 0u : w.key.state->random_step;
     }
   }
 }
@@ -132,6 +137,17 @@ __device__ __forceinline__ void normalise(const Work& w, BlockStart& start) {
   if (threadIdx.x == 0)
     start.scalars = functors::normalised(start.scalars, w.settings, w.amax[start.which]);
   __syncthreads();
+}
+
+/// A stream's random words.
+__device__ __forceinline__ RandomSource random_of(const Work& w, const BlockStart& start,
+                                                  uint32_t stream) {
+  RandomSource random;
+  random.key0 = static_cast<uint32_t>(w.key.seed);
+  random.key1 = static_cast<uint32_t>(w.key.seed >> 32);
+  random.stream = stream;
+  random.step = start.random_step;
+  return random;
 }
 
 __device__ __forceinline__ Source gradient_of(const BlockStart& start) {
@@ -248,10 +264,9 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
   const UpdateScalars s = start.scalars;
   const Parameter& p = start.parameter;
   const Source grad = gradient_of(start);
-  const RandomSource random(w.key);
-  RandomSource grad_random = random;
-  grad_random.stream = p.grad_stream;
-  const bool has_master = p.states[kMaster].data != nullptr;
+  const RandomSource random = random_of(w, start, 0),
+                     grad_random = random_of(w, start, p.grad_stream);
+  const bool has_copy = p.states[kCopy].data != nullptr;
   const bool has_moment1 = p.states[kMoment1].data != nullptr;
   const bool has_moment2 = p.states[kMoment2].data != nullptr;
   const bool kahan = p.states[kCompensation].data != nullptr;
@@ -262,10 +277,7 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
     const int count = quad_count(i, p.n);
     float g[kQuad], x[kQuad], m[kQuad] = {}, v[kQuad] = {}, owed[kQuad] = {}, old[kQuad];
     load_quad(grad, i, count, g);
-    if (has_master)
-      read_quad(w.rules[kMaster], p.states[kMaster], i, count, x);
-    else
-      load_quad(p.states[kWeight].source(), i, count, x);
+    read_quad(w.rules[kKept], p.states[kKept], i, count, x);
     if (has_moment1) read_quad(w.rules[kMoment1], p.states[kMoment1], i, count, m);
     if (has_moment2) read_quad(w.rules[kMoment2], p.states[kMoment2], i, count, v);
     if (kahan) read_quad(w.rules[kCompensation], p.states[kCompensation], i, count, owed);
@@ -283,25 +295,30 @@ __global__ void __launch_bounds__(kThreads) optimizer_quads_kernel(const __grid_
     });
     if (has_moment1) write_quad(w.rules[kMoment1], p.states[kMoment1], random, i, count, m);
     if (has_moment2) write_quad(w.rules[kMoment2], p.states[kMoment2], random, i, count, v);
-    if (has_master)
-      write_quad(w.rules[kMaster], p.states[kMaster], random, i, count, x);
-    else
-      write_quad(w.rules[kWeight], p.states[kWeight], random, i, count, x);
+    write_quad(w.rules[kKept], p.states[kKept], random, i, count, x);
     if (kahan) {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) owed[k] = functors::lost(old[k], owed[k], x[k]);
       write_quad(w.rules[kCompensation], p.states[kCompensation], random, i, count, owed);
     }
-    if (has_master) write_quad(w.rules[kWeight], p.states[kWeight], random, i, count, x);
+    if (has_copy) write_quad(w.rules[kCopy], p.states[kCopy], random, i, count, x);
   }
 }
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
+/// The random words of a step.
+struct Randoms {
+  RandomSource states, grad;  // states: each has its own stream
+
+  __device__ Randoms(const Work& w, const BlockStart& start)
+      : states(random_of(w, start, 0)), grad(random_of(w, start, start.parameter.grad_stream)) {}
+};
+
 /// What a block knows while it goes through its tiles.
 struct Walk {
   const BlockStart* start;
   const StateLookup* lookups;  // kStates
-  RandomSource random, grad_random;
+  Randoms random;
 };
 
 /// By the definition: groups, codes of every kind, Inf and NaN, ends and arrays that lie askew. kOctets: codes of any width.
@@ -311,9 +328,9 @@ __device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
   const UpdateScalars& s = walk.start->scalars;
   const Parameter& p = walk.start->parameter;
   const Source grad = gradient_of(*walk.start);
-  const RandomSource& random = walk.random;
+  const RandomSource& random = walk.random.states;
   const StateLookup* lookups = walk.lookups;
-  const bool has_master = p.states[kMaster].data != nullptr;
+  const bool has_copy = p.states[kCopy].data != nullptr;
   const bool has_moment1 = p.states[kMoment1].data != nullptr;
   const bool has_moment2 = p.states[kMoment2].data != nullptr;
   const bool kahan = p.states[kCompensation].data != nullptr;
@@ -328,10 +345,7 @@ __device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
   };
   RawQuads raw_g, raw_x, raw_m, raw_v, raw_c;
   fetch(grad, tile, raw_g);
-  if (has_master)
-    fetch_one(kMaster, raw_x);
-  else
-    fetch(p.states[kWeight].source(), tile, raw_x);
+  fetch_one(kKept, raw_x);
   if (has_moment1) fetch_one(kMoment1, raw_m);
   if (has_moment2) fetch_one(kMoment2, raw_v);
   if (kahan) fetch_one(kCompensation, raw_c);
@@ -342,16 +356,13 @@ __device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
   for (int j = 0; j < kTileQuads; ++j)
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling);
-  round_quads(w.grad_rule, walk.grad_random, tile.at(0), tile.at(1) - tile.at(0), g);
+  round_quads(w.grad_rule, walk.random.grad, tile.at(0), tile.at(1) - tile.at(0), g);
   if (s.grad_scaling_after != 1.0f)
 #pragma unroll
     for (int j = 0; j < kTileQuads; ++j)
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) g[j][k] = canonical(g[j][k] * s.grad_scaling_after);
-  if (has_master)
-    read_one(kMaster, raw_x, x);
-  else
-    numbers_of(p.states[kWeight].source(), tile, raw_x, x);
+  read_one(kKept, raw_x, x);
   if (has_moment1) read_one(kMoment1, raw_m, m);
   if (has_moment2) read_one(kMoment2, raw_v, v);
   if (kahan) read_one(kCompensation, raw_c, owed);
@@ -369,10 +380,7 @@ __device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
   });
   if (has_moment1) write_one(kMoment1, m);
   if (has_moment2) write_one(kMoment2, v);
-  if (has_master)
-    write_one(kMaster, x);
-  else
-    write_state(w.rules[kWeight], lookups, p.states[kWeight], random, tile, x);
+  write_one(kKept, x);
   if (kahan) {
 #pragma unroll
     for (int j = 0; j < kTileQuads; ++j)
@@ -381,167 +389,163 @@ __device__ __noinline__ void update_tile(const Work& w, const Walk& walk,
         owed[j][k] = canonical(functors::lost(old[j][k], owed[j][k], x[j][k]));
     write_one(kCompensation, owed);
   }
-  if (has_master) write_state(w.rules[kWeight], lookups, p.states[kWeight], random, tile, x);
+  if (has_copy) write_one(kCopy, x);
 }
 
-/// Gradients, weights, moments: 512 elements a warp in short forms, each in its slot. False, and nothing is written, where these
-/// do not serve. Called by whole warps.
-template <bool kKahan>
-__device__ __forceinline__ bool update_slots(const Work& w, const Walk& walk, int64_t begin,
-                                             float4* slots) {
-  // Copies: what is written to slots might be what they refer to, for all that the compiler knows.
-  const UpdateScalars s = walk.start->scalars;
-  const RandomSource random = walk.random;
-  const DType grad_type = walk.start->parameter.grad_type;
-  const auto array = [&](int i) -> StateArray { return walk.start->parameter.states[i]; };
-  const auto has = [&](int i) { return w.slot_of[i] >= 0; };
-  const auto slot_of = [&](int i) { return Slot{slots + w.slot_of[i] * (kSlot / kQuad)}; };
-  const StateIndex kept = has(kMaster) ? kMaster : kWeight;
-  const Slot grad{slots}, numbers = slot_of(kept);
+/// A tile in short forms. False, and nothing is written, where these do not serve. Called by whole warps.
+template <UpdateRule kRule, bool kKahan>
+__device__ __forceinline__ bool update_short(const Work& w, const BlockStart& start,
+                                             const StateLookup (&lookups)[kStates],
+                                             ShortTile tile) {
+  constexpr bool kMoment = kRule != UpdateRule::Sgd, kTwo = kRule == UpdateRule::Adam;
+  const UpdateScalars& s = start.scalars;
+  const Parameter& p = start.parameter;
+  const bool has_copy = p.states[kCopy].data != nullptr;
+  const StateBytes grad_bytes = start.grad_bytes;
 
-  __syncwarp();
-  fetch_bytes(walk.start->grad, 8 * static_cast<int32_t>(size_of(grad_type)), begin, grad);
-#pragma unroll 1
-  for (int i = kept; i < kStates; ++i)
-    if (has(i)) fetch_slot(w.rules[i], array(i), begin, slot_of(i));
-  __pipeline_commit();
-  __pipeline_wait_prior(0);
-  __syncwarp();
-
-  bool special = false;
-  decode_native(grad_type, grad);
-#pragma unroll 1
-  for (int i = kept; i < kStates; ++i)
-    if (has(i)) special |= decode_slot(w.rules[i], walk.lookups[i], array(i), begin, slot_of(i));
-
-  float zero = 0;
-  if (w.grad_rule.how != Rounder::How::Copy) {
-    SlotValues g;
-    grad.load(g);
-    for_slot([&](int j, int k) { g[j][k] *= s.grad_scaling; });
-    grad.store(g);
-    zero = beyond_reach(1, g, zero);
-    round_slot(w.grad_rule, walk.grad_random, begin, grad);
+  Values g = {};
+  // Not finite after any of this: NaN.
+  float beyond = 0;
+  const auto within = [&](float reach, const Values& x) {
+    beyond = larger_magnitude(beyond, largest_magnitude(x) * reach);
+  };
+  const auto scale = [&](float factor) {
+    if (factor == 1.0f) return;
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) g[j][k] *= factor;
+  };
+  // What rounds has no registers left for other states' bytes.
+  const bool rounds = w.grad_rule.how != Rounder::How::Copy;
+  ShortBytes bytes_g, bytes_x, bytes_m, bytes_v, bytes_c;
+  fetch_short(start.grad_shift, start.grad, tile, bytes_g);
+  if (rounds) {
+    decode_native(grad_bytes, bytes_g, g);
+    scale(s.grad_scaling);
+    within(1, g);
+    round_short(w.grad_rule, random_of(w, start, p.grad_stream), tile, g);
   }
-  const float scaling = w.grad_rule.how != Rounder::How::Copy ? 1.0f : s.grad_scaling;
-  const float weight_reach = w.rules[kWeight].reach * (kept == kMaster ? 2.0f : 1.0f);
-  constexpr int kAtOnce = 2;  // quads
-  using Values = float[kAtOnce][kQuad];
-  for_rule(s.rule, [&]<UpdateRule kRule>() {
-#pragma unroll 1
-    for (int first = 0; first < kSlotQuads; first += kAtOnce) {
-      const auto load = [&](Slot slot, Values& to) {
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) slot.load(first + j, to[j]);
-      };
-      const auto store = [&](Slot slot, const Values& from) {
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) slot.store(first + j, from[j]);
-      };
-      constexpr bool kMoment = kRule != UpdateRule::Sgd, kTwo = kRule == UpdateRule::Adam;
-      Values g, x, m = {}, v = {}, owed = {};
-      load(grad, g);
-      load(numbers, x);
-      if constexpr (kMoment) load(slot_of(kMoment1), m);
-      if constexpr (kTwo) load(slot_of(kMoment2), v);
-      if constexpr (kKahan) {
-        load(slot_of(kCompensation), owed);
-        // What will be lost is less than this many times these.
-        constexpr float kRoom = 0x1p8f;
-        zero = beyond_reach(w.rules[kCompensation].reach * kRoom, x, zero);
-      }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j)
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          const float scaled = (g[j][k] * scaling) * s.grad_scaling_after;
-          if constexpr (kKahan) g[j][k] = x[j][k];  // the old one: its slot is free now
-          update_one<kRule>(s, kKahan, scaled, x[j][k], m[j][k], v[j][k], owed[j][k]);
-        }
-      if constexpr (kKahan) {
-        store(grad, g);
-        store(slot_of(kCompensation), owed);
-        zero = beyond_reach(w.rules[kCompensation].reach * 0x1p8f, owed, zero);
-      }
-      store(numbers, x);
-      zero = beyond_reach(weight_reach, x, zero);
-      if (kept == kMaster) zero = beyond_reach(w.rules[kMaster].reach, x, zero);
-      if constexpr (kMoment) {
-        store(slot_of(kMoment1), m);
-        zero = beyond_reach(w.rules[kMoment1].reach, m, zero);
-      }
-      if constexpr (kTwo) {
-        store(slot_of(kMoment2), v);
-        zero = beyond_reach(w.rules[kMoment2].reach, v, zero);
-      }
-    }
-  });
-  if (__any_sync(kFullWarp, special || !(zero == 0))) return false;
+  const auto fetch = [&](StateIndex i, ShortBytes& to) {
+    fetch_short(w.rules[i], p.states[i], tile, to);
+  };
+  fetch(kKept, bytes_x);
+  if constexpr (kMoment) fetch(kMoment1, bytes_m);
+  if constexpr (kTwo) fetch(kMoment2, bytes_v);
+  if constexpr (kKahan) fetch(kCompensation, bytes_c);
 
-    // The master before the weight, which is made of it; the compensation last.
-#pragma unroll 1
-  for (int turn = -1; turn < kStates; ++turn) {
-    const int i = turn < 0 ? kept : turn;
-    if (!has(i) || turn == kept) continue;
-    if (kKahan && i == kCompensation) {
-      SlotValues old, owed, x;
-      grad.load(old);
-      slot_of(i).load(owed);
-      numbers.load(x);
-      for_slot([&](int j, int k) { owed[j][k] = functors::lost(old[j][k], owed[j][k], x[j][k]); });
-      slot_of(i).store(owed);
+  if (!rounds) {
+    decode_native(grad_bytes, bytes_g, g);
+    scale(s.grad_scaling);
+  }
+  scale(s.grad_scaling_after);
+  Values x = {}, m = {}, v = {}, owed = {};
+  const auto decode = [&](StateIndex i, const ShortBytes& from, Values& to) {
+    decode_short(w.rules[i], lookups[i], from, to);
+  };
+  decode(kKept, bytes_x, x);
+  if constexpr (kMoment) decode(kMoment1, bytes_m, m);
+  if constexpr (kTwo) decode(kMoment2, bytes_v, v);
+  if constexpr (kKahan) decode(kCompensation, bytes_c, owed);
+  // What will be lost is less than this many times what is there.
+  const float lost_reach = kKahan ? w.rules[kCompensation].reach * 0x1p8f : 0.0f;
+  if constexpr (kKahan) within(lost_reach, x);
+#pragma unroll
+  for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const float old = x[j][k];
+      update_one<kRule>(s, kKahan, g[j][k], x[j][k], m[j][k], v[j][k], owed[j][k]);
+      if constexpr (kKahan) g[j][k] = old;
     }
-    const bool values = i == kMaster || (kKahan && i == kept);
-    keep_slot(w.rules[i], walk.lookups[i], array(i), random, begin, values, slot_of(i));
+  if constexpr (kKahan) within(lost_reach, owed);
+  // A copy is made of a master that is rounded before.
+  const float copy_reach = has_copy ? 2 * w.rules[kCopy].reach : 0.0f;
+  within(max(w.rules[kKept].reach, copy_reach), x);
+  if constexpr (kMoment) within(w.rules[kMoment1].reach, m);
+  if constexpr (kTwo) within(w.rules[kMoment2].reach, v);
+  if (__any_sync(kFullWarp, !(beyond <= kMaxFloat))) return false;
+
+#pragma unroll 1
+  for (int i = kMoment ? kMoment1 : kKept; i <= kCopy; ++i) {
+    const bool is_there = i == kMoment2        ? kTwo
+                          : i == kCompensation ? kKahan
+                          : i == kCopy         ? has_copy
+                                               : true;
+    if (!is_there) continue;
+    Values y = {};
+    if (kMoment && i == kMoment1) {
+      copy(m, y);
+    } else if (kTwo && i == kMoment2) {
+      copy(v, y);
+    } else if (kKahan && i == kCompensation) {
+#pragma unroll
+      for (int j = 0; j < kTileQuads; ++j)
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) y[j][k] = functors::lost(g[j][k], owed[j][k], x[j][k]);
+    } else {
+      copy(x, y);
+    }
+    keep_short(w.rules[i], lookups[i], p.states[i], random_of(w, start, p.states[i].stream), tile,
+               i == kKept, y);
+    if (i == kKept) copy(y, x);
   }
   return true;
 }
 
-/// What a launch of optimizer_tiles_kernel meets: states with compensation, codes of any width.
-enum class Tiles : uint8_t { Plain, Kahan, Octets };
-
-/// Each warp has w.slots slots of dynamic shared memory.
-size_t slot_bytes(int slots) {
-  return static_cast<size_t>(slots) * (kThreads / kWarp) * kSlot * sizeof(float);
-}
-
-template <Tiles kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == Tiles::Plain ? 3 : 2)
-    optimizer_tiles_kernel(const __grid_constant__ Work w) {
-  __shared__ BlockStart start;
-  __shared__ StateLookup lookups[kStates];
+/// The block's part of the launch: its lookups; false if there is nothing to do. Called by all threads.
+__device__ __forceinline__ bool begin_tiles(const Work& w, BlockStart& start,
+                                            StateLookup (&lookups)[kStates]) {
   begin_block(w, start);
 #pragma unroll
   for (int s = 0; s < kStates; ++s) lookups[s].load(w.rules[s]);
   __syncthreads();
-  if (start.grad == nullptr) return;
+  if (start.grad == nullptr) return false;
   normalise(w, start);
+  return true;
+}
 
-  const Parameter& p = start.parameter;
-  Walk walk{&start, lookups, RandomSource(w.key), RandomSource(w.key)};
-  walk.grad_random.stream = p.grad_stream;
+/// Calls body(begin) for the tiles that are this warp's.
+template <class Body>
+__device__ __forceinline__ void for_tiles(const BlockStart& start, const Body& body) {
+  constexpr int kWarps = kThreads / kWarp;
+  const int first = static_cast<int>(blockIdx.x) - start.parameter.first_block;
+  for (int64_t tile = first * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+       tile * kTile < start.parameter.n; tile += (start.end - start.parameter.first_block) * kWarps)
+    body(tile * kTile);
+}
+
+/// Where state_short.cuh serves all states, but perhaps not every number and place.
+template <UpdateRule kRule, bool kKahan>
+__global__ void __launch_bounds__(kThreads, kKahan || kRule == UpdateRule::Adam ? 3 : 4)
+    optimizer_short_kernel(const __grid_constant__ Work w) {
+  __shared__ BlockStart start;
+  __shared__ StateLookup lookups[kStates];
+  if (!begin_tiles(w, start, lookups)) return;
   const auto lies_well = [](const void* data) {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0;
   };
-  bool is_short = w.is_short && lies_well(start.grad);
-  for (const StateArray& state : p.states) is_short = is_short && lies_well(state.data);
-  extern __shared__ float4 slots[];
-  constexpr int kWarps = kThreads / kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  float4* const own = slots + warp * w.slots * (kSlot / kQuad);
-  const int64_t step = static_cast<int64_t>(start.end - p.first_block) * kWarps * kSlot;
-  const int64_t first =
-      (static_cast<int64_t>(static_cast<int32_t>(blockIdx.x) - p.first_block) * kWarps + warp) *
-      kSlot;
-  for (int64_t begin = first; begin < p.n; begin += step) {
-    if constexpr (kTiles != Tiles::Octets) {
-      if (is_short && begin + kSlot <= p.n &&
-          update_slots<kTiles == Tiles::Kahan>(w, walk, begin, own))
-        continue;
-    }
-    for (int64_t at = begin; at < min(begin + kSlot, p.n); at += kTile)
-      update_tile(w, walk, Tile<kTiles == Tiles::Octets>{at, p.n});
-  }
+  bool is_short = lies_well(start.grad);
+  for (const StateArray& state : start.parameter.states)
+    is_short = is_short && lies_well(state.data);
+  for_tiles(start, [&](int64_t begin) {
+    if (is_short && begin + kTile <= start.parameter.n &&
+        update_short<kRule, kKahan>(w, start, lookups, ShortTile(begin)))
+      return;
+    update_tile(w, Walk{&start, lookups, Randoms(w, start)}, Tile<false>{begin, start.parameter.n});
+  });
+}
+
+template <bool kOctets>
+__global__ void __launch_bounds__(kThreads, 2)
+    optimizer_tiles_kernel(const __grid_constant__ Work w) {
+  __shared__ BlockStart start;
+  __shared__ StateLookup lookups[kStates];
+  if (!begin_tiles(w, start, lookups)) return;
+  const Walk walk{&start, lookups, Randoms(w, start)};
+  for_tiles(start, [&](int64_t begin) {
+    update_tile(w, walk, Tile<kOctets>{begin, start.parameter.n});
+  });
 }
 
 // ---- calls ----------------------------------------------------------------------------------------------------------
@@ -556,8 +560,26 @@ DType native_type(const Format& format) {
   return DType::U8;
 }
 
-/// packed: some state of the rule is kept as codes.
-StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool packed) {
+/// How states of this rule are moved in short forms; dtype: theirs.
+StateBytes short_bytes(const StateRule& rule, const Quantizer& q, DType dtype) {
+  using How = Rounder::How;
+  const Rounder& r = rule.rounder;
+  const bool rounds = r.how == How::Copy || (r.how != How::Any && r.stays_a_number);
+  if (dtype != DType::U8) return rounds ? native_bytes(dtype) : StateBytes::None;
+  const DType native = native_type(q.format);
+  if (rounds && native != DType::U8) return native_bytes(native);
+  if (rule.tree.size == 0 && !(rounds && rule.quick.serves)) return StateBytes::None;
+  switch (rule.code.bits) {
+    case 16: return StateBytes::Codes16;
+    case 8: return StateBytes::Codes8;
+    case 4: return StateBytes::Codes4;
+    default: return StateBytes::None;
+  }
+}
+
+/// dtype: of the states that are kept, U8 for codes.
+StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, DType dtype) {
+  using How = Rounder::How;
   StateRule rule{};
   if (q.is_elementwise()) {
     rule.rounder = make_rounder(device, q, key);
@@ -567,29 +589,25 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, bool 
     while (1 << rule.group_shift < rule.group) ++rule.group_shift;
     rule.rounder = make_rounder(device, q, key, make_block_grid(q, rule.block));
   }
-  if (rule.rounder.how == Rounder::How::NearestPosit ||
-      rule.rounder.how == Rounder::How::StochasticPosit)
-    rule.rounder.how = Rounder::How::Any;
-  using How = Rounder::How;
-  const Rounder& r = rule.rounder;
-  rule.is_short = r.how == How::Copy || (r.how != How::Any && r.stays_a_number);
-  rule.native = native_type(q.format);
-  rule.converts = rule.native != DType::U8 && (r.how == How::Nearest || r.how == How::NearestCut);
-  rule.reach = 1;
-  if (rule.converts && rule.group == 0) rule.reach = 0x1.FFFFEp127f / float_of(r.fast.max);
-  if (!packed) return rule;
-  rule.code = make_code_rule(q.format);
-  rule.quick = make_short_float(rule.code);
-  if (rule.code.kind == CodeRule::Kind::Table) rule.code.table = table_on(device, q.format.table);
-  if (rule.code.bits <= 8) {
-    rule.numbers = rule.code.kind == CodeRule::Kind::Table ? rule.code.table
-                                                           : code_numbers_on(device, q.format);
-    if (rule.code.kind == CodeRule::Kind::Table && q.bits == RandomBits{})
-      rule.tree = tree_on(device, q);
+  How& how = rule.rounder.how;
+  if (how == How::NearestPosit || how == How::StochasticPosit) how = How::Any;
+  if (dtype == DType::U8) {
+    rule.code = make_code_rule(q.format);
+    rule.quick = make_short_float(rule.code);
+    const bool table = rule.code.kind == CodeRule::Kind::Table;
+    if (table) rule.code.table = table_on(device, q.format.table);
+    if (rule.code.bits <= 8)
+      rule.numbers = table ? rule.code.table : code_numbers_on(device, q.format);
+    if (rule.code.bits <= 8 && table && q.bits == RandomBits{}) rule.tree = tree_on(device, q);
   }
-  const bool has_short = rule.native != DType::U8 || rule.quick.serves;
-  rule.is_short =
-      has_piece(rule.code.bits) && (rule.tree.size != 0 || (rule.is_short && has_short));
+  rule.bytes = short_bytes(rule, q, dtype);
+  rule.converts = rule.bytes != StateBytes::None && rule.bytes != StateBytes::F32 &&
+                  rule.bytes == native_bytes(native_type(q.format)) &&
+                  (how == How::Nearest || how == How::NearestCut);
+  rule.shift = quad_shift(rule.bytes);
+  rule.as_is = rule.converts || (how == How::Copy && rule.bytes == StateBytes::F32);
+  rule.reach = 1;
+  if (rule.converts && rule.group == 0) rule.reach = kMaxFloat / float_of(rule.rounder.fast.max);
   return rule;
 }
 
@@ -606,8 +624,10 @@ StateArray array_of(const StoredState& state, const RandomKey& key) {
 
 Parameter make_parameter(const OptimizerParameter& from) {
   Parameter p{};
-  p.states[kWeight] = array_of({from.weight}, from.weight_key);
-  p.states[kMaster] = array_of(from.master, from.master_key);
+  const StateArray weight = array_of({from.weight}, from.weight_key);
+  const bool has_master = from.master.defined();
+  p.states[kKept] = has_master ? array_of(from.master, from.master_key) : weight;
+  if (has_master) p.states[kCopy] = weight;
   p.states[kMoment1] = array_of(from.moment1, from.moment1_key);
   p.states[kMoment2] = array_of(from.moment2, from.moment2_key);
   p.states[kCompensation] = array_of(from.compensation, from.compensation_key);
@@ -643,13 +663,20 @@ bool takes_quads(const Work& w) {
   return true;
 }
 
-void launch_optimizer(Stream stream, const Work& w, Tiles tiles, bool quads) {
-  launch({"optimizer_step", quads ? 0 : slot_bytes(w.slots)}, stream, w.blocks, kThreads,
-         quads                   ? optimizer_quads_kernel
-         : tiles == Tiles::Plain ? optimizer_tiles_kernel<Tiles::Plain>
-         : tiles == Tiles::Kahan ? optimizer_tiles_kernel<Tiles::Kahan>
-                                 : optimizer_tiles_kernel<Tiles::Octets>,
-         w);
+using OptimizerKernel = void (*)(Work);
+
+template <UpdateRule kRule>
+OptimizerKernel short_kernel(bool kahan) {
+  return kahan ? optimizer_short_kernel<kRule, true> : optimizer_short_kernel<kRule, false>;
+}
+
+OptimizerKernel short_kernel(UpdateRule rule, bool kahan) {
+  switch (rule) {
+    case UpdateRule::Sgd: return short_kernel<UpdateRule::Sgd>(kahan);
+    case UpdateRule::Momentum: return short_kernel<UpdateRule::Momentum>(kahan);
+    case UpdateRule::Adam: return short_kernel<UpdateRule::Adam>(kahan);
+    default: return short_kernel<UpdateRule::Lion>(kahan);
+  }
 }
 
 }  // namespace
@@ -659,24 +686,32 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   if (args.parameters.empty()) return;
   const Device device = stream.device;
   const OptimizerParameter& one = args.parameters.front();
-  const auto packed = [&](auto member) {
-    for (const OptimizerParameter& p : args.parameters)
-      if ((p.*member).defined() && (p.*member).data.dtype() == DType::U8) return true;
-    return false;
-  };
   Work w{};
   w.grad_rule = make_elementwise_rounder("optimizer_step", device, args.grad_format, one.grad_key);
-  if (w.grad_rule.how == Rounder::How::NearestPosit ||
-      w.grad_rule.how == Rounder::How::StochasticPosit)
-    w.grad_rule.how = Rounder::How::Any;
-  w.rules[kWeight] = rule_of(device, args.weight_format, one.weight_key, false);
-  const auto set_rule = [&](StateIndex i, const Quantizer& q, auto member) {
-    w.rules[i] = rule_of(device, q, one.weight_key, packed(member));
+  Rounder::How& grad_how = w.grad_rule.how;
+  if (grad_how == Rounder::How::NearestPosit || grad_how == Rounder::How::StochasticPosit)
+    grad_how = Rounder::How::Any;
+  bool is_short = grad_how == Rounder::How::Copy ||
+                  (grad_how != Rounder::How::Any && w.grad_rule.stays_a_number);
+  const auto set_rule = [&](StateIndex i, const Quantizer& q, const auto& state_of) {
+    const Tensor first = state_of(one);
+    w.rules[i] = rule_of(device, q, one.weight_key, first.defined() ? first.dtype() : DType::F32);
+    if (!first.defined()) return;
+    is_short = is_short && w.rules[i].bytes != StateBytes::None;
+    for (const OptimizerParameter& p : args.parameters)
+      is_short = is_short && state_of(p).dtype() == first.dtype();
   };
-  set_rule(kMaster, args.master_format, &OptimizerParameter::master);
-  set_rule(kMoment1, args.moment1_format, &OptimizerParameter::moment1);
-  set_rule(kMoment2, args.moment2_format, &OptimizerParameter::moment2);
-  set_rule(kCompensation, args.compensation_format, &OptimizerParameter::compensation);
+  using P = OptimizerParameter;
+  const auto weight_of = [](const P& p) { return p.weight; };
+  if (one.master.defined()) {
+    set_rule(kKept, args.master_format, [](const P& p) { return p.master.data; });
+    set_rule(kCopy, args.weight_format, weight_of);
+  } else {
+    set_rule(kKept, args.weight_format, weight_of);
+  }
+  set_rule(kMoment1, args.moment1_format, [](const P& p) { return p.moment1.data; });
+  set_rule(kMoment2, args.moment2_format, [](const P& p) { return p.moment2.data; });
+  set_rule(kCompensation, args.compensation_format, [](const P& p) { return p.compensation.data; });
   w.settings = args.settings;
   w.key = one.weight_key;
   w.rates = args.rates.data<float>();
@@ -685,29 +720,18 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   w.steps = args.steps.data<int32_t>();
   w.state = args.state;
 
-  const Rounder& g = w.grad_rule;
-  w.is_short = w.rules[kWeight].is_short &&
-               (g.how == Rounder::How::Copy || (g.how != Rounder::How::Any && g.stays_a_number));
-  for (const StateRule& rule : w.rules) w.is_short = w.is_short && rule.is_short;
-  Tiles tiles = one.compensation.defined() ? Tiles::Kahan : Tiles::Plain;
+  bool octets = false;
   for (const StateRule& rule : w.rules)
-    if (rule.code.bits != 0 && !has_piece(rule.code.bits)) tiles = Tiles::Octets;
-  w.slots = 1;
-  const auto take_slot = [&](StateIndex i, bool needed) {
-    w.slot_of[i] = needed ? w.slots++ : int8_t{-1};
-  };
-  take_slot(kWeight, true);
-  w.slot_of[kMaster] = one.master.defined() ? w.slot_of[kWeight] : int8_t{-1};
-  take_slot(kMoment1, one.moment1.defined());
-  take_slot(kMoment2, one.moment2.defined());
-  take_slot(kCompensation, one.compensation.defined());
+    octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
   int64_t elements = 0;
   for (const OptimizerParameter& from : args.parameters) elements += from.weight.numel();
-  // Where nothing is rounded but the weight, memory is what takes time.
-  bool rounds = false;
-  for (int i = kMaster; i < kStates; ++i) rounds |= w.rules[i].rounder.how != Rounder::How::Copy;
-  const bool quads = takes_quads(w) && (elements <= kMostForQuads || !w.is_short || !rounds);
-  const int64_t per_block = quads ? kThreads * kQuad : kThreads / kWarp * kSlot;
+  const bool quads = takes_quads(w) && (elements <= kMostForQuads || !is_short);
+  const OptimizerKernel kernel = quads ? optimizer_quads_kernel
+                                 : is_short
+                                     ? short_kernel(args.settings.rule, one.compensation.defined())
+                                 : octets ? optimizer_tiles_kernel<true>
+                                          : optimizer_tiles_kernel<false>;
+  const int64_t per_block = kThreads * kQuad * (quads ? 1 : kTileQuads);
   std::vector<Parameter> parameters;
   std::vector<int32_t> blocks(1, 0);  // of each launch
   for (const OptimizerParameter& from : args.parameters) {
@@ -743,7 +767,7 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
       w.amax = static_cast<uint32_t*>(written(amax)) + begin;
       launch("optimizer_step", stream, w.blocks, kThreads, gradient_amax_kernel, w);
     }
-    launch_optimizer(stream, w, tiles, quads);
+    launch("optimizer_step", stream, w.blocks, kThreads, kernel, w);
   }
 }
 

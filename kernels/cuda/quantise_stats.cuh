@@ -4,13 +4,14 @@
 
 #include "core/quantise_stats.h"
 #include "kernels/cuda/segment.cuh"
+#include "kernels/kernels.h"
 
 namespace ulp::cuda {
 
 static_assert(kSegment == kStatsRun && kStatsLanes == 2 * kRow);
 
-/// Where a launch leaves its statistics: counts in `total`, zero before (of `count` only minus the gaps), the three sums of run r in sums[r], sums[runs + r],
-/// sums[2 · runs + r].
+/// Where a launch leaves its statistics: counts in `total`, zero before (of `count` only minus the gaps), the three sums of run r
+/// in sums[r], sums[runs + r], sums[2 · runs + r].
 struct StatsSink {
   QuantiseStats* total;
   double* sums;
@@ -142,5 +143,13 @@ __device__ __forceinline__ void add_stats(const StatsSink& sink, int64_t begin, 
   at[sink.runs] = all.square_error * (error_unit * error_unit);
   at[2 * sink.runs] = all.square * (unit * unit);
 }
+
+/// Statistics of one call, in memory that `sums` keeps.
+StatsSink stats_sink(Stream stream, const QuantiseArgs& args, Tensor& sums);
+/// Adds a tensor that another kernel has quantised; mask: what was clamped.
+void count_quantised(Stream stream, const StatsSink& sink, const Source& in, const Source& out,
+                     const uint8_t* mask, int64_t n);
+/// The sums of all that was added, of n elements.
+void finish_stats(Stream stream, const StatsSink& sink, int64_t n);
 
 }  // namespace ulp::cuda

@@ -137,12 +137,11 @@ __device__ __forceinline__ void floats_of_halves(uint32_t pair, float& low, floa
 
 /// Four values of their bytes, by the conversions of the hardware, which are exact and have NaN of many kinds.
 template <DType kType>
-__device__ __forceinline__ void decode_quad(const QuadWords<size_of(kType)>& words,
-                                            float (&x)[kQuad]) {
+__device__ __forceinline__ void convert_back(const QuadWords<size_of(kType)>& words,
+                                             float (&x)[kQuad]) {
   if constexpr (kType == DType::F32 || kType == DType::BF16) {
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
-    return;
   } else if constexpr (kType == DType::F16) {
     floats_of_halves(words.words.x, x[0], x[1]);
     floats_of_halves(words.words.y, x[2], x[3]);
@@ -162,9 +161,16 @@ __device__ __forceinline__ void decode_quad(const QuadWords<size_of(kType)>& wor
 #else
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) x[k] = decode(words[k], kType);
-    return;
 #endif
   }
+}
+
+/// The same with the one NaN.
+template <DType kType>
+__device__ __forceinline__ void decode_quad(const QuadWords<size_of(kType)>& words,
+                                            float (&x)[kQuad]) {
+  convert_back<kType>(words, x);
+  if constexpr (kType == DType::F32 || kType == DType::BF16) return;
   if (!all_finite(x)) {
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) x[k] = canonical(x[k]);

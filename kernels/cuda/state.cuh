@@ -17,6 +17,9 @@ inline constexpr int64_t kTile = kTileQuads * kRow;
 using Values = float[kTileQuads][kQuad];
 using Codes = uint32_t[kTileQuads][kQuad];
 
+/// What a state's bytes are, where state_short.cuh serves it: numbers of a native type or codes.
+enum class StateBytes : uint8_t { None, F32, BF16, F16, E4M3, E5M2, Codes16, Codes8, Codes4 };
+
 /// How all states of one kind are rounded and kept, whatever parameter they belong to.
 struct StateRule {
   Rounder rounder;       // its stream apart
@@ -28,10 +31,12 @@ struct StateRule {
   int32_t group;         // elements, a power of two; 0: no groups
   int32_t group_shift;   // its exponent
 
-  // For state_slot.cuh.
-  bool is_short;  // it serves finite numbers within reach
-  bool converts;  // the hardware's rounding to `native` is this rule's, within reach
-  DType native;   // the type whose numbers are the format's; U8: none
+  // For state_short.cuh.
+  StateBytes bytes;  // None: it has no short form
+  int8_t shift;      // 2^shift bytes hold a quad of them
+  bool
+      as_is;  // numbers become these bytes by one conversion, for which `converts` or nothing needs to be rounded
+  bool converts;  // the hardware's rounding to the bytes' type is this rule's, within reach
   float reach;    // what multiplies a number out of fp32 if it is beyond
 };
 
@@ -181,6 +186,19 @@ __device__ __forceinline__ void round_to_table(const Rounder& rounder, const Tab
   }
 }
 
+/// most[j]: that of quad j → that of its group. Called by whole warps.
+template <bool kOctets>
+__device__ __forceinline__ void join_groups(int32_t group, uint32_t (&most)[kTileQuads]) {
+  const auto join = [&] { most[0] = most[1] = max(most[0], most[1]); };
+  constexpr int kOfLane = kOctets ? kTileQuads * kQuad : kQuad;
+  if (kOctets && group >= kOfLane) join();
+  if (!kOctets && group == kTile) join();
+  for (int lanes = 1; lanes < kWarp && lanes * kOfLane < group; lanes *= 2)
+#pragma unroll
+    for (int j = 0; j < kTileQuads; ++j)
+      most[j] = max(most[j], __shfl_xor_sync(kFullWarp, most[j], lanes));
+}
+
 /// most[j] = the largest |x| in the group of quad j. Called by whole warps.
 template <bool kOctets>
 __device__ __forceinline__ void group_amax(int32_t group, const Tile<kOctets>& tile,
@@ -192,14 +210,7 @@ __device__ __forceinline__ void group_amax(int32_t group, const Tile<kOctets>& t
     for (int k = 0; k < kQuad; ++k)
       most[j] = max(most[j], k < tile.count(j) ? bits_of(x[j][k]) & ~kSignBit : 0u);
   }
-  const auto join = [&] { most[0] = most[1] = max(most[0], most[1]); };
-  constexpr int kOfLane = kOctets ? kTileQuads * kQuad : kQuad;
-  if (kOctets && group >= kOfLane) join();
-  for (int lanes = 1; lanes < kWarp && lanes * kOfLane < group; lanes *= 2)
-#pragma unroll
-    for (int j = 0; j < kTileQuads; ++j)
-      most[j] = max(most[j], __shfl_xor_sync(kFullWarp, most[j], lanes));
-  if (!kOctets && group == kTile) join();
+  join_groups<kOctets>(group, most);
 }
 static_assert(kTileQuads == 2);
 

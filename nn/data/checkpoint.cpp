@@ -8,6 +8,7 @@
 
 #include "core/codes.h"
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "core/quantizer.h"
 
 namespace ulp::nn {
@@ -149,6 +150,8 @@ class Parser {
     if (const auto stream = scaling_stream(name)) {
       try {
         check_scaling(name_, name, tensor);
+      } catch (const MemoryError& error) {
+        throw MemoryError(name_ + ": " + error.what());
       } catch (const Error& error) {
         throw Damaged(error.what());
       }

@@ -341,6 +341,14 @@ Dataset load_text_dataset(const std::string& name, const TextOptions& options) {
   return data;
 }
 
+Dataset with_context(const Dataset& text, int64_t context) {
+  check_context(text.name, text.vocabulary.kind(), text.train.images.numel(),
+                text.test.images.numel(), context);
+  Dataset data = text;
+  data.sample_shape = {context};
+  return data;
+}
+
 std::string lasting_dataset_name(const std::string& text) {
   if (is_text_name(text))
     return std::string(kTextPrefix) + fs::absolute(text.substr(kTextPrefix.size())).string();

@@ -49,6 +49,8 @@ Dataset load_dataset(const std::string& name_or_directory);
 
 /// "text:FILE": tokens for training and for validation, which is `test`. Errors begin with the name.
 Dataset load_text_dataset(const std::string& name, const TextOptions& options);
+/// The same tokens in windows of another length. Throws as load_text_dataset does for one that is too long.
+Dataset with_context(const Dataset& text, int64_t context);
 bool is_text_name(std::string_view name);
 
 /// What load_dataset takes, in a few words.

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <new>
 #include <system_error>
 
 #include "core/error.h"
@@ -63,7 +64,9 @@ std::vector<uint8_t> gunzip(std::span<const uint8_t> compressed, size_t limit,
   constexpr int kGzipOnly = 15 + 16;  // zlib: the largest window, gzip header and trailer
   constexpr size_t kStep = size_t{1} << 20;
   z_stream stream{};
-  ULP_CHECK(inflateInit2(&stream, kGzipOnly) == Z_OK, "{}: zlib cannot be started", name);
+  const int begun = inflateInit2(&stream, kGzipOnly);
+  if (begun == Z_MEM_ERROR) throw std::bad_alloc();
+  ULP_CHECK(begun == Z_OK, "{}: zlib cannot be started", name);
   const std::unique_ptr<z_stream, int (*)(z_stream*)> owner(&stream, inflateEnd);
 
   std::vector<uint8_t> content;
@@ -78,6 +81,7 @@ std::vector<uint8_t> gunzip(std::span<const uint8_t> compressed, size_t limit,
     stream.next_out = content.data() + filled;
     stream.avail_out = static_cast<uInt>(room);
     const int status = inflate(&stream, Z_NO_FLUSH);
+    if (status == Z_MEM_ERROR) throw std::bad_alloc();
     used += rest - stream.avail_in;
     filled += room - stream.avail_out;
     if (status == Z_STREAM_END) {

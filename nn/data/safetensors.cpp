@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "core/tensor_limit.h"
 #include "nn/data/atomic_file.h"
 #include "nn/data/checksum.h"
@@ -404,12 +405,18 @@ class Reader {
            end, data_bytes_);
   }
 
+  std::string refusal(const Entry& entry, const Error& error) const {
+    return fmt::format("{}: tensor {} cannot be read: {}", source_.name, quoted(entry.name),
+                       error.what());
+  }
+
   Tensor make_tensor(const Entry& entry) const {
     try {
       return Tensor::empty(entry.shape, entry.dtype, kCpu);
+    } catch (const MemoryError& error) {
+      throw MemoryError(refusal(entry, error));
     } catch (const Error& error) {
-      throw_error("{}: tensor {} cannot be read: {}", source_.name, quoted(entry.name),
-                  error.what());
+      throw Error(refusal(entry, error));
     }
   }
 
@@ -472,8 +479,8 @@ SafetensorsFile load_safetensors(const fs::path& path) {
     return Reader({path.native(), file.size(),
                    [&file](uint64_t offset, std::span<uint8_t> to) { file.read(offset, to); }})
         .read();
-  } catch (const std::bad_alloc&) {
-    throw_error("{}: cannot be read: out of memory", path.native());
+  } catch (const std::bad_alloc& error) {
+    throw MemoryError(path.native() + ": cannot be read: " + out_of_memory_text(error));
   }
 }
 

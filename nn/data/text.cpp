@@ -54,15 +54,16 @@ Tensor tensor_of(const int32_t* tokens, int64_t n, bool narrow) {
   return Tensor::from(bytes, {n});
 }
 
-void check_part(const std::string& name, const char* part, int64_t tokens,
-                const TextOptions& options) {
-  ULP_CHECK(tokens > options.context,
-            "{}: its {} part has {}, and a context of {} needs at least {}; take a longer text "
-            "or a shorter context",
-            name, part, counted(tokens, options.tokens), options.context, options.context + 1);
-}
-
 }  // namespace
+
+void check_context(const std::string& name, TokenKind kind, int64_t training, int64_t validation,
+                   int64_t context) {
+  for (const auto& [part, tokens] : {std::pair{"training", training}, {"validation", validation}})
+    ULP_CHECK(tokens > context,
+              "{}: its {} part has {}, and a context of {} needs at least {}; take a longer text "
+              "or a shorter context",
+              name, part, counted(tokens, kind), context, context + 1);
+}
 
 const char* to_string(TokenKind kind) { return kind == TokenKind::Bytes ? "bytes" : "characters"; }
 
@@ -166,8 +167,7 @@ Text split_text(std::string_view text, const std::string& name, const TextOption
   const auto count = static_cast<int64_t>(tokens.size());
   const auto validation =
       static_cast<int64_t>(std::floor(static_cast<double>(count) * options.validation));
-  check_part(name, "training", count - validation, options);
-  check_part(name, "validation", validation, options);
+  check_context(name, options.tokens, count - validation, validation, options.context);
   const bool narrow = result.vocabulary.size() <= kBytes;
   result.train = tensor_of(tokens.data(), count - validation, narrow);
   result.validation = tensor_of(tokens.data() + (count - validation), validation, narrow);

@@ -48,6 +48,10 @@ class Vocabulary {
 std::vector<char32_t> code_points(std::string_view text, const std::string& name);
 std::string utf8_of(char32_t character);
 
+/// Throws unless both parts of a text are longer than a context. `name` begins messages.
+void check_context(const std::string& name, TokenKind kind, int64_t training, int64_t validation,
+                   int64_t context);
+
 struct TextOptions {
   TokenKind tokens = TokenKind::Characters;
   /// The share of the tokens, from the end of the text, that is for validation.
