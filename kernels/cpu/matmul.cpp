@@ -31,8 +31,9 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int64_t kStep = 512;   // k steps between loading and storing the sums of a tile
-constexpr int64_t kRow = kStep + 16;  // floats between packed rows of a: a power of two would share few cache sets
+constexpr int64_t kStep = 512;  // k steps between loading and storing the sums of a tile
+constexpr int64_t kRow =
+    kStep + 16;  // floats between packed rows of a: a power of two would share few cache sets
 constexpr int64_t kSide = 2048;  // rows and columns of out whose operands are packed together
 constexpr int64_t kPackedFloats = 1 << 20;              // packed operands at a time
 constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
@@ -99,7 +100,7 @@ ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
-  const float* lower = a + 3 * a_step;  // two pointers and one distance reach six rows
+  const float* lower = a + 3 * a_step;       // two pointers and one distance reach six rows
   const float* next_a = a + kRows * a_step;  // the tile below reads these
   do {
     __m256 row[kVectors];
@@ -193,8 +194,8 @@ TileSet current_tiles() {
 #if defined(ULP_X86_ISA)
   if (current_isa() == Isa::Avx512) return tile_set<Avx512>();
   if (current_isa() == Isa::Avx2) {
-    static constexpr auto kDirect = all_direct_tiles<Avx2>(
-        std::make_integer_sequence<int, Avx2::kRows * Avx2::kVectors>());
+    static constexpr auto kDirect =
+        all_direct_tiles<Avx2>(std::make_integer_sequence<int, Avx2::kRows * Avx2::kVectors>());
     TileSet tiles = tile_set<Avx2>();
     tiles.direct = kDirect.data();
     return tiles;
@@ -572,8 +573,7 @@ class BlockProduct {
     int64_t whole = first;  // up to it panels are copied line by line
     if (!direct_b_ && b_.is_strided() && b_.dtype == DType::F32 && b_.column_step == 1) {
       while (whole < last && panel_columns(whole) == step) ++whole;
-      const auto* const from =
-          static_cast<const float*>(b_.at(k.begin, column_ + first * step));
+      const auto* const from = static_cast<const float*>(b_.at(k.begin, column_ + first * step));
       float* const to = b_panel(g, first);
       const int64_t from_step = b_.row_step, to_step = depth_ * step, lines = k.size(),
                     panels = whole - first;
@@ -619,9 +619,8 @@ class BlockProduct {
           rows.end = rows.begin + least;  // cut(m_, tiles_m_, i) without its divisions
           rest += more;
           if (rest >= tiles_m_) ++rows.end, rest -= tiles_m_;
-          tile.a = direct_a_
-                       ? static_cast<const float*>(a_.at(row_ + rows.begin, k.begin + s))
-                       : a_rows(g, s, rows.begin);
+          tile.a = direct_a_ ? static_cast<const float*>(a_.at(row_ + rows.begin, k.begin + s))
+                             : a_rows(g, s, rows.begin);
           tile.c = sums(g) + rows.begin * sums_step(g) + left;
           tile.c_step = sums_step(g);
           tile.next_c = tile.c + rows.size() * tile.c_step;
