@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -10,6 +11,8 @@
 #include "core/scalar_math.h"
 #include "core/sum.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/strict_sum.h"
 #include "kernels/functors.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
@@ -663,6 +666,32 @@ TEST_SUITE("kernels") {
           h = (h ^ (bits >> (8 * byte) & 255)) * 1099511628211ull;
       CHECK(h == hash);
     }
+  }
+
+  TEST_CASE("sums and largest values of short rows are the same on every instruction set") {
+    const cpu::Isa before = cpu::current_isa();
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    for (const cpu::Isa isa : {cpu::Isa::Portable, cpu::Isa::Avx2, cpu::Isa::Avx512}) {
+      if (!cpu::has_isa(isa)) continue;
+      cpu::set_isa(isa);
+      for (int64_t n = 1; n < 300; ++n) {
+        CAPTURE(n);
+        std::vector<float> v = random_tensor({n}, -1, 1, 19).to_floats();
+        CHECK(cpu::strict_sum(v.data(), n) == sum_by_the_book(v));
+        CHECK(cpu::largest_of(v.data(), n) == *std::max_element(v.begin(), v.end()));
+        // Of zeros the first; a NaN anywhere.
+        const auto zero = static_cast<size_t>(n) / 3, nan = static_cast<size_t>(n) * 2 / 3;
+        for (const float first : {0.0f, -0.0f}) {
+          for (float& x : v) x = -std::abs(x) - 1;
+          for (size_t i = zero; i < v.size(); i += 5) v[i] = i == zero ? first : -first;
+          CHECK(bits_of(cpu::largest_of(v.data(), n)) == bits_of(first));
+        }
+        v[nan] = kNan;
+        CHECK(std::isnan(cpu::largest_of(v.data(), n)));
+        CHECK(std::isnan(cpu::strict_sum(v.data(), n)));
+      }
+    }
+    cpu::set_isa(before);
   }
 
   TEST_CASE("sums follow the stated order, along any axis") {

@@ -3,6 +3,7 @@
 // The CPU side of element-wise kernels, made from a functor (kernels/functors.h and its like). ULP_DEFINE_ELEMENTWISE defines
 // the kernel of one row of a list.
 
+#include <algorithm>
 #include <type_traits>
 
 #include "core/convert.h"
@@ -82,6 +83,7 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
   Tensor out_tensor = args.out;
   void* out = out_tensor.mutable_raw();
   const DType out_type = args.out.dtype();
+  const bool direct = out_type == DType::F32 && !quantiser.active();
 
   parallel_for_units(n, kBlock, kGrain, [&](int64_t first, int64_t last) {
     std::array<BlockBuffer, 3> buffers;
@@ -96,12 +98,16 @@ void run(const char* name, Stream stream, const ElementwiseArgs& args) {
                     : read_block(args.in[k].raw(), args.in[k].dtype(), step[k] * begin,
                                  step[k] == 0 ? 1 : count, buffer);
       }
-      float* y = result.data();
+      // Straight to its place, unless that is where an input lies.
+      float* const place = direct ? static_cast<float*>(out) + begin : nullptr;
+      const bool apart = direct && std::find(in.begin(), in.end(), place) == in.end();
+      float* y = apart ? place : result.data();
       with_isa([=]() ULP_INLINE {
         for (int64_t i = 0; i < count; ++i)
           y[i] =
               canonical(call<kInputs, F>(in, {i * step[0], i * step[1], i * step[2]}, alpha, beta));
       });
+      if (apart) continue;
       quantiser.apply(y, count, begin);
       write_block(out, out_type, begin, count, y);
     }

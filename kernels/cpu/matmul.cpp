@@ -2,7 +2,7 @@
 //
 // A block of out is cut into tiles of at most (rows × vectors·width); a tile's accumulators stay in registers for
 // kStep steps of k and are carried through memory to the next kStep, so every output sees one ascending chain of fma
-// per chunk, whatever the tile. a is packed as rows of kStep values (a tile reads them at constant distances), b as
+// per chunk, whatever the tile. a is packed as rows of kStep values (a tile reads them kRow apart) unless it has few columns, b as
 // panels as wide as a tile, one row of the panel for each k. Packing decodes, and transposes where the strides ask it.
 
 #include <algorithm>
@@ -31,7 +31,9 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int64_t kStep = 512;   // k steps between loading and storing the sums of a tile
+constexpr int64_t kStep = 512;  // k steps between loading and storing the sums of a tile
+constexpr int64_t kRow =
+    kStep + 16;  // floats between packed rows of a: a power of two would share few cache sets
 constexpr int64_t kSide = 2048;  // rows and columns of out whose operands are packed together
 constexpr int64_t kPackedFloats = 1 << 20;              // packed operands at a time
 constexpr int64_t kItemRows = 112, kItemColumns = 256;  // one piece of work, at most
@@ -42,10 +44,11 @@ static_assert(kMatmulChunk % kStep == 0);
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
-/// c[i, j] = Σ_k a[i·kStep + k] · b[k·b_step + j], k ascending over 1 … kStep terms,
+/// c[i, j] = Σ_k a[i·kRow + k] · b[k·b_step + j], k ascending over 1 … kStep terms,
 /// starting from +0 or (carry) from c[i, j].
 struct Tile {
   const float* a;
+  int64_t a_step;  // of a that is read where it lies, instead of kRow
   const float* b;
   int64_t b_step;
   float* c;
@@ -60,9 +63,12 @@ using TileFunction = void (*)(const Tile&);
 struct TileSet {
   int64_t rows, width, vectors;
   const TileFunction* by_size;
+  const TileFunction* direct;  // the same with rows of a where they lie, or null
 
   int64_t columns() const { return width * vectors; }
-  TileFunction operator()(int64_t r, int64_t v) const { return by_size[(v - 1) * rows + r - 1]; }
+  TileFunction operator()(int64_t r, int64_t v, bool direct_a) const {
+    return (direct_a ? direct : by_size)[(v - 1) * rows + r - 1];
+  }
 };
 
 template <int kRows, int kVectors>
@@ -75,26 +81,27 @@ void tile_portable(const Tile& t) {
   for (int64_t k = 0; k < t.k; ++k, b += t.b_step)
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kColumns; ++j)
-        sum[i][j] = __builtin_fmaf(t.a[i * kStep + k], b[j], sum[i][j]);
+        sum[i][j] = __builtin_fmaf(t.a[i * kRow + k], b[j], sum[i][j]);
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kColumns; ++j) t.c[i * t.c_step + j] = sum[i][j];
 }
 
 #if defined(ULP_X86_ISA)
-template <int kRows, int kVectors>
+template <int kRows, int kVectors, bool kDirect>
 ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
   __m256 sum[kRows][kVectors];
   const float* a = t.a;
   const float* b = t.b;
   float* const c = t.c;
-  const int64_t b_step = t.b_step, c_step = t.c_step;
+  const int64_t a_step = kDirect ? t.a_step : kRow, b_step = t.b_step, c_step = t.c_step;
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v)
       sum[i][v] = t.carry ? _mm256_loadu_ps(c + i * c_step + v * 8) : _mm256_setzero_ps();
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
-  const float* next_a = a + kRows * kStep;  // the tile below reads these
+  const float* lower = a + 3 * a_step;       // two pointers and one distance reach six rows
+  const float* next_a = a + kRows * a_step;  // the tile below reads these
   do {
     __m256 row[kVectors];
     __builtin_prefetch(next_a);
@@ -102,10 +109,12 @@ ULP_TARGET_AVX2 void tile_avx2(const Tile& t) {
     for (int v = 0; v < kVectors * 8; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm256_loadu_ps(b + v * 8);
     for (int i = 0; i < kRows; ++i) {
-      const __m256 x = _mm256_set1_ps(a[i * kStep]);
+      const float* const line = i < 3 ? a : lower;
+      const __m256 x = _mm256_set1_ps(line[(i < 3 ? i : i - 3) * a_step]);
       for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm256_fmadd_ps(x, row[v], sum[i][v]);
     }
     b += b_step;
+    ++lower;
   } while (++a != end);
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(c + i * c_step + v * 8, sum[i][v]);
@@ -124,7 +133,7 @@ ULP_TARGET_AVX512 void tile_avx512(const Tile& t) {
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(t.next_c + i * c_step + v, 1);
   const float* const end = a + t.k;
-  const float* next_a = a + kRows * kStep;  // the tile below reads these
+  const float* next_a = a + kRows * kRow;  // the tile below reads these
   do {
     __m512 row[kVectors];
     __builtin_prefetch(next_a);
@@ -132,7 +141,7 @@ ULP_TARGET_AVX512 void tile_avx512(const Tile& t) {
     for (int v = 0; v < kVectors * 16; v += 16) __builtin_prefetch(b + kAhead * b_step + v);
     for (int v = 0; v < kVectors; ++v) row[v] = _mm512_loadu_ps(b + v * 16);
     for (int i = 0; i < kRows; ++i) {
-      const __m512 x = _mm512_set1_ps(a[i * kStep]);
+      const __m512 x = _mm512_set1_ps(a[i * kRow]);
       for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_fmadd_ps(x, row[v], sum[i][v]);
     }
     b += b_step;
@@ -151,7 +160,9 @@ struct Portable {
 struct Avx2 {  // 6·2 sums, 2 of b, 1 of a: 15 of 16 registers
   static constexpr int kRows = 6, kVectors = 2, kWidth = 8;
   template <int r, int v>
-  static constexpr TileFunction tile = tile_avx2<r, v>;
+  static constexpr TileFunction tile = tile_avx2<r, v, false>;
+  template <int r, int v>
+  static constexpr TileFunction direct_tile = tile_avx2<r, v, true>;
 };
 struct Avx512 {  // 14·2 sums, 2 of b, 1 of a: 31 of 32 registers
   static constexpr int kRows = 14, kVectors = 2, kWidth = 16;
@@ -166,17 +177,29 @@ constexpr auto all_tiles(std::integer_sequence<int, i...>) {
       I::template tile<i % I::kRows + 1, i / I::kRows + 1>...};
 }
 
+template <class I, int... i>
+constexpr auto all_direct_tiles(std::integer_sequence<int, i...>) {
+  return std::array<TileFunction, sizeof...(i)>{
+      I::template direct_tile<i % I::kRows + 1, i / I::kRows + 1>...};
+}
+
 template <class I>
 TileSet tile_set() {
   static constexpr auto kTiles =
       all_tiles<I>(std::make_integer_sequence<int, I::kRows * I::kVectors>());
-  return {I::kRows, I::kWidth, I::kVectors, kTiles.data()};
+  return {I::kRows, I::kWidth, I::kVectors, kTiles.data(), nullptr};
 }
 
 TileSet current_tiles() {
 #if defined(ULP_X86_ISA)
   if (current_isa() == Isa::Avx512) return tile_set<Avx512>();
-  if (current_isa() == Isa::Avx2) return tile_set<Avx2>();
+  if (current_isa() == Isa::Avx2) {
+    static constexpr auto kDirect =
+        all_direct_tiles<Avx2>(std::make_integer_sequence<int, Avx2::kRows * Avx2::kVectors>());
+    TileSet tiles = tile_set<Avx2>();
+    tiles.direct = kDirect.data();
+    return tiles;
+  }
 #endif
   return tile_set<Portable>();
 }
@@ -240,8 +263,11 @@ ULP_HD void pack_lines(float* to, int64_t to_step, const Matrix& from, int64_t r
       float* corner = to + r * to_step + c;
       int64_t i = 0;
       if (wide == 8)
-        for (; i + 8 <= high; i += 8)
+        for (; i + 8 <= high; i += 8) {
+          if (i % 16 == 0)  // those of the next eight columns
+            for (int64_t j = 8; j < 16; ++j) __builtin_prefetch(lines + j * line_step + i);
           transpose8(corner + i * to_step, to_step, lines + i, line_step);
+        }
       for (; i < high; ++i)
         for (int64_t j = 0; j < wide; ++j) corner[i * to_step + j] = lines[j * line_step + i];
     }
@@ -336,6 +362,13 @@ Finish::Finish(std::initializer_list<Tensor> factors, double last, const Tensor&
 }
 
 void Finish::operator()(float* x, int64_t first, int64_t column, int64_t n) const {
+  if (!scales && !rounds && !bias.empty()) {
+    const float* add = bias.data() + column;
+    with_isa([=]() ULP_INLINE {
+      for (int64_t i = 0; i < n; ++i) x[i] = canonical(x[i] + add[i]);
+    });
+    return;
+  }
   scale(x, n);
   add_bias(x, column, n);
   round(x, first, n);
@@ -436,6 +469,9 @@ class BlockProduct {
     };
     direct_b_ = b_.is_strided() && b_.dtype == DType::F32 && b_.column_step == 1 &&
                 m_ <= (aligned() ? kDirectRows : kDirectRows / 4);
+    // Short rows that lie as close as packed ones.
+    direct_a_ = tiles_.direct != nullptr && a_.is_strided() && a_.dtype == DType::F32 &&
+                a_.column_step == 1 && a_.row_step <= kStep && k_ <= kStep;
     const int64_t work = m_ * n_ * std::min(k_, int64_t{1} << 32);
     threads_ = std::clamp<int64_t>(work / kWorkPerThread, 1, omp_get_max_threads());
 
@@ -451,19 +487,22 @@ class BlockProduct {
         items_n_ = std::min(panels_, 2 * items_n_);
     }
 
-    const int64_t a_lines = m_, b_lines = panels_ * tiles_.columns();
+    const int64_t a_lines = direct_a_ ? 0 : m_, b_lines = panels_ * tiles_.columns();
     const int64_t longest = pieces(std::min(k_, kMatmulChunk), kStep) * kStep;
     depth_ = kPackedFloats / (group_ * (a_lines + b_lines)) / kStep * kStep;
     depth_ = std::clamp(depth_, kStep, longest);
     const int64_t partial = chunks > 1 ? group_ * m_ * n_ : 0;
-    packed_a_ = workspace(group_ * depth_ * (a_lines + b_lines) + partial);
-    packed_b_ = packed_a_ + group_ * depth_ * a_lines;
+    const int64_t a_floats = group_ * depth_ / kStep * kRow * a_lines;
+    packed_a_ = workspace(a_floats + group_ * depth_ * b_lines + partial);
+    packed_b_ = packed_a_ + a_floats;
     partial_ = packed_b_ + group_ * depth_ * b_lines;
   }
 
   void run() {
     const int64_t chunks = pieces(k_, kMatmulChunk);
-    const int64_t rows = pieces(m_, kPackRows), panels = pieces(panels_, kPackPanels);
+    const int64_t rows = direct_a_ ? 0 : pieces(m_, kPackRows);
+    const int64_t panels =
+        direct_b_ && n_ % tiles_.columns() == 0 ? 0 : pieces(panels_, kPackPanels);
     for (first_chunk_ = 0; first_chunk_ < chunks; first_chunk_ += group_) {
       now_ = std::min(group_, chunks - first_chunk_);
       const int64_t length = std::min(kMatmulChunk, k_ - first_chunk_ * kMatmulChunk);
@@ -500,9 +539,9 @@ class BlockProduct {
     const int64_t chunk_end = std::min(k_, begin + kMatmulChunk);
     return {std::min(begin + from_, chunk_end), std::min(begin + from_ + depth_, chunk_end)};
   }
-  /// Rows of kStep values: step s of row i at ((g·depth/kStep + s)·m + i)·kStep.
+  /// Rows of kStep values: step s of row i at ((g·depth/kStep + s)·m + i)·kRow.
   float* a_rows(int64_t g, int64_t k, int64_t row) const {
-    return packed_a_ + (g * depth_ + k) * m_ + row * kStep;
+    return packed_a_ + ((g * depth_ + k) / kStep * m_ + row) * kRow;
   }
   float* b_panel(int64_t g, int64_t panel) const {
     return packed_b_ + (g * panels_ + panel) * depth_ * tiles_.columns();
@@ -521,7 +560,7 @@ class BlockProduct {
     const Range k = packed_k(g);
     const int64_t row = group * kPackRows, rows = std::min(kPackRows, m_ - row);
     for (int64_t s = 0; s < k.size(); s += kStep)
-      pack(a_rows(g, s, row), kStep, a_, row_ + row, rows, k.begin + s,
+      pack(a_rows(g, s, row), kRow, a_, row_ + row, rows, k.begin + s,
            std::min(kStep, k.size() - s));
   }
 
@@ -531,8 +570,25 @@ class BlockProduct {
     const int64_t step = tiles_.columns(),
                   high = b_.windows == nullptr && b_.column_step == 1 ? 16 : 64;
     const int64_t first = group * kPackPanels, last = std::min(panels_, first + kPackPanels);
+    int64_t whole = first;  // up to it panels are copied line by line
+    if (!direct_b_ && b_.is_strided() && b_.dtype == DType::F32 && b_.column_step == 1) {
+      while (whole < last && panel_columns(whole) == step) ++whole;
+      const auto* const from = static_cast<const float*>(b_.at(k.begin, column_ + first * step));
+      float* const to = b_panel(g, first);
+      const int64_t from_step = b_.row_step, to_step = depth_ * step, lines = k.size(),
+                    panels = whole - first;
+      with_isa([=]() ULP_INLINE {
+        for (int64_t s = 0; s < lines; ++s)
+          for (int64_t p = 0; p < panels; ++p) {
+            const float* const x = from + s * from_step + p * step;
+            float* const y = to + p * to_step + s * step;
+            __builtin_prefetch(x + kAhead * from_step);
+            for (int64_t j = 0; j < step; j += 16) std::memcpy(y + j, x + j, 16 * sizeof(float));
+          }
+      });
+    }
     for (int64_t s = 0; s < k.size(); s += high)
-      for (int64_t panel = first; panel < last; ++panel) {
+      for (int64_t panel = whole; panel < last; ++panel) {
         if (is_direct(panel)) continue;
         const int64_t columns = panel_columns(panel), lines = std::min(high, k.size() - s);
         float* to = b_panel(g, panel) + s * step;
@@ -545,18 +601,26 @@ class BlockProduct {
   void multiply(int64_t g, int64_t item) const {
     const Range k = packed_k(g), tiles = cut(tiles_m_, items_m_, item % items_m_);
     const Range panels = cut(panels_, items_n_, item / items_m_);
+    const int64_t least = m_ / tiles_m_, more = m_ % tiles_m_;
+    const int64_t first_row = m_ * tiles.begin / tiles_m_, first_rest = m_ * tiles.begin % tiles_m_;
     for (int64_t s = 0; s < k.size(); s += kStep)
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         const int64_t left = panel * tiles_.columns();
         Tile tile{};
         tile.k = std::min(kStep, k.size() - s);
+        tile.a_step = a_.row_step;
         tile.carry = from_ + s > 0;
         tile.b_step = is_direct(panel) ? b_.row_step : tiles_.columns();
         tile.b = is_direct(panel) ? static_cast<const float*>(b_.at(k.begin + s, column_ + left))
                                   : b_panel(g, panel) + s * tiles_.columns();
-        for (int64_t i = tiles.begin; i < tiles.end; ++i) {
-          const Range rows = cut(m_, tiles_m_, i);
-          tile.a = a_rows(g, s, rows.begin);
+        Range rows{first_row, 0};
+        int64_t rest = first_rest;
+        for (int64_t i = tiles.begin; i < tiles.end; ++i, rows.begin = rows.end) {
+          rows.end = rows.begin + least;  // cut(m_, tiles_m_, i) without its divisions
+          rest += more;
+          if (rest >= tiles_m_) ++rows.end, rest -= tiles_m_;
+          tile.a = direct_a_ ? static_cast<const float*>(a_.at(row_ + rows.begin, k.begin + s))
+                             : a_rows(g, s, rows.begin);
           tile.c = sums(g) + rows.begin * sums_step(g) + left;
           tile.c_step = sums_step(g);
           tile.next_c = tile.c + rows.size() * tile.c_step;
@@ -568,14 +632,14 @@ class BlockProduct {
   /// A tile that reaches beyond the right edge of out is summed beside it.
   void run_tile(Tile tile, int64_t rows, int64_t columns) const {
     const int64_t vectors = pieces(columns, tiles_.width), wide = vectors * tiles_.width;
-    if (columns == wide) return tiles_(rows, vectors)(tile);
+    if (columns == wide) return tiles_(rows, vectors, direct_a_)(tile);
     alignas(64) float beside[14 * 32];
     float* c = std::exchange(tile.c, beside);
     const int64_t c_step = std::exchange(tile.c_step, wide);
     for (int64_t i = 0; tile.carry && i < rows; ++i)
       std::fill(std::copy_n(c + i * c_step, columns, beside + i * wide), beside + (i + 1) * wide,
                 0.0f);
-    tiles_(rows, vectors)(tile);
+    tiles_(rows, vectors, direct_a_)(tile);
     for (int64_t i = 0; i < rows; ++i) std::copy_n(beside + i * wide, columns, c + i * c_step);
   }
 
@@ -608,7 +672,7 @@ class BlockProduct {
   int64_t items_m_, items_n_;  // pieces of work along each side
   int64_t group_;              // chunks at a time
   int64_t depth_;              // k steps of each chunk packed at a time
-  bool direct_b_;
+  bool direct_a_, direct_b_;
   float *packed_a_, *packed_b_, *partial_;
   int64_t first_chunk_ = 0, now_ = 0,
           from_ = 0;  // chunks in work, and the first k step within each

@@ -1,3 +1,4 @@
+#include <array>
 #include <cstring>
 
 #include "core/convert.h"
@@ -17,14 +18,29 @@ void for_runs(const Tensor& in, const Body& body) {
   const int last = in.rank() - 1;
   const int64_t count = last < 0 ? 1 : in.size(last), step = last < 0 ? 1 : in.strides()[last];
   const int64_t runs = in.numel() / count;
+  std::array<int64_t, kMaxRank> sizes{}, steps{};
+  for (int axis = 0; axis < last; ++axis) {
+    sizes[static_cast<size_t>(axis)] = in.size(axis);
+    steps[static_cast<size_t>(axis)] = in.strides()[axis];
+  }
   parallel_for(runs, std::max<int64_t>(1, kGrain / count), [&](int64_t first, int64_t end) {
+    std::array<int64_t, kMaxRank> at{};
+    int64_t offset = 0, rest = first;
+    for (int axis = last - 1; axis >= 0; --axis) {
+      const auto i = static_cast<size_t>(axis);
+      at[i] = rest % sizes[i];
+      offset += at[i] * steps[i];
+      rest /= sizes[i];
+    }
     for (int64_t run = first; run < end; ++run) {
-      int64_t offset = 0, rest = run;
-      for (int axis = last - 1; axis >= 0; --axis) {
-        offset += rest % in.size(axis) * in.strides()[axis];
-        rest /= in.size(axis);
-      }
       body(run * count, offset, count, step);
+      for (int axis = last - 1; axis >= 0; --axis) {
+        const auto i = static_cast<size_t>(axis);
+        offset += steps[i];
+        if (++at[i] < sizes[i]) break;
+        offset -= sizes[i] * steps[i];
+        at[i] = 0;
+      }
     }
   });
 }
