@@ -51,8 +51,11 @@ namespace cuda {
 /// For tests: the most blocks of kernels that go round in loops; 0: the usual number. No result depends on it.
 #if defined(ULP_HAS_CUDA)
 void set_most_blocks(int64_t blocks);
+/// For tests: the most elements that optimizer_step takes in quads if it can, else in tiles; below 0: the usual number.
+void set_most_for_quads(int64_t elements);
 #else
 inline void set_most_blocks(int64_t) {}
+inline void set_most_for_quads(int64_t) {}
 #endif
 }  // namespace cuda
 

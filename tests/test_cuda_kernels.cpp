@@ -11,6 +11,7 @@
 #include "kernels/pack.h"
 #include "tests/command.h"
 #include "tools/cases/comparison.h"
+#include "tools/cases/core_cases.h"
 
 #if defined(ULP_HAS_CUDA)
 #include "core/cuda_check.h"
@@ -51,6 +52,18 @@ TEST_SUITE("cuda_kernels") {
       CHECK(outcome.problem == "");
     }
     cuda::set_most_blocks(0);
+  }
+
+  TEST_CASE("updates in tiles give the CPU's bits, however small") {
+    const int threads = omp_get_max_threads();
+    cuda::set_most_for_quads(0);
+    cases::Comparison comparison(
+        {{kCpu, cpu::current_isa(), threads}, {kGpu, cpu::current_isa(), threads}});
+    const cases::Outcome outcome =
+        comparison.outcome_of("optimizer_step", cases::check_optimizer_step);
+    CHECK(outcome.problem == "");
+    CHECK(outcome.runs > 1000);
+    cuda::set_most_for_quads(-1);
   }
 
   TEST_CASE("no kernel writes outside its tensors") { CHECK(guard_violations() == 0); }

@@ -1,7 +1,9 @@
+#include <cmath>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "core/codebook.h"
 #include "core/step_state.h"
 #include "kernels/cuda/state_short.cuh"
 #include "kernels/functors.h"
@@ -31,8 +33,9 @@ static_assert(std::has_unique_object_representations_v<Parameter>);  // compared
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 constexpr int kMost = 192;
 
-/// Up to so many elements what counts is that many threads begin at once, in little code.
+/// Up to so many elements what counts is that many threads begin at once, in little code: a quad a thread.
 constexpr int64_t kMostForQuads = int64_t{1} << 20;
+int64_t most_for_quads = kMostForQuads;
 
 /// Blocks for one parameter: a few of a GPU's worth, so that what each reads before it starts counts little.
 constexpr int64_t kMostBlocks = 2112;
@@ -447,7 +450,7 @@ __device__ __forceinline__ bool update_short(const Work& w, const BlockStart& st
   if constexpr (kMoment) decode(kMoment1, bytes_m, m);
   if constexpr (kTwo) decode(kMoment2, bytes_v, v);
   if constexpr (kKahan) decode(kCompensation, bytes_c, owed);
-  // What will be lost is less than this many times what is there.
+  // What will be lost is less than this many times what is there, or the least number of the kept format (followers_fit).
   const float lost_reach = kKahan ? w.rules[kCompensation].reach * 0x1p8f : 0.0f;
   if constexpr (kKahan) within(lost_reach, x);
 #pragma unroll
@@ -459,7 +462,7 @@ __device__ __forceinline__ bool update_short(const Work& w, const BlockStart& st
       if constexpr (kKahan) g[j][k] = old;
     }
   if constexpr (kKahan) within(lost_reach, owed);
-  // A copy is made of a master that is rounded before.
+  // A copy is made of a master that rounding may have doubled.
   const float copy_reach = has_copy ? 2 * w.rules[kCopy].reach : 0.0f;
   within(max(w.rules[kKept].reach, copy_reach), x);
   if constexpr (kMoment) within(w.rules[kMoment1].reach, m);
@@ -606,9 +609,35 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, DType
                   (how == How::Nearest || how == How::NearestCut);
   rule.shift = quad_shift(rule.bytes);
   rule.as_is = rule.converts || (how == How::Copy && rule.bytes == StateBytes::F32);
+  // Inf of the format's own comes of a number beyond its bounds, a bit more for the product with this.
+  const FastGrid& fast = rule.rounder.fast;
+  const bool to_infinity =
+      fast.overflow == kInfinityBits || (fast.overflow ^ fast.overflow_flip) == kInfinityBits;
   rule.reach = 1;
-  if (rule.converts && rule.group == 0) rule.reach = kMaxFloat / float_of(rule.rounder.fast.max);
+  if (rule.group == 0 && (rule.converts || to_infinity)) {
+    const float most = std::min(float_of(fast.max), float_of(fast.max ^ fast.max_flip));
+    rule.reach = kMaxFloat / most * (to_infinity ? 1 + 0x1p-20f : 1.0f);
+  }
   return rule;
+}
+
+/// What rounding can make of a number near zero.
+float least_step(const StateRule& rule, const Quantizer& q) {
+  const FastGrid& fast = rule.rounder.fast;
+  if (rule.tree.size != 0)
+    return std::max(std::abs(codebook(q.format.table).values.front()),
+                    std::abs(codebook(q.format.table).values.back()));
+  if (fast.form != FastGrid::Form::Spaced) return 0;
+  return std::ldexp(float_of(fast.low), static_cast<int>(fast.spread) - 23);
+}
+
+/// What is made of numbers after they were rounded stays within the reach of its own format if they were within theirs.
+bool followers_fit(const StateRule& kept, const Quantizer& q, const StateRule* copy,
+                   const StateRule* compensation) {
+  if (copy == nullptr && compensation == nullptr) return true;
+  const float step = least_step(kept, q);
+  return kept.group == 0 && (copy == nullptr || 2 * step * copy->reach <= kMaxFloat) &&
+         (compensation == nullptr || 0x1p8f * step * compensation->reach <= kMaxFloat);
 }
 
 StateArray array_of(const StoredState& state, const RandomKey& key) {
@@ -681,6 +710,10 @@ OptimizerKernel short_kernel(UpdateRule rule, bool kahan) {
 
 }  // namespace
 
+void set_most_for_quads(int64_t elements) {
+  most_for_quads = elements < 0 ? kMostForQuads : elements;
+}
+
 void optimizer_step(Stream stream, const OptimizerArgs& args) {
   check_optimizer_step(stream, args);
   if (args.parameters.empty()) return;
@@ -720,12 +753,17 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   w.steps = args.steps.data<int32_t>();
   w.state = args.state;
 
+  is_short =
+      is_short &&
+      followers_fit(w.rules[kKept], one.master.defined() ? args.master_format : args.weight_format,
+                    one.master.defined() ? &w.rules[kCopy] : nullptr,
+                    one.compensation.defined() ? &w.rules[kCompensation] : nullptr);
   bool octets = false;
   for (const StateRule& rule : w.rules)
     octets = octets || (rule.code.bits != 0 && !has_piece(rule.code.bits));
   int64_t elements = 0;
   for (const OptimizerParameter& from : args.parameters) elements += from.weight.numel();
-  const bool quads = takes_quads(w) && (elements <= kMostForQuads || !is_short);
+  const bool quads = takes_quads(w) && (elements <= most_for_quads || !is_short);
   const OptimizerKernel kernel = quads ? optimizer_quads_kernel
                                  : is_short
                                      ? short_kernel(args.settings.rule, one.compensation.defined())
