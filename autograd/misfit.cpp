@@ -17,11 +17,9 @@ std::string mask_misfit(const Quantizer& q) {
   const Format& f = q.format;
   const bool open = f.kind == FormatKind::Fixed && q.scale.kind == Scale::Kind::None &&
                     (f.overflow == Overflow::None || f.overflow == Overflow::Wrap);
-  if (!open && !q.is_identity()) return "";
+  if (!open) return "";
   return to_string(q) + " has no bounds, so its clamp mask would hold nothing back; leave " +
-         (q.is_identity()                ? "it out, or take a format with bounds"
-          : f.overflow == Overflow::Wrap ? "-wrap or the mask out"
-                                         : "-noclamp or the mask out");
+         (f.overflow == Overflow::Wrap ? "-wrap or the mask out" : "-noclamp or the mask out");
 }
 
 std::string rotations_misfit(int a, int b) {

@@ -14,7 +14,7 @@ std::string windows_misfit(const Quantizer& quantizer);
 std::string rotations_misfit(int a, int b);
 
 /// Why a clamp mask (OpFormats::clamp_mask) cannot be made of values in a format; empty if it can. It is of the values as they
-/// are, and a format without bounds (fp32, fixedW.F-noclamp, or -wrap, which goes on at the other end) holds none back.
+/// are, and a format without bounds (fixedW.F-noclamp, or -wrap, which goes on at the other end) holds none back; fp32 rounds nothing.
 std::string mask_misfit(const Quantizer& quantizer);
 
 /// Why the intermediates of norms and softmax cannot have a format; empty if they can.

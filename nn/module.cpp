@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "core/memory_error.h"
@@ -25,6 +26,8 @@ class Streams {
  public:
   /// Takes those of a path's roles. Returns the first number that tells the path from all before (site_of).
   int32_t take(const std::string& path, const std::vector<const char*>& roles) {
+    ULP_CHECK(std::set<std::string_view>(roles.begin(), roles.end()).size() == roles.size(),
+              "{}: two of its roles have one name, so they would draw the same words", path);
     for (int32_t twin = 0;; ++twin) {
       const RandomSite site = site_of(path, twin);
       std::set<uint32_t> own;

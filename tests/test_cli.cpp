@@ -678,6 +678,20 @@ TEST_SUITE("cli") {
     CHECK(hidden.find("did you mean --backward") == std::string::npos);
   }
 
+  TEST_CASE(
+      "a model trained with a clamp mask is scored under any formats, and trained with fp32") {
+    const Folder folder;
+    const std::string out = folder / "masked", policy = folder / "mask.json";
+    std::ofstream(policy)
+        << R"({"rules": [{"type": "linear", "forward": "fixed8.6", "clamp_mask": true}]})";
+    const std::string train = "train --hidden 8 --epochs 1 --policy '" + policy + "' --out '";
+    succeed(train + out + "'");
+    for (const char* format : {"fp32", "fixed8.6-wrap", "fixed8.6-noclamp", "e4m3"})
+      succeed("eval '" + out + "' --forward " + format);
+    succeed(train + out + "' --forward fp32");
+    CHECK(ulp_command(train + out + "' --forward fixed8.6-wrap").status != 0);
+  }
+
   TEST_CASE("help says what there is") {
     for (const char* arguments :
          {"--help", "train --help", "eval --help", "bench --help", "--version"}) {

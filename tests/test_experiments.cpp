@@ -123,12 +123,22 @@ TEST_SUITE("experiments") {
     CHECK(rows[1].at("loss_difference") == doctest::Approx(mean - last));
     CHECK(!fs::exists(out + "/last-seed1"));
     CHECK(succeed(command).out == r.out);  // done before
+    // Results of a version that kept no last weights: they are in the runs' own folders.
+    Json older = Json::parse(slurp(out + "/sweep.json"));
+    for (Json& run : older.at("runs")) run.erase("last");
+    std::ofstream(out + "/sweep.json") << older.dump();
+    CHECK(succeed(command).out == r.out);
+    fs::remove(out + "/mean-seed2/metrics.jsonl");
+    const Result lost = ulp_command(command);
+    CHECK(lost.status == 1);
+    CHECK(has(lost.err, "the score of its last weights is neither there nor in"));
     CHECK(has(succeed("experiment '" + file + "' --explain").out,
               "  last: the last weights of 'mean'\n"));
     const std::string json = succeed("experiment '" + file + "' --explain --json").out;
     CHECK(Json::parse(json).at("rows")[0].at("last_of") == "mean");
 
     const std::pair<const char*, const char*> wrong[] = {
+        {R"("last_of": "")", "\"last_of\" is to name a row that is trained, got ''"},
         {R"("last_of": "none")", "\"last_of\" is to name a row that is trained, got 'none'"},
         {R"("last_of": "last")", "\"last_of\" is to name a row that is trained, got 'last'"},
         {R"("last_of": "own")", "it is the last weights of 'own', which averages none"},
@@ -192,7 +202,7 @@ TEST_SUITE("experiments") {
     check_refused("experiment '" +
                       write(folder, without(kFile, "--epochs 1", "--data fashion-mnist")) +
                       "' --explain",
-                  1, {"bits.json", "quick_title", "missing"});
+                  1, {"bits.json", "it needs a \"quick_title\""});
   }
 
   TEST_CASE("what a row cannot do with the data is told before any row is trained") {

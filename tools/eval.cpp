@@ -84,6 +84,8 @@ void run_eval(const EvalOptions& o) {
   Experiment& e = saved.experiment;
   if (o.data) e.data = *o.data;
   e.policy.rules.insert(e.policy.rules.end(), changes.rules.begin(), changes.rules.end());
+  for (nn::Rule& rule : e.policy.rules)
+    if (rule.clamp_mask) rule.clamp_mask = false;  // of backward passes
   const nn::Dataset data = load_data(e, saved.vocabulary);
   check_data(saved, data, o.trained.config().string());
   if (!o.data) check_text(saved, data, o.trained.config().string());

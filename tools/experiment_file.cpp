@@ -78,6 +78,8 @@ ExperimentFile::Row read_row(const Json& json, const std::string& where) {
                           {},
                           in.text_or("series", ""),
                           in.text_or("last_of", "")};
+  ULP_CHECK(!json.contains("last_of") || !row.last_of.empty(),
+            "{}: \"last_of\" is to name a row that is trained, got ''", where);
   ULP_CHECK(row.last_of.empty() || !json.contains("options"),
             "{}: \"last_of\" is of a row that is trained; it has no \"options\" of its own", where);
   ULP_CHECK(!row.folder().empty() && std::none_of(row.name.begin(), row.name.end(),
@@ -149,8 +151,9 @@ ExperimentFile parse_experiment(std::string_view text, const std::string& name) 
   file.quick = in.flags("quick");
   const bool other_data = std::any_of(file.quick.begin(), file.quick.end(),
                                       [](const auto& flag) { return flag.first == "--data"; });
-  file.quick_title = other_data ? in.text("quick_title")
-                                : in.text_or("quick_title", (file.title + ", short form").c_str());
+  ULP_CHECK(!other_data || json.contains("quick_title"),
+            "{}: \"quick\" has other --data, so it needs a \"quick_title\"", name);
+  file.quick_title = in.text_or("quick_title", (file.title + ", short form").c_str());
   const std::string measure = in.text_or("measure", "accuracy");
   ULP_CHECK(measure == "accuracy" || measure == "loss",
             "{}: \"measure\" is accuracy or loss, got '{}'", name, measure);

@@ -53,16 +53,15 @@ auto for_row(const std::string& where, F f) {
 }
 
 /// The runs of a row that is the last weights of another one's.
-std::vector<SweepRun> last_runs(const ExperimentFile::Row& row, const std::vector<SweepRun>& runs,
-                                const fs::path& results) {
+std::vector<SweepRun> last_runs(const ExperimentFile::Row& row, const std::vector<SweepRun>& runs) {
   std::vector<SweepRun> last;
   for (const SweepRun& run : runs) {
     if (run.formats != row.last_of) continue;
     last.push_back(run);
     last.back().formats = row.name;
     if (!run.problem.empty()) continue;
-    ULP_CHECK(run.last, "{}: {} with seed {} has no score of its last weights; give another --out",
-              results.string(), run.formats, run.seed);
+    ULP_CHECK(run.last, "{} with seed {} made no average: every step of it was skipped",
+              run.formats, run.seed);
     last.back().accuracy = run.last->accuracy;
     last.back().loss = run.last->loss;
     last.back().curve = run.last->curve;
@@ -227,6 +226,9 @@ void run(const ExperimentCommand& o) {
       for (uint64_t seed = 1; seed <= seeds; ++seed) {
         e.seed = seed;
         planned.push_back(plan(row.name, row.folder(), e, own));
+        planned.back().wants_last =
+            std::any_of(file.rows.begin(), file.rows.end(),
+                        [&](const auto& other) { return other.last_of == row.name; });
       }
     });
   }
@@ -239,7 +241,7 @@ void run(const ExperimentCommand& o) {
   for (const ExperimentFile::Row& row : file.rows) {
     names.push_back(row.name);
     if (row.last_of.empty()) continue;
-    const std::vector<SweepRun> last = last_runs(row, runs, dir / "sweep.json");
+    const std::vector<SweepRun> last = last_runs(row, runs);
     runs.insert(runs.end(), last.begin(), last.end());
   }
   std::vector<SweepRow> results = rows_of(runs, names);

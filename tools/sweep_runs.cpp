@@ -106,18 +106,36 @@ PlannedRun plan(const std::string& name, const std::string& folder, const Experi
   return planned;
 }
 
+/// A run that is done, with its last weights' score where that is wanted: older files have it in the run's folder only.
+static SweepRun done_run(const SweepRun& done, const PlannedRun& p, const fs::path& dir) {
+  SweepRun run = done;
+  if (!p.wants_last || run.last || !run.problem.empty()) return run;
+  const fs::path metrics = dir / p.folder / "metrics.jsonl";
+  SweepRun read;
+  read_metrics(metrics, read);
+  ULP_CHECK(
+      read.last,
+      "{}: {} with seed {} was run before, and the score of its last weights is neither there "
+      "nor in {}; give another --out",
+      (dir / "sweep.json").string(), run.formats, run.seed, metrics.string());
+  run.last = read.last;
+  return run;
+}
+
 std::vector<SweepRun> train_all(const std::vector<PlannedRun>& planned, const fs::path& dir,
                                 const Checkpointing& checkpointing, std::FILE* log) {
   make_folder(dir);
   const FolderLock lock(dir);
   SweepResults results(dir / "sweep.json");
-  for (const PlannedRun& p : planned) results.find(p.run);  // what was run otherwise is told first
+  // What was run otherwise is told first.
+  for (const PlannedRun& p : planned)
+    if (const SweepRun* before = results.find(p.run)) done_run(*before, p, dir);
 
   std::vector<SweepRun> runs;
   for (const PlannedRun& p : planned) {
     const SweepRun* before = results.find(p.run);
     if (before != nullptr) {
-      runs.push_back(*before);
+      runs.push_back(done_run(*before, p, dir));
     } else {
       runs.push_back(trained(p.run, p.experiment, p.data, dir / p.folder, checkpointing));
       results.add(runs.back());

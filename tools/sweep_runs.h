@@ -15,6 +15,7 @@ namespace ulp::tools {
 struct PlannedRun {
   SweepRun run;  // without results
   std::string folder;
+  bool wants_last = false;  // the score of the last weights beside that of an average
   Experiment experiment;
   nn::Dataset data;  // tensors are shared
 };

@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <latch>
 #include <system_error>
 #include <thread>
@@ -13,8 +15,8 @@
 namespace ulp::tools {
 namespace {
 
-/// Throws unless so many threads can run at once beside this one.
-void try_threads(int count) {
+/// Throws unless so many threads can run at once beside this one. asked: what asks for them.
+void try_threads(int count, const char* asked) {
   std::latch done(1);
   std::vector<std::thread> threads;
   threads.reserve(static_cast<size_t>(count));
@@ -30,9 +32,9 @@ void try_threads(int count) {
   done.count_down();
   for (std::thread& thread : threads) thread.join();
   ULP_CHECK(problem.empty(),
-            "--threads: {} CPU threads cannot be started, the system has room for {} ({}): each "
-            "takes memory for a stack, beside what a user may have; take fewer",
-            count + 1, started + 1, problem);
+            "{}: {} CPU threads cannot be started, the system has room for {} ({}): each takes "
+            "memory for a stack, beside what a user may have; take fewer",
+            asked, count + 1, started + 1, problem);
 }
 
 }  // namespace
@@ -40,9 +42,11 @@ void try_threads(int count) {
 void use_threads(const std::optional<std::string>& threads) {
   if (threads) omp_set_num_threads(integer_value("--threads", *threads, 1, kMaxThreads));
   static int running = 1;
-  const int wanted = omp_get_max_threads();
+  const int wanted = std::min(omp_get_max_threads(), kMaxThreads);
+  omp_set_num_threads(wanted);
   if (wanted <= running) return;
-  try_threads(wanted - 1);
+  const bool environment = !threads && std::getenv("OMP_NUM_THREADS") != nullptr;
+  try_threads(wanted - 1, environment ? "OMP_NUM_THREADS" : "--threads");
 #pragma omp parallel
   {}
   running = wanted;

@@ -33,7 +33,7 @@ static_assert(std::has_unique_object_representations_v<Parameter>);  // compared
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 constexpr int kMost = 192;
 
-/// Up to so many elements what counts is that many threads begin at once, in little code: a quad a thread.
+/// Up to so many elements, and where no short form serves, a thread takes a quad: many begin at once, in little code.
 constexpr int64_t kMostForQuads = int64_t{1} << 20;
 int64_t most_for_quads = kMostForQuads;
 

@@ -34,10 +34,9 @@ struct StateRule {
   // For state_short.cuh.
   StateBytes bytes;  // None: it has no short form
   int8_t shift;      // 2^shift bytes hold a quad of them
-  bool
-      as_is;  // numbers become these bytes by one conversion, for which `converts` or nothing needs to be rounded
-  bool converts;  // the hardware's rounding to the bytes' type is this rule's, within reach
-  float reach;    // what multiplies a number out of fp32 if it is beyond
+  bool as_is;        // one conversion makes numbers these bytes: it rounds, or nothing does
+  bool converts;     // the hardware's rounding to the bytes' type is this rule's, within reach
+  float reach;       // what multiplies a number out of fp32 if it is beyond
 };
 
 /// One state's memory. data: null where there is none.

@@ -285,8 +285,7 @@ __device__ __forceinline__ void keep_short(const StateRule& rule, const StateLoo
       if (j == 0 || rule.group != kTile) scale = block_scale(rule.block, amax[0], 1.0f);
       if ((static_cast<int32_t>(tile.at(j)) & (rule.group - 1)) == 0)
         s.factors[tile.at(j) >> rule.group_shift] = scale.factor;
-        // In turn: the second comes to the first one's place.
-#pragma unroll
+#pragma unroll  // in turn: the second comes to the first one's place
       for (int k = 0; k < kQuad; ++k) {
         const float scaled = x[0][k] * scale.before;
         x[0][k] = x[1][k], x[1][k] = scaled;
