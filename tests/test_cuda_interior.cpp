@@ -37,8 +37,9 @@ Tensor labels_of(int64_t n, int64_t classes, Device device) {
 /// Shapes for every kernel: rows that a warp holds, in quads or not, longer ones, several chunks; channels that end within a quad.
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const Shape& shape : {Shape{7, 5}, Shape{9, 64}, Shape{5, 130}, Shape{3, 512}, Shape{3, 640},
-                             Shape{3, 1023}, Shape{2, 1028}, Shape{2, 9001}}) {
+  for (const Shape& shape :
+       {Shape{7, 5}, Shape{9, 32}, Shape{9, 64}, Shape{5, 128}, Shape{5, 130}, Shape{3, 512},
+        Shape{3, 640}, Shape{3, 1023}, Shape{2, 1028}, Shape{2, 9001}}) {
     const std::string of = " of " + to_string(shape);
     const int64_t n = shape[0], c = shape[1];
     all.push_back({"layer_norm" + of, shape, [](Tape& t, const Var& x, const OpFormats& f) {

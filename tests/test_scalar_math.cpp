@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/bits.h"
+#include "core/divisor.h"
 #include "core/scalar_math.h"
 #include "core/sum.h"
 #include "reference.h"
@@ -242,6 +243,34 @@ TEST_SUITE("scalar_math") {
     CHECK(bits_of(choose(false, 1.0f, float_of(0x7F812345u))) == 0x7F812345u);
     CHECK(bits_of(abs_of(-0.0f)) == 0);
     CHECK(abs_of(-kInf) == kInf);
+  }
+
+  TEST_CASE("quotients by one divisor are those of a division") {
+    int64_t wrong = 0;
+#pragma omp parallel for reduction(+ : wrong)
+    for (int64_t i = 0; i < 512; ++i) {
+      // Significands with few bits, near 2, and any; all exponents in turn.
+      const auto hash = static_cast<uint32_t>(i) * 2654435761u;
+      const uint32_t significand = (i % 3 == 0   ? hash >> 24
+                                    : i % 3 == 1 ? ~(hash >> 24)
+                                                 : hash >> 9) &
+                                   0x7FFFFFu;
+      const float by = float_of(static_cast<uint32_t>(127 + i % 24) << 23 | significand);
+      const Divisor divisor(by);
+      const auto check = [&](float x) { wrong += same(divisor.quotient_of(x), x / by) ? 0 : 1; };
+      for (const float x : {0.0f, kLeastDividend, 1.0f}) check(x);
+      for (uint32_t k = 0; k < 10000; ++k) {
+        const uint32_t word = (static_cast<uint32_t>(i) * 10000u + k) * 2246822519u;
+        const uint32_t exponent = (27 + k % 100) << 23;
+        check(float_of(exponent | word >> 9));
+        // As near to the middle of two floats as a quotient comes, on either side.
+        const double middle = 1 + (static_cast<double>(word >> 9) + 0.5) * 0x1p-23;
+        const uint32_t near = bits_of(static_cast<float>(middle * by)) & 0x7FFFFFu;
+        for (const uint32_t step : {0u, 1u})
+          check(float_of(exponent | ((near + step) & 0x7FFFFFu)));
+      }
+    }
+    CHECK(wrong == 0);
   }
 
   TEST_CASE("a chunk is summed in the order that core/sum.h states") {

@@ -1,6 +1,9 @@
 // The kernels of kernels/activations.h, losses.h and place.h.
 
 #include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/activations.h"
 #include "kernels/losses.h"
@@ -13,13 +16,37 @@ namespace {
 void check_softmax(Comparison& compare) {
   const Pair state = step_state(compare, some_step());
   const auto once = [&](const Pair& in, const char* interior) {
-    if (!compare.takes(in.reference.numel())) return;
-    const Pair out = compare.output(in.reference.shape());
-    compare.run(kernels::softmax, [&](Side d) {
-      return SoftmaxArgs{in.on(d), out.on(d), Quantizer::parse(interior), key_on(state, d)};
-    });
-    compare.same(out, to_string(in.reference.shape()), " interior ", std::string(interior));
+    const Shape shape = in.reference.shape();
+    const bool rounds = std::string_view(interior) != "fp32";
+    if (!compare.takes(in.reference.numel(),
+                       shape[0] == 0 ? "" : width_of(shape) + (rounds ? " rounds" : "")))
+      return;
+    const Pair out = compare.output(shape), differences = compare.output(shape),
+               exps = compare.output(shape), sums = compare.output({shape[0]});
+    const auto make = [&](bool traced) {
+      compare.run(kernels::softmax, [&](Side d) {
+        InteriorTrace trace;
+        if (traced) trace = {{differences.on(d), exps.on(d), sums.on(d)}};
+        return SoftmaxArgs{in.on(d), out.on(d), Quantizer::parse(interior), key_on(state, d),
+                           trace};
+      });
+      compare.same(out, to_string(shape), " interior ", std::string(interior));
+    };
+    make(false);
+    if (!rounds) return;
+    make(true);
+    compare.same(differences, "differences of ", to_string(shape), std::string(interior));
+    compare.same(exps, "exps of ", to_string(shape), std::string(interior));
+    compare.same(sums, "sums of ", to_string(shape), std::string(interior));
   };
+  // The differences show which of two zeros was the largest.
+  for (const int64_t columns : {2, 40})
+    for (const bool negative : {false, true}) {
+      std::vector<float> zeros;
+      for (int64_t i = 0; i < 2 * columns; ++i)
+        zeros.push_back((i % columns == columns - 1) != negative ? -0.0f : 0.0f);
+      once(compare.both(Tensor::from(zeros, {2, columns})), "e2m1-bias0:rtz");
+    }
   for (const char* interior :
        {"fp32", "e5m2", "bf16:sr", "fixed8.4:sr", "fixed8.-2", "e4m3:rtz", "e6m9:sr4c"}) {
     for (const Shape& shape : kRows)
@@ -33,7 +60,7 @@ void check_softmax(Comparison& compare) {
 void check_softmax_backward(Comparison& compare) {
   for (const Shape& shape : kRows)
     for (const Domain domain : {Domain::Modest, Domain::Wide, Domain::Hard}) {
-      if (!compare.takes(shape.numel())) continue;
+      if (!compare.takes(shape.numel(), shape[0] == 0 ? "" : width_of(shape))) continue;
       const Pair grad = compare.input(shape, DType::F32, domain, 151),
                  y = compare.input(shape, DType::F32, domain, 152), out = compare.output(shape);
       compare.run(kernels::softmax_backward, [&](Side d) {

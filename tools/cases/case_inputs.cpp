@@ -61,6 +61,12 @@ Pair labels_for(const Comparison& compare, int64_t rows, int64_t columns, uint64
   return compare.both(Tensor::from(labels, {rows}));
 }
 
+std::string width_of(const Shape& rows) {
+  int64_t width = 32;
+  while (width < rows[1]) width *= 2;
+  return std::to_string(width);
+}
+
 Pair special_rows(const Comparison& compare, int64_t columns) {
   const float inf = float_of(kInfinityBits), nan = float_of(kNanBits);
   const float patterns[][3] = {

@@ -33,10 +33,13 @@ std::string text(DType dtype);
 /// Random labels of rows.
 Pair labels_for(const Comparison& compare, int64_t rows, int64_t columns, uint64_t seed);
 
-/// Shapes (N, C) of rows.
-inline const std::vector<Shape> kRows = {{0, 10},   {1, 1},    {3, 2},    {64, 10},
-                                         {7, 31},   {7, 32},   {5, 33},   {6, 700},
-                                         {3, 4096}, {2, 4097}, {2, 50001}};
+/// Shapes (N, C) of rows, on both sides of each length from which on a kernel holds a row in another way or not at all.
+inline const std::vector<Shape> kRows = {{0, 10},   {1, 1},    {3, 2},    {64, 10},  {7, 31},
+                                         {7, 32},   {5, 33},   {9, 100},  {5, 128},  {3, 129},
+                                         {6, 700},  {3, 1000}, {2, 1024}, {2, 1025}, {3, 4096},
+                                         {2, 4097}, {2, 5000}, {2, 50001}};
+/// What kind of case it is for kernels that hold rows: as many lanes of a warp, times a power of two, as a row needs.
+std::string width_of(const Shape& rows);
 /// Rows made of the values that decide a softmax's special cases.
 Pair special_rows(const Comparison& compare, int64_t columns);
 
