@@ -20,6 +20,29 @@ using Codes = uint32_t[kTileQuads][kQuad];
 /// What a state's bytes are, where state_short.cuh serves it: numbers of a native type or codes.
 enum class StateBytes : uint8_t { None, F32, BF16, F16, E4M3, E5M2, Codes16, Codes8, Codes4 };
 
+/// 2^this bytes hold a quad.
+__host__ __device__ constexpr int8_t quad_shift(StateBytes bytes) {
+  switch (bytes) {
+    case StateBytes::F32: return 4;
+    case StateBytes::BF16:
+    case StateBytes::F16:
+    case StateBytes::Codes16: return 3;
+    case StateBytes::Codes4: return 1;
+    default: return 2;
+  }
+}
+
+__host__ __device__ constexpr StateBytes native_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::F32: return StateBytes::F32;
+    case DType::BF16: return StateBytes::BF16;
+    case DType::F16: return StateBytes::F16;
+    case DType::F8E4M3: return StateBytes::E4M3;
+    case DType::F8E5M2: return StateBytes::E5M2;
+    default: return StateBytes::None;
+  }
+}
+
 /// How all states of one kind are rounded and kept, whatever parameter they belong to.
 struct StateRule {
   Rounder rounder;       // its stream apart

@@ -7,29 +7,6 @@
 
 namespace ulp::cuda {
 
-/// 2^this bytes hold a quad.
-__host__ __device__ constexpr int8_t quad_shift(StateBytes bytes) {
-  switch (bytes) {
-    case StateBytes::F32: return 4;
-    case StateBytes::BF16:
-    case StateBytes::F16:
-    case StateBytes::Codes16: return 3;
-    case StateBytes::Codes4: return 1;
-    default: return 2;
-  }
-}
-
-__host__ __device__ constexpr StateBytes native_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::F32: return StateBytes::F32;
-    case DType::BF16: return StateBytes::BF16;
-    case DType::F16: return StateBytes::F16;
-    case DType::F8E4M3: return StateBytes::E4M3;
-    case DType::F8E5M2: return StateBytes::E5M2;
-    default: return StateBytes::None;
-  }
-}
-
 /// Calls body.operator()<type>() for bytes that the hardware converts, and tells whether they are of that kind.
 template <class Body>
 __device__ __forceinline__ bool for_native(StateBytes bytes, const Body& body) {
