@@ -7,17 +7,13 @@
 namespace ulp::cuda {
 namespace {
 
-struct GroupWork {
-  Source x, grad;
-  Channels weight, bias;
-  bool affine, centred;
+struct GroupWork : NormInput, NormOutput {
+  bool centred;
   float *mean, *inverse;  // written forward, read backward
   Layout layout;
   int64_t statistics, size;
   float count, share, eps;
   Interior interior;
-  Rounder output;
-  Sink out;
 };
 
 /// The elements of a group.
@@ -338,20 +334,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-GroupWork group_work(const char* kernel, Stream stream, const Tensor& x, const NormLayout& l,
-                     const NormInterior& interior, const Tensor& mean, const Tensor& weight) {
+template <class Args>
+GroupWork group_work(const char* kernel, Stream stream, const Args& args) {
+  const NormLayout& l = args.layout;
   ULP_CHECK(l.size() <= kMostGroup, "{}: statistics over at most {} elements, got {}", kernel,
             kMostGroup, l.size());
-  GroupWork w{};
-  w.x = source_of(x);
+  auto w = norm_work<GroupWork>(kernel, stream, args);
   w.layout = layout_of(kernel, l);
   w.statistics = l.statistics();
   w.size = l.size();
   w.count = static_cast<float>(w.size);
   w.share = static_cast<float>(1.0 / static_cast<double>(std::max<int64_t>(1, w.size)));
-  w.interior = interior_of(kernel, stream, interior);
-  w.centred = mean.defined();
-  w.weight = channels_of(weight, 1);
+  w.interior = interior_of(kernel, stream, args.interior);
+  w.centred = args.mean.defined();
   return w;
 }
 
@@ -378,16 +373,10 @@ void launch_groups(const char* kernel, Stream stream, const GroupWork& w, const 
 void group_norm(Stream stream, const GroupNormArgs& args) {
   constexpr const char* kName = "group_norm";
   check_group_norm(stream, args);
-  check_no_f64(kName, args.x);
-  GroupWork w =
-      group_work(kName, stream, args.x, args.layout, args.interior, args.mean, args.weight);
-  w.bias = channels_of(args.bias, 0);
-  w.affine = args.weight.defined() || args.bias.defined();
+  GroupWork w = group_work(kName, stream, args);
   w.eps = static_cast<float>(args.eps);
   w.mean = written_floats(args.mean);
   w.inverse = written_floats(args.inverse_deviation);
-  w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
-  w.out = sink_of(args.out);
   launch_groups(kName, stream, w,
                 {group_norm_quads_kernel<4>, group_norm_quads_kernel<8>, group_norm_held_kernel<4>,
                  group_norm_held_kernel<32>, group_norm_kernel});
@@ -396,14 +385,9 @@ void group_norm(Stream stream, const GroupNormArgs& args) {
 void group_norm_backward(Stream stream, const GroupNormBackwardArgs& args) {
   constexpr const char* kName = "group_norm_backward";
   check_group_norm_backward(stream, args);
-  check_no_f64(kName, args.x);
-  GroupWork w =
-      group_work(kName, stream, args.x, args.layout, args.interior, args.mean, args.weight);
-  w.grad = source_of(args.grad);
+  GroupWork w = group_work(kName, stream, args);
   w.mean = const_cast<float*>(floats_of(args.mean));
   w.inverse = const_cast<float*>(floats_of(args.inverse_deviation));
-  w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
-  w.out = sink_of(args.out);
   launch_groups(kName, stream, w,
                 {group_norm_backward_quads_kernel<4>, group_norm_backward_quads_kernel<8>,
                  group_norm_backward_held_kernel<4>, group_norm_backward_held_kernel<32>,

@@ -153,4 +153,36 @@ inline Channels channels_of(const Tensor& t, float other) {
   return {t.defined() ? source_of(t) : Source{}, other};
 }
 
+/// What the kernels of norms read; grad: backward.
+struct NormInput {
+  Source x, grad;
+};
+
+/// What becomes of normalised values, or of their gradients.
+struct NormOutput {
+  Channels weight, bias;
+  bool affine;  // forward: there is one of these
+  Rounder output;
+  Sink out;
+};
+
+/// The work of a kernel as far as it follows from what all their Args have: a NormInput, and a NormOutput where there is one.
+template <class Work, class Args>
+Work norm_work(const char* kernel, Stream stream, const Args& args) {
+  check_no_f64(kernel, args.x);
+  Work w{};
+  w.x = source_of(args.x);
+  if constexpr (requires { args.grad; }) w.grad = source_of(args.grad);
+  if constexpr (requires { args.out; }) {
+    w.weight = channels_of(args.weight, 1);
+    w.output = make_elementwise_rounder(kernel, stream.device, args.output, args.key);
+    w.out = sink_of(args.out);
+    if constexpr (requires { args.bias; }) {
+      w.bias = channels_of(args.bias, 0);
+      w.affine = args.weight.defined() || args.bias.defined();
+    }
+  }
+  return w;
+}
+
 }  // namespace ulp::cuda

@@ -6,17 +6,12 @@
 namespace ulp::cuda {
 namespace {
 
-struct ApplyWork {
-  Source x, grad;
+struct ApplyWork : NormInput, NormOutput {
   Statistics statistics;
-  Channels weight, bias;
-  bool affine;
   const float *sum_grad, *sum_product;  // null: the statistics do not depend on x
   bool sums_aligned;
   float share;  // 1 / R
   InteriorRounder normal;
-  Rounder output;
-  Sink out;
   int64_t n;
 };
 
@@ -132,42 +127,33 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+template <class Args>
+ApplyWork apply_work(const char* kernel, Stream stream, const Args& args,
+                     const NormLayout& layout) {
+  auto w = norm_work<ApplyWork>(kernel, stream, args);
+  w.statistics = statistics_of(kernel, args.mean, args.inverse_deviation, layout);
+  w.normal = interior_of(kernel, stream, args.interior).at[3];
+  w.n = args.x.numel();
+  return w;
+}
+
 }  // namespace
 
 void norm_apply(Stream stream, const NormApplyArgs& args) {
   constexpr const char* kName = "norm_apply";
   check_norm_apply(stream, args);
-  check_no_f64(kName, args.x);
-  ApplyWork w{};
-  w.x = source_of(args.x);
-  w.statistics = statistics_of(kName, args.mean, args.inverse_deviation, args.layout);
-  w.weight = channels_of(args.weight, 1);
-  w.bias = channels_of(args.bias, 0);
-  w.affine = args.weight.defined() || args.bias.defined();
-  w.normal = interior_of(kName, stream, args.interior).at[3];
-  w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
-  w.out = sink_of(args.out);
-  w.n = args.x.numel();
+  const ApplyWork w = apply_work(kName, stream, args, args.layout);
   launch(kName, stream, quad_blocks(w.n), kThreads, apply_kernel, w);
 }
 
 void batch_norm_backward(Stream stream, const BatchNormBackwardArgs& args) {
   constexpr const char* kName = "batch_norm_backward";
   check_batch_norm_backward(stream, args);
-  check_no_f64(kName, args.x);
-  ApplyWork w{};
-  w.x = source_of(args.x);
-  w.grad = source_of(args.grad);
-  w.statistics = statistics_of(kName, args.mean, args.inverse_deviation, batch_layout(args.x));
-  w.weight = channels_of(args.weight, 1);
+  ApplyWork w = apply_work(kName, stream, args, batch_layout(args.x));
   w.sum_grad = floats_of(args.sum_grad);
   w.sum_product = floats_of(args.sum_product);
   w.sums_aligned = aligned_floats(args.sum_grad) && aligned_floats(args.sum_product);
   w.share = static_cast<float>(1.0 / static_cast<double>(std::max<int64_t>(1, args.x.size(0))));
-  w.normal = interior_of(kName, stream, args.interior).at[3];
-  w.output = make_elementwise_rounder(kName, stream.device, args.output, args.key);
-  w.out = sink_of(args.out);
-  w.n = args.x.numel();
   launch(kName, stream, quad_blocks(w.n), kThreads, batch_norm_backward_kernel, w);
 }
 

@@ -64,9 +64,8 @@ __device__ __forceinline__ void sum_values(int64_t n, bool inside, float (&sum)[
   add_lanes(sum);
 }
 
-struct SumWork {
-  Source x, grad;
-  Statistics statistics;  // Sum: unused
+struct SumWork : NormInput {
+  Statistics statistics;  // batch statistics: its layout only
   Interior interior;
   float* partial;  // (kSums, chunks, channels), where there are more chunks than one
   int64_t chunks;
@@ -286,17 +285,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class Args>
+SumWork sum_work(const char* kernel, Stream stream, const Args& args, const Statistics& s) {
+  auto w = norm_work<SumWork>(kernel, stream, args);
+  w.statistics = s;
+  w.interior = interior_of(kernel, stream, args.interior);
+  return w;
+}
+
 }  // namespace
 
 void batch_statistics(Stream stream, const BatchStatisticsArgs& args) {
   constexpr const char* kName = "batch_statistics";
   check_batch_statistics(stream, args);
-  check_no_f64(kName, args.x);
   const int64_t rows = args.x.size(0);
-  SumWork w{};
-  w.x = source_of(args.x);
-  w.statistics.layout = layout_of(kName, batch_layout(args.x));
-  w.interior = interior_of(kName, stream, args.interior);
+  SumWork w = sum_work(kName, stream, args, statistics_of(kName, {}, {}, batch_layout(args.x)));
   w.mean = written_floats(args.mean);
   w.inverse = written_floats(args.inverse_deviation);
   w.running_mean = written_floats(args.running_mean);
@@ -318,12 +321,8 @@ void batch_statistics(Stream stream, const BatchStatisticsArgs& args) {
 void norm_sums(Stream stream, const NormSumsArgs& args) {
   constexpr const char* kName = "norm_sums";
   check_norm_sums(stream, args);
-  check_no_f64(kName, args.x);
-  SumWork w{};
-  w.x = source_of(args.x);
-  w.grad = source_of(args.grad);
-  w.statistics = statistics_of(kName, args.mean, args.inverse_deviation, args.layout);
-  w.interior = interior_of(kName, stream, args.interior);
+  SumWork w = sum_work(kName, stream, args,
+                       statistics_of(kName, args.mean, args.inverse_deviation, args.layout));
   w.sum_grad = written_floats(args.sum_grad);
   w.sum_product = written_floats(args.sum_product);
   sum_columns<Columns::Pair>(kName, stream, w);
