@@ -570,6 +570,7 @@ Coding make_coding(Device device, const Quantizer& how, const Tensor& scales, co
   if (c.quick.serves) c.packs = c.unpacks = Form::Fields;
   c.half = make_half_float(r);
   if (c.half.serves) c.packs = Form::Half;
+  ULP_ASSERT(r.bits != 4 || c.packs != Form::Fields);  // fp16 has room for all floats of 4 bits
   return c;
 }
 
@@ -619,8 +620,9 @@ void pack_codes(Stream stream, const PackCodesArgs& args) {
   if (c.packs != Form::None && values.aligned && is_aligned_for_words(codes)) {
     done = n / kSegment * kSegment;
     for_form(c.packs, c.rule.bits, [&]<Form kForm, int kBits>() {
-      launch("pack_codes", stream, segment_blocks(done), kThreads,
-             pack_segments_kernel<kForm, kBits>, values, c, n / kSegment, codes, no_code);
+      if constexpr (kForm != Form::Fields || kBits != 4)
+        launch("pack_codes", stream, segment_blocks(done), kThreads,
+               pack_segments_kernel<kForm, kBits>, values, c, n / kSegment, codes, no_code);
     });
   }
   launch("pack_codes", stream, blocks_for(n - done, kThreads * kOctet), kThreads, pack_any_kernel,
