@@ -6,11 +6,13 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "conformance.h"
 #include "core/codebook.h"
 #include "core/grid.h"
 #include "core/random.h"
+#include "core/step_buckets.h"
 #include "kernels/kernels.h"
 
 using namespace ulp;
@@ -124,6 +126,44 @@ TEST_SUITE("posit_tables") {
     CHECK(quantise("pow2x5", 7.0f) == 1.0f);
     CHECK(quantise("pow2x5", 0x1p-16f) == 0.0f);
     CHECK(std::isnan(quantise("nf4", std::numeric_limits<float>::infinity())));
+  }
+
+  TEST_CASE(
+      "buckets find the last step that is not beyond a number, for all tables and roundings") {
+    for (const std::string& name : codebook_names())
+      for (const char* rounding : {"rne", "rna", "rtz", "ru", "rd", "odd", "sr"}) {
+        CAPTURE(name);
+        CAPTURE(std::string(rounding));
+        const Quantizer q = Quantizer::parse(name + ":" + rounding);
+        std::vector<float> steps = codebook(q.format.table).values;
+        if (q.rounding == Rounding::Stochastic)
+          steps.pop_back();
+        else
+          steps = staircase(make_grid(q));
+        const StepTable table = make_step_table(steps);
+        const StepBuckets& buckets = table.buckets;
+        REQUIRE(table.steps.size() == StepBuckets::kSteps);
+        REQUIRE(table.starts.size() == StepBuckets::kBuckets);
+        REQUIRE(buckets.width <= 32);
+        if (name == "dynamic8" && q.rounding == Rounding::NearestEven) CHECK(buckets.width == 4);
+        int64_t wrong = 0;
+        const auto check = [&](uint32_t bits) {
+          const float x[] = {float_of(bits)};
+          if (!std::isfinite(x[0])) return;
+          int32_t found[1], last = 0;
+          buckets.find(table.steps.data(), table.starts.data(), x, found);
+          for (size_t i = 1; i < steps.size() && steps[i] <= x[0]; ++i) ++last;
+          wrong += found[0] == last ? 0 : 1;
+        };
+        // The answer changes at steps, and what find does at edges of buckets: between these it is the same.
+        for (const float step : steps)
+          for (const uint32_t sign : {0u, kSignBit})
+            for (const uint32_t by : {~0u, 0u, 1u}) check((bits_of(step) ^ sign) + by);
+        for (uint32_t edge = 0; edge < kInfinityBits; edge += 1u << buckets.shift)
+          for (const uint32_t sign : {0u, kSignBit})
+            for (const uint32_t by : {~0u, 0u, 1u}) check((edge ^ sign) + by);
+        CHECK(wrong == 0);
+      }
   }
 
   TEST_CASE("tables from files, and files that are none") {

@@ -38,7 +38,7 @@ StateBytes short_bytes(const StateRule& rule, const Quantizer& q, DType dtype) {
   if (dtype != DType::U8) return rounds ? native_bytes(dtype) : StateBytes::None;
   const DType native = native_type(q.format);
   if (rounds && native != DType::U8) return native_bytes(native);
-  if (rule.tree.size == 0 && !(rounds && rule.quick.serves)) return StateBytes::None;
+  if (rule.table.size == 0 && !(rounds && rule.quick.serves)) return StateBytes::None;
   switch (rule.code.bits) {
     case 16: return StateBytes::Codes16;
     case 8: return StateBytes::Codes8;
@@ -68,7 +68,7 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, DType
     if (table) rule.code.table = table_on(device, q.format.table);
     if (rule.code.bits <= 8)
       rule.numbers = table ? rule.code.table : code_numbers_on(device, q.format);
-    if (rule.code.bits <= 8 && table && q.bits == RandomBits{}) rule.tree = tree_on(device, q);
+    if (rule.code.bits <= 8 && table && q.bits == RandomBits{}) rule.table = steps_on(device, q);
   }
   rule.bytes = short_bytes(rule, q, dtype);
   rule.converts = rule.bytes != StateBytes::None && rule.bytes != StateBytes::F32 &&
@@ -91,7 +91,7 @@ StateRule rule_of(Device device, const Quantizer& q, const RandomKey& key, DType
 /// What rounding can make of a number near zero.
 float least_step(const StateRule& rule, const Quantizer& q) {
   const FastGrid& fast = rule.rounder.fast;
-  if (rule.tree.size != 0)
+  if (rule.table.size != 0)
     return std::max(std::abs(codebook(q.format.table).values.front()),
                     std::abs(codebook(q.format.table).values.back()));
   if (fast.form != FastGrid::Form::Spaced) return 0;

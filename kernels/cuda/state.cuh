@@ -49,7 +49,7 @@ struct StateRule {
   CodeRule code;         // bits 0: they are kept in a native type
   ShortFloat quick;      // of the code
   const float* numbers;  // of all codes of up to 8 bits
-  TableTree tree;        // of tables, unless fewer bits than a word are drawn
+  TableSteps table;      // of tables, unless fewer bits than a word are drawn
   BlockRule block;       // of groups
   int32_t group;         // elements, a power of two; 0: no groups
   int32_t group_shift;   // its exponent
@@ -77,7 +77,8 @@ struct StateArray {
 
 /// What threads of a block look up of one state.
 struct StateLookup {
-  float numbers[256], steps[256];
+  float numbers[256], steps[StepBuckets::kSteps];
+  alignas(sizeof(uint32_t)) uint8_t starts[StepBuckets::kBuckets];
 
   /// Called by all threads of a block; they wait before they read.
   __device__ void load(const StateRule& rule) {
@@ -86,7 +87,11 @@ struct StateLookup {
     if (rule.code.bits == 0 || rule.code.bits > 8) return;
     const bool table = rule.code.kind == CodeRule::Kind::Table;
     if (i < (table ? rule.code.table_size : 1 << rule.code.bits)) numbers[i] = rule.numbers[i];
-    if (rule.tree.size != 0 && i < 1 << rule.tree.levels) steps[i] = rule.tree.steps[i];
+    static_assert(sizeof(starts) == kThreads * sizeof(uint32_t));
+    if (rule.table.size == 0) return;
+    steps[i] = rule.table.steps[i];
+    reinterpret_cast<uint32_t*>(starts)[i] =
+        reinterpret_cast<const uint32_t*>(rule.table.starts)[i];
   }
 };
 
@@ -177,17 +182,18 @@ __device__ __forceinline__ void store(const Sink& s, const Tile<kOctets>& tile, 
 // ---- rounding -------------------------------------------------------------------------------------------------------
 /// Rounds quads, `step` elements apart, to a table's numbers and tells which they are.
 template <int kCount>
-__device__ __forceinline__ void round_to_table(const Rounder& rounder, const TableTree& tree,
+__device__ __forceinline__ void round_to_table(const Rounder& rounder, const TableSteps& table,
+                                               const StateLookup& lookup,
                                                const RandomSource& random, int64_t first,
                                                int64_t step, float (&x)[kCount][kQuad],
                                                uint32_t (&code)[kCount][kQuad]) {
   const bool stochastic = rounder.grid.rounding == Rounding::Stochastic;
-  const int32_t last = tree.size - 1;
-  const float lowest = tree.numbers[0], highest = tree.numbers[last];
+  const int32_t last = table.size - 1;
+  const float lowest = lookup.numbers[0], highest = lookup.numbers[last];
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     int32_t found[kQuad];
-    tree.find(x[j], found);
+    table.buckets.find(lookup.steps, lookup.starts, x[j], found);
     PhiloxWords words{};
     if (stochastic) words = random.words(static_cast<uint64_t>(first + j * step) / kQuad);
 #pragma unroll
@@ -196,13 +202,13 @@ __device__ __forceinline__ void round_to_table(const Rounder& rounder, const Tab
       int32_t at = found[k];
       if (stochastic) {
         at = min(at, last - 1);
-        const float low = tree.numbers[at];
-        if (value > low && drawn_between(value, low, tree.numbers[at + 1], words.word[k]) != low)
+        const float low = lookup.numbers[at];
+        if (value > low && drawn_between(value, low, lookup.numbers[at + 1], words.word[k]) != low)
           ++at;
       }
       at = value <= lowest ? 0 : value >= highest ? last : at;
       const bool finite = (bits_of(value) & ~kSignBit) < kInfinityBits;
-      x[j][k] = finite ? tree.numbers[at] : float_of(kNanBits);
+      x[j][k] = finite ? lookup.numbers[at] : float_of(kNanBits);
       code[j][k] = finite ? static_cast<uint32_t>(at) : 0u;
     }
   }
@@ -421,11 +427,9 @@ __device__ __noinline__ void write_state(const StateRule& rule, const StateLooku
     }
     Codes code;
     const int32_t bits = rule.code.bits;
-    if (rule.tree.size != 0) {
-      TableTree tree = rule.tree;
-      tree.steps = lookup->steps;
-      tree.numbers = lookup->numbers;
-      round_to_table(rule.rounder, tree, random, tile.at(0), tile.at(1) - tile.at(0), x, code);
+    if (rule.table.size != 0) {
+      round_to_table(rule.rounder, rule.table, *lookup, random, tile.at(0), tile.at(1) - tile.at(0),
+                     x, code);
     } else {
       round_quads(rule.rounder, random, tile.at(0), tile.at(1) - tile.at(0), x);
 #pragma unroll

@@ -206,14 +206,11 @@ __device__ __forceinline__ void store_as_is(const StateRule& rule, const StateAr
 __device__ __forceinline__ void store_rounded(const StateRule& rule, const StateLookup& lookup,
                                               const StateArray& s, const RandomSource& random,
                                               int64_t first, float (&x)[1][kQuad]) {
-  const bool search = rule.tree.size != 0;
+  const bool search = rule.table.size != 0;
   uint32_t code[1][kQuad] = {};
   uint32_t(&c)[kQuad] = code[0];
   if (search) {
-    TableTree tree = rule.tree;
-    tree.steps = lookup.steps;
-    tree.numbers = lookup.numbers;
-    round_to_table(rule.rounder, tree, random, first, kRow, x, code);
+    round_to_table(rule.rounder, rule.table, lookup, random, first, kRow, x, code);
   } else {
     round_quads_short(rule.rounder, random, first, kRow, x);
   }

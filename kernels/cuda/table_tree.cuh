@@ -4,6 +4,7 @@
 // meet few bank conflicts.
 
 #include "core/grid.h"
+#include "core/step_buckets.h"
 #include "kernels/cuda/launch.cuh"
 
 namespace ulp::cuda {
@@ -53,6 +54,15 @@ struct TableTree {
 
 /// Of an element-wise table format, for any rounding but those that draw less than a whole word; built once.
 TableTree tree_on(Device device, const Quantizer& quantizer);
+
+/// The same steps by buckets (core/step_buckets.h), for kernels that have room for these. size: of the table; 0: there is none.
+struct TableSteps {
+  const float* steps = nullptr;
+  const uint8_t* starts = nullptr;
+  StepBuckets buckets;
+  int32_t size = 0;
+};
+TableSteps steps_on(Device device, const Quantizer& quantizer);
 
 __device__ __noinline__ inline bool draws_up(uint32_t word, float x, float low, float high) {
   return word < fraction_between(x, low, high);

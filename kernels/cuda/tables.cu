@@ -22,6 +22,14 @@ void plant(std::vector<float>& tree, size_t node, const std::vector<float>& step
   plant(tree, 2 * node + 1, steps, next);
 }
 
+/// What TableTree says of steps; one less than there are numbers where the rounding draws.
+std::vector<float> steps_of(const Quantizer& q) {
+  if (q.rounding != Rounding::Stochastic) return staircase(make_grid(q));
+  std::vector<float> steps = codebook(q.format.table).values;
+  steps.pop_back();
+  return steps;
+}
+
 }  // namespace
 
 const float* table_on(Device device, int table) {
@@ -52,13 +60,9 @@ TableTree tree_on(Device device, const Quantizer& q) {
   Tensor& copy = copies[{device.index, q.format.table, q.rounding}];
   const size_t nodes = size_t{1} << tree.levels;
   if (!copy.defined()) {
-    std::vector<float> steps = numbers, all(nodes);
-    if (stochastic)
-      steps.pop_back();
-    else
-      steps = staircase(make_grid(q));
+    std::vector<float> all(nodes);
     size_t next = 1;
-    plant(all, 1, steps, next);
+    plant(all, 1, steps_of(q), next);
     for (size_t i = 0; stochastic && i < numbers.size(); ++i) {
       const float gap = i + 1 < numbers.size() ? numbers[i + 1] - numbers[i] : 0.0f;
       all.push_back(gap > 0x1p-90f && gap < 0x1p100f ? 0x1p32f / gap : float_of(kNanBits));
@@ -69,6 +73,27 @@ TableTree tree_on(Device device, const Quantizer& q) {
   tree.inverses = tree.steps + nodes;
   tree.numbers = table_on(device, q.format.table);
   return tree;
+}
+
+TableSteps steps_on(Device device, const Quantizer& q) {
+  struct Copy {
+    StepBuckets buckets;
+    Tensor steps, starts;
+  };
+  static std::mutex mutex;
+  // Never freed: see table_on.
+  static auto& copies = *new std::map<std::tuple<int, int, Rounding>, Copy>;
+  const std::lock_guard lock(mutex);
+  Copy& copy = copies[{device.index, q.format.table, q.rounding}];
+  if (!copy.starts.defined()) {
+    const StepTable table = make_step_table(steps_of(q));
+    copy.buckets = table.buckets;
+    copy.steps = Tensor::from(table.steps, {StepBuckets::kSteps}, device);
+    copy.starts = Tensor::empty({StepBuckets::kBuckets}, DType::U8, device);
+    copy_bytes(copy.starts.mutable_raw(), device, table.starts.data(), kCpu, table.starts.size());
+  }
+  return {copy.steps.data<float>(), copy.starts.data<uint8_t>(), copy.buckets,
+          static_cast<int32_t>(codebook(q.format.table).values.size())};
 }
 
 const float* code_numbers_on(Device device, const Format& format) {
