@@ -23,4 +23,28 @@ struct Divisor {
   }
 };
 
+/// The same for dividends as small as they come, in fp64; a divisor that is NaN makes quotients NaN.
+/// The product is off by less than 2^−52 of the quotient and the correction by its remainder leaves 2^−53, while a quotient of two
+/// floats that is no midpoint of floats, subnormal ones included, lies 2^−49 of itself from the next. One that is a midpoint has few
+/// bits and comes out exact.
+struct WideDivisor {
+  double divisor, reciprocal;
+
+  ULP_HD explicit WideDivisor(float by) : divisor(by), reciprocal(1.0 / divisor) {}
+
+  ULP_HD float quotient_of(float dividend) const {
+    const double x = dividend, q = x * reciprocal;
+    return static_cast<float>(exact_fma(exact_fma(-divisor, q, x), reciprocal, q));
+  }
+
+ private:
+  ULP_HD static double exact_fma(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+    return fma(a, b, c);
+#else
+    return __builtin_fma(a, b, c);
+#endif
+  }
+};
+
 }  // namespace ulp

@@ -273,6 +273,32 @@ TEST_SUITE("scalar_math") {
     CHECK(wrong == 0);
   }
 
+  TEST_CASE("wide quotients are those of /, down to the least subnormal and its halves") {
+    int64_t wrong = 0, middles = 0;
+    for (uint32_t i = 0; i < 300; ++i) {
+      const float by = i < 64 ? static_cast<float>(i + 1)
+                              : float_of((127 + i % 24) << 23 | (i * 2654435761u >> 9));
+      const WideDivisor divisor(by);
+      const auto check = [&](float x) { wrong += same(divisor.quotient_of(x), x / by) ? 0 : 1; };
+      for (const float x : {0.0f, 1.0f, 0x1p-126f, 0x1p-149f}) check(x);
+      for (uint32_t k = 1; k < 3000; ++k) check(float_of(k));  // subnormal, small
+      for (uint32_t k = 0; k < 6000; ++k) {
+        const uint32_t word = (i * 6000u + k) * 2246822519u;
+        check(float_of((word >> 31) != 0 ? word >> 8 & 0x01FFFFFFu : (k % 127) << 23 | word >> 9));
+        // What gives a middle of two subnormal numbers, and its neighbours.
+        const double middle = (static_cast<double>(word >> 12) + 0.5) * 0x1p-149 * by;
+        const auto x = static_cast<float>(middle);
+        middles += x == middle ? 1 : 0;
+        check(x);
+        check(float_of(bits_of(x) + 1));
+        check(float_of(bits_of(x) - 1));
+      }
+    }
+    CHECK(wrong == 0);
+    CHECK(middles > 1000);
+    CHECK(std::isnan(WideDivisor(std::nanf("")).quotient_of(0.5f)));
+  }
+
   TEST_CASE("a chunk is summed in the order that core/sum.h states") {
     for (const int64_t n : {0, 1, 2, 63, 64, 65, 127, 128, 1000, 4095, 4096}) {
       std::vector<float> values(static_cast<size_t>(n));

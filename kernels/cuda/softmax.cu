@@ -136,10 +136,17 @@ __global__ void __launch_bounds__(kThreads, kRound ? 1 : 3)
     });
     sum = draws.round(2, row, sum);
     if (!kLog && !kRound &&
-        __all_sync(kFullWarp, sum >= 1 && least >= bits_of(kLeastDividend) - 1)) {
+        __all_sync(kFullWarp, sum >= 1 && least >= bits_of(kLeastDividend) - 1)) {  // no NaN
       const Divisor divisor(sum);
       for_held<kHeld>(columns, [&](int j, int, bool there) {
         if (there) out[j * kWarp] = divisor.quotient_of(x[j]);
+      });
+      return;
+    }
+    if (!kLog && !kRound) {
+      const WideDivisor divisor(sum);
+      for_held<kHeld>(columns, [&](int j, int, bool there) {
+        if (there) out[j * kWarp] = canonical(divisor.quotient_of(x[j]));
       });
       return;
     }
