@@ -32,8 +32,8 @@ struct FastGrid {
 /// Of an element-wise quantizer's grid, or of a block's grid at shift 0.
 FastGrid make_fast_grid(const Grid& grid);
 
-/// Finite values never become NaN.
-inline bool stays_a_number(const FastGrid& g) {
+/// Finite values never become NaN; they may become Inf.
+inline bool makes_no_nan(const FastGrid& g) {
   return g.overflow <= kInfinityBits && (g.overflow ^ g.overflow_flip) <= kInfinityBits;
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/memory_error.h"
+#include "nn/training_loss.h"
 
 namespace ulp::nn {
 namespace {
@@ -101,6 +102,9 @@ void Module::assign_paths(const std::string& path) {
 void Module::initialise(Run& run, const std::string& path) {
   assign_paths(path);
   Streams streams;
+  // The training's loss is no module of the model: its streams have an owner before any of these, unless this is one.
+  if (type() != LayerType::Loss)
+    streams.take(kLossPath, {std::begin(kLossRoles), std::end(kLossRoles)});
   std::map<std::string, Module*> paths;
   std::set<std::string> parameters;
   for (Module* module : modules()) {

@@ -77,9 +77,9 @@ class Module {
   std::string description() const { return describe() + scaled_; }
 
   /// Names, checks and fills the whole tree below this module. `path` is the root's own, usually empty. Every role gets a
-  /// random stream of its own: that of its name or, where an earlier one of the model has the same by chance (32 bits, so
-  /// in models with hundreds of layers), another one, the same in every run. Throws if two modules have the same path, or
-  /// two parameters.
+  /// random stream of its own: that of its name or, where the training's loss (kLossPath) or an earlier one of the model has
+  /// the same by chance (32 bits, so in models with hundreds of layers), another one, the same in every run. Throws if two
+  /// modules have the same path, or two parameters.
   void initialise(Run& run, const std::string& path = "");
 
   const std::string& path() const { return path_; }

@@ -1,5 +1,7 @@
 #include "nn/training_loss.h"
 
+#include <iterator>
+
 #include "autograd/losses.h"
 #include "autograd/scaling.h"
 #include "core/error.h"
@@ -18,7 +20,7 @@ LossKind parse_loss(std::string_view text) {
 }
 
 Var TrainingLoss::of(Tape& tape, const Var& logits, const Tensor& labels) const {
-  const RandomSite site("loss");
+  const RandomSite site(kLossPath);
   if (kind == LossKind::SumOfSquares)
     return ops::sum_of_squares(tape, logits, labels, formats, site);
   const Var loss = ops::cross_entropy(tape, logits, labels, formats, site);
@@ -34,13 +36,13 @@ Tensor TrainingLoss::mean(Run& run, const Var& loss, int64_t samples) const {
 
 Layer loss_layer(TrainingLoss& loss) {
   if (loss.kind == LossKind::CrossEntropy)
-    return {"loss",
+    return {kLossPath,
             LayerType::Loss,
-            {"interior", "grad_input"},
+            {std::begin(kLossRoles), std::end(kLossRoles)},
             &loss.formats,
             loss.scheme == WeightScheme::Unit ? "cross-entropy, unit: dx × N·C/√(C − 1)"
                                               : "cross-entropy"};
-  return {"loss", LayerType::Loss, {"grad_input"}, &loss.formats, "sum of squares"};
+  return {kLossPath, LayerType::Loss, {"grad_input"}, &loss.formats, "sum of squares"};
 }
 
 std::vector<Layer> layers_of(Module& model, TrainingLoss& loss) {

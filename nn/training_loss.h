@@ -15,6 +15,10 @@ const char* to_string(LossKind kind);
 /// Throws ulp::Error with the names there are.
 LossKind parse_loss(std::string_view text);
 
+/// Where the loss of a training draws random numbers, and for which roles; Module::initialise gives them to no layer.
+inline constexpr const char* kLossPath = "loss";
+inline constexpr const char* kLossRoles[] = {"interior", "grad_input"};
+
 /// What a training minimises, and how it is rounded.
 struct TrainingLoss {
   LossKind kind = LossKind::CrossEntropy;

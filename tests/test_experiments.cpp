@@ -202,7 +202,10 @@ TEST_SUITE("experiments") {
     check_refused("experiment '" +
                       write(folder, without(kFile, "--epochs 1", "--data fashion-mnist")) +
                       "' --explain",
-                  1, {"bits.json", "it needs a \"quick_title\""});
+                  1,
+                  {"bits.json, line 3: \"quick\" trains on --data fashion-mnist, which \"title\" "
+                   "says nothing of; "
+                   "add \"quick_title\": \"...\", the title of that form"});
   }
 
   TEST_CASE("what a row cannot do with the data is told before any row is trained") {
@@ -267,12 +270,38 @@ TEST_SUITE("experiments") {
                             std::initializer_list<const char*> words) {
       check_refused("experiment '" + write(folder, text) + "' --explain", status, words);
     };
-    refuse("{", 1, {"bits.json", "no JSON"});
-    refuse("[]", 1, {"bits.json", "object", "array"});
-    refuse(without(kFile, "\"title\": \"Bits\", "), 1, {"title", "missing"});
-    refuse(without(kFile, "\"quick\"", "\"quickly\""), 1, {"quickly", "there are", "quick"});
-    refuse(without(kFile, ", \"x\": 8"), 1, {"row 3", "x", "missing"});
-    refuse(without(kFile, "\"x\": 8", "\"x\": 0"), 1, {"row 3", "above 0"});
+    refuse("{", 1, {"bits.json, line 1, column 2: no JSON: the text ends too early"});
+    refuse("[]", 1, {"bits.json, line 1: ", "an object", "a list"});
+    refuse(without(kFile, "\"rows\": [", "\"rows\": [,"), 1,
+           {"bits.json, line 4, column 12: no JSON at", ","});
+    refuse(without(kFile, "\"x\": 8, ", "\"x\": 8 "), 1,
+           {"bits.json, line 7, column 85: no JSON at", "series"});
+    refuse(without(kFile, "\"x\": 32", "\"x\": 1e999"), 1, {"line 5", "no JSON at", "1e999"});
+    refuse(without(kFile, "\"quick\"", "\"options\": \"--epochs 3\", \"quick\""), 1,
+           {"bits.json, line 3: the key \"options\" stands in line 3 already"});
+    refuse(without(kFile, "\"series\": \"few\"},", "\"series\": \"few\",\n\"x\": 3},"), 1,
+           {"bits.json, line 7: the key \"x\" stands in line 6 already"});
+    refuse(without(kFile, "\"title\": \"Bits\", "), 1, {"bits.json, line 1: \"title\" is missing"});
+    refuse(without(kFile, "\"source\": \"none\"", "\"source\": 7"), 1,
+           {"bits.json, line 2: \"source\" is to be a text, got a whole number (7)"});
+    refuse(without(kFile, "\"source\": \"none\"", "\"source\": null"), 1,
+           {"bits.json, line 2: \"source\" is to be a text, got null"});
+    refuse(without(kFile, "\"--epochs 1\"", "[\"--epochs\",\n1]"), 1,
+           {"bits.json, line 4: \"quick\" is to be a text or a list of words, got a whole number"});
+    refuse(without(kFile, "\"quick\"", "\"quickly\""), 1,
+           {"bits.json, line 3: ", "'quickly'", "there are", "quick,"});
+    refuse(without(kFile, "\"rows\": [", "\"rows\": 3, \"y\": ["), 1, {"line 4", "'y'"});
+    refuse(without(kFile, "\"name\": \"eight\"", "\"names\": \"eight\""), 1,
+           {"bits.json, line 7, row 3: ", "'names'", "there are name,"});
+    refuse(without(kFile, ", \"x\": 8"), 1, {"line 7, row 3", "x", "missing"});
+    refuse(without(kFile, "\"x\": 8", "\"x\": 0"), 1,
+           {"bits.json, line 7, row 3: \"x\" is to be a number above 0, got a whole number (0)"});
+    refuse(without(kFile, "\"x\": 8", "\"x\": -0.5"), 1, {"row 3", "above 0", "(-0.5)"});
+    refuse(without(kFile, "\"x\": 8", "\"x\": true"), 1, {"row 3", "above 0", "(true)"});
+    refuse("{\"title\": \"\", \"source\": \"\", \"differences\": \"\", \"rows\": [\n3]}", 1,
+           {"bits.json, line 2, row 1: expected an object, got a whole number"});
+    refuse("{\"title\": \"\", \"source\": \"\", \"differences\": \"\", \"rows\": []}", 1,
+           {"bits.json, line 1: \"rows\" is to be a list of at least one row"});
     refuse(without(kFile, "\"eight\"", "\"plain\""), 1, {"row 3", "'plain'"});
     refuse(without(kFile, "\"four, nearest\"", "\"Plain\\n\""), 1, {"row 2", "one line", "Plain"});
     refuse(without(kFile, "\"four, nearest\"", "\"--\""), 1,
@@ -283,7 +312,7 @@ TEST_SUITE("experiments") {
                                "--checkpoint-every 5", "--keep 3", "--threads 1"})
       refuse(without(kFile, "--forward e2m1", std::string(shared) + " --forward e2m1"), 1,
              {"row 2", "is for all rows", "\"options\""});
-    refuse(without(kFile, "--hidden", "hidden"), 2, {"options", "'hidden'"});
+    refuse(without(kFile, "--hidden", "hidden"), 2, {"line 3, \"options\"", "'hidden'"});
     refuse(without(kFile, "--forward e2m1", "--forward e2m1x"), 2, {"four, nearest", "e2m1x"});
     refuse(without(kFile, "\"quick\"", "\"measure\": \"time\", \"quick\""), 1, {"measure", "time"});
     check_refused("experiment '" + (folder / "none.json") + "'", 1, {"none.json"});

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <new>
 #include <regex>
@@ -99,7 +100,8 @@ bool can_limit() {
 /// A message of missing memory or threads: one line, what for, how much.
 void check_message(const Result& r) {
   static const std::regex wanted(
-      "ulp: ([^\n]*out of memory, asked for [1-9][0-9]* bytes[^\n]*|--threads: [0-9]+ CPU threads "
+      "ulp: ([^\n]*: out of memory, asked for [1-9][0-9]* bytes[^\n]*|--threads: [0-9]+ CPU "
+      "threads "
       "cannot be started, the system has room for [0-9]+ [^\n]*)\n");
   CAPTURE(r.err);
   CHECK(r.status == 1);
@@ -203,6 +205,30 @@ TEST_SUITE("memory") {
       CHECK(results(out) == results(whole));
       fs::remove_all(whole);
     }
+  }
+
+  TEST_CASE("a trained model without enough memory: one line that says what for, and no result") {
+    if (!can_limit()) return;
+    const Folder folder;
+    std::string words;
+    for (int i = 0; i < 2000; ++i) words += "number " + std::to_string(i * i) + "; ";
+    const std::string text = folder / "text", images = folder / "images", texts = folder / "texts";
+    std::ofstream(text) << words;
+    succeed("train --hidden 3000 --batch-size 700 --epochs 1 --out '" + images + "'");
+    succeed("train --data 'text:" + text +
+            "' --model gpt --layers 1 --width 192 --heads 2 --context 384 --batch-size 1 "
+            "--steps 1 --validation 0.02 --out '" +
+            texts + "'");
+    const auto nothing = [](const Result&) {};
+    check_has(with_rising_limits("eval '" + images + "' --threads 2", 256, folder, nothing),
+              {"--threads", "--data digits", "--model mlp", "evaluation"});
+    check_has(with_rising_limits("eval '" + texts + "' --threads 1", 512, folder, nothing),
+              {"--data text", "--model gpt", "evaluation"});
+    const std::string sample = "sample '" + texts + "' --prompt 'number' --length 20 --threads ";
+    check_has(with_rising_limits(sample + "2", 256, folder, nothing),
+              {"--threads", "--model gpt", "sampling"});
+    check_has(with_rising_limits(sample + "1 --cache off", 256, folder, nothing),
+              {"--model gpt", "sampling"});
   }
 }
 

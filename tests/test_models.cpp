@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "command.h"
+#include "nn/layers.h"
+#include "nn/losses.h"
 #include "nn/models.h"
 #include "nn/models/by_name.h"
 #include "optim/optimizer.h"
@@ -140,6 +142,8 @@ TEST_SUITE("models") {
   TEST_CASE("every role of a model with a thousand layers draws numbers of its own") {
     const auto streams_of = [](nn::Module& model) {
       std::vector<uint32_t> streams;
+      for (const char* role : {"interior", "grad_input"})
+        streams.push_back(RandomSite("loss").stream(role));
       for (nn::Module* module : model.modules()) {
         for (const char* role : module->roles()) streams.push_back(module->site().stream(role));
         if (module->formats() != nullptr) streams.push_back(module->site().stream("grad_input2"));
@@ -172,6 +176,32 @@ TEST_SUITE("models") {
       Run other(kCpu, 2);
       CHECK(streams_of(*made(other, name, o)) == all);
     }
+  }
+
+  TEST_CASE("no layer draws the numbers of the training's loss") {
+    const uint32_t of_loss = RandomSite("loss").stream("grad_input");
+    // Names with the same hash as the loss's: fnv1a32, found by trying some 10^9 of them.
+    REQUIRE(RandomSite("xua90053").stream("grad_output_dx") == of_loss);
+    REQUIRE(RandomSite("zbb946202").stream("grad_weight") == of_loss);
+    Run run(kCpu, 1);
+    nn::Sequential net;
+    net.add<nn::Linear>("xua90053", 3, 4)
+        .add<nn::Linear>("zbb946202", 4, 4)
+        .add<nn::Linear>("loss", 4, 4)
+        .add<nn::Linear>("other", 4, 2);
+    net.initialise(run);
+    for (const auto& child : net.children()) {
+      CAPTURE(child.name);
+      const bool moved = child.name != "other";
+      CHECK(child.module->site().stream("input") ==
+            fnv1a32(child.name + (moved ? "#1" : "") + "/input"));
+      for (const char* role : child.module->roles())
+        CHECK(child.module->site().stream(role) != of_loss);
+    }
+    // A loss that is its own root is that of the training.
+    nn::CrossEntropyLoss loss;
+    loss.initialise(run, "loss");
+    CHECK(loss.site().stream("grad_input") == of_loss);
   }
 
   TEST_CASE("models as they are in use draw the numbers of their roles' names") {

@@ -437,8 +437,11 @@ TEST_SUITE("policy") {
     const std::vector<Case> cases = {
         {"", {"line 1", "ends too early"}},
         {"{\"rules\": [\n", {"line 2", "ends too early"}},
-        {"{\n\"rules\": [\n{\"type\": conv}]}", {"line 3", "no JSON"}},
-        {"{\"rules\": [],\n}", {"line 2", "no JSON"}},
+        {"{\n\"rules\": [\n{\"type\": conv}]}", {"line 3, column 10: no JSON"}},
+        {"{\"rules\": [],\n}", {"line 2, column 1: no JSON"}},
+        {"{\"rules\": []\n", {"line 2, column 1: no JSON: the text ends too early"}},
+        {"", {"line 1, column 1: no JSON: the text ends too early"}},
+        {"{\"rules\": \"a\nb\"}", {"line 1, column 13: no JSON"}},
         {"[]", {"line 1", "\"rules\"", "a list"}},
         {"{}", {"\"rules\" is missing"}},
         {"{\n\n\"rulse\": []}", {"line 3", "\"rulse\"", "there is \"rules\""}},
@@ -508,6 +511,11 @@ TEST_SUITE("policy") {
     CHECK(list.items[0].line == 4);
     CHECK(list.items[1].line == 6);
     CHECK(list.items[2].integer == -3);
+    CHECK(list.items[2].number == -3);
+    CHECK(list.items[3].number == 2.5);
+    CHECK(list.items[4].number == 0x1p64);
+    CHECK(list.items[3].shown() == "a number (2.5)");
+    CHECK(list.shown() == "a list");
     CHECK(list.items[3].kind == nn::LocatedJson::Kind::Number);
     CHECK(list.items[4].kind == nn::LocatedJson::Kind::Number);
     CHECK(json.find("c") == nullptr);

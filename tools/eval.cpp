@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "kernels/matmul_unit.h"
 #include "nn/training_loss.h"
 #include "tools/commands.h"
@@ -74,6 +75,17 @@ std::string epoch_text(const nn::Policy& policy, int64_t epochs) {
                  : "";
 }
 
+void print_score(TrainedModel& trained, const nn::Dataset& data, const Experiment& e,
+                 const std::string& dir) {
+  const auto test = test_batches(trained.run, data, e);
+  const nn::Score score = test_score(trained.run, *trained.model, *test, trained.loss);
+  ULP_CHECK(std::isfinite(score.loss), "{}: the {} loss on {} is {}; try wider formats", dir,
+            test_name(data), data.name, score.loss);
+  fmt::print("data       {}, {} {} samples\n", data.name, test->samples(), test_name(data));
+  fmt::print("{0} loss {1:.9g}{2}\n{0} accuracy {3:.4f}\n", test_name(data), score.loss,
+             perplexity_text(data, score.loss), score.accuracy);
+}
+
 void run_eval(const EvalOptions& o) {
   o.trained.check();  // what is wrong with the command line comes first
   if (o.data && o.data->empty())
@@ -89,19 +101,13 @@ void run_eval(const EvalOptions& o) {
   const nn::Dataset data = load_data(e, saved.vocabulary);
   check_data(saved, data, o.trained.config().string());
   if (!o.data) check_text(saved, data, o.trained.config().string());
-  TrainedModel trained(e, data, o.trained);
+  TrainedModel trained = TrainedModel::load(e, data, o.trained);
   fmt::print("weights    {} as stored in {}\n",
              trained.which.empty() ? to_string(e.optimizer.weight) : trained.which,
              o.trained.weights().string());
   fmt::print("math       {} on {}\n", to_string(e.math), to_string(e.device));
   fmt::print("{}{}", epoch_text(e.policy, e.epochs), forward_formats_text(trained.layers));
-  const auto test = test_batches(trained.run, data, e);
-  const nn::Score score = test_score(trained.run, *trained.model, *test, trained.loss);
-  ULP_CHECK(std::isfinite(score.loss), "{}: the {} loss on {} is {}; try wider formats",
-            o.trained.dir(), test_name(data), data.name, score.loss);
-  fmt::print("data       {}, {} {} samples\n", data.name, test->samples(), test_name(data));
-  fmt::print("{0} loss {1:.9g}{2}\n{0} accuracy {3:.4f}\n", test_name(data), score.loss,
-             perplexity_text(data, score.loss), score.accuracy);
+  with_memory_for("evaluation", [&] { print_score(trained, data, e, o.trained.dir()); });
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ struct ExperimentFile {
   std::string x{};  // empty: there is only the picture of losses over epochs
   std::vector<Row> rows;
 };
-/// Throws ulp::Error with the name and the key for what is missing, wrong or unknown.
+/// Throws ulp::Error with the name, the line and the key for what is missing, wrong, unknown or there twice.
 ExperimentFile parse_experiment(std::string_view text, const std::string& name);
 
 /// The files of tools/experiments, by name.

@@ -8,6 +8,7 @@
 
 #include "autograd/quantised.h"
 #include "core/op_formats.h"
+#include "nn/training_loss.h"
 
 namespace ulp::tools {
 namespace {
@@ -46,7 +47,7 @@ std::vector<std::pair<uint32_t, Named>> role_names(nn::Module& model) {
           module->formats() == nullptr ? nullptr : shared_with(role, *module->formats()));
     if (module->formats() != nullptr) add(module->path(), module->site(), "grad_input2");
   }
-  for (const Role& role : kRoles) add("loss", RandomSite("loss"), role.name);
+  for (const Role& role : kRoles) add(nn::kLossPath, RandomSite(nn::kLossPath), role.name);
   for (const Parameter* p : model.parameters())
     for (const auto& [role, name] : kOfParameter)
       names.push_back({p->site().stream(role), {p->path, name, p->site()}});

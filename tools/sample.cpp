@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "core/random.h"
 #include "nn/data/token_text.h"
 #include "nn/pieces.h"
@@ -129,14 +130,19 @@ void run_sample(const SampleOptions& o) {
   data.classes = saved.classes;
   data.vocabulary = saved.vocabulary;
   data.sample_shape = {e.sequence.context};
-  TrainedModel trained(e, data, o.trained);
+  TrainedModel trained = TrainedModel::load(e, data, o.trained);
   const std::string obstacle = nn::obstacle_of(*trained.model);
   const bool cache = o.cache == "on" && obstacle.empty();
   if (o.cache == "on" && !cache)
     fmt::print(stderr, "ulp: without a cache, whole sequences for every token: {}\n", obstacle);
   show(o.prompt);
-  write_on(trained.run, *trained.model, saved.vocabulary, tokens, length, Choice(temperature, seed),
-           cache);
+  with_memory_for(
+      "sampling",
+      [&] {
+        write_on(trained.run, *trained.model, saved.vocabulary, tokens, length,
+                 Choice(temperature, seed), cache);
+      },
+      [] { return "; take a smaller --length"; });
 }
 
 }  // namespace

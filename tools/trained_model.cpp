@@ -1,6 +1,7 @@
 #include "tools/trained_model.h"
 
 #include "core/error.h"
+#include "core/memory_error.h"
 #include "tools/commands.h"
 #include "tools/format_options.h"
 #include "tools/threads.h"
@@ -26,10 +27,16 @@ void TrainedModelFlags::check() const {
 SavedExperiment TrainedModelFlags::read() const {
   check();
   use_threads(threads_);
-  SavedExperiment saved = read_config(config());
+  SavedExperiment saved =
+      with_memory_for(config().string(), [this] { return read_config(config()); });
   saved.experiment.device = parse_device(device_);
   saved.experiment.math = math_value(math_, saved.experiment.device);
   return saved;
+}
+
+TrainedModel TrainedModel::load(const Experiment& e, const nn::Dataset& data,
+                                const TrainedModelFlags& flags) {
+  return with_memory_for("--model " + e.model, [&] { return TrainedModel(e, data, flags); });
 }
 
 TrainedModel::TrainedModel(const Experiment& e, const nn::Dataset& data,

@@ -43,9 +43,10 @@ class TrainedModelFlags {
 /// A model with its stored weights and the formats of the last epoch, on a run of its own.
 class TrainedModel {
  public:
-  /// `data`: as much of it as make_model needs. Throws ulp::Error for weights that are not this model's.
-  TrainedModel(const Experiment& experiment, const nn::Dataset& data,
-               const TrainedModelFlags& flags);
+  /// `data`: as much of it as make_model needs. Throws ulp::Error for weights that are not this model's, MemoryError with
+  /// the model.
+  static TrainedModel load(const Experiment& experiment, const nn::Dataset& data,
+                           const TrainedModelFlags& flags);
   TrainedModel(const TrainedModel&) = delete;
   TrainedModel& operator=(const TrainedModel&) = delete;
 
@@ -54,6 +55,10 @@ class TrainedModel {
   nn::TrainingLoss loss;
   std::vector<nn::Layer> layers;  // of the model and the loss
   std::string which;              // as load_weights returns it
+
+ private:
+  TrainedModel(const Experiment& experiment, const nn::Dataset& data,
+               const TrainedModelFlags& flags);
 };
 
 }  // namespace ulp::tools

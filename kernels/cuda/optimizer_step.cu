@@ -34,7 +34,7 @@ DType native_type(const Format& format) {
 StateBytes short_bytes(const StateRule& rule, const Quantizer& q, DType dtype) {
   using How = Rounder::How;
   const Rounder& r = rule.rounder;
-  const bool rounds = r.how == How::Copy || (r.how != How::Any && r.stays_a_number);
+  const bool rounds = r.how == How::Copy || (r.how != How::Any && r.makes_no_nan);
   if (dtype != DType::U8) return rounds ? native_bytes(dtype) : StateBytes::None;
   const DType native = native_type(q.format);
   if (rounds && native != DType::U8) return native_bytes(native);
@@ -175,8 +175,8 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
   Rounder::How& grad_how = w.grad_rule.how;
   if (grad_how == Rounder::How::NearestPosit || grad_how == Rounder::How::StochasticPosit)
     grad_how = Rounder::How::Any;
-  bool is_short = grad_how == Rounder::How::Copy ||
-                  (grad_how != Rounder::How::Any && w.grad_rule.stays_a_number);
+  bool is_short =
+      grad_how == Rounder::How::Copy || (grad_how != Rounder::How::Any && w.grad_rule.makes_no_nan);
   const auto set_rule = [&](StateIndex i, const Quantizer& q, const auto& state_of) {
     const Tensor first = state_of(one);
     w.rules[i] = rule_of(device, q, one.weight_key, first.defined() ? first.dtype() : DType::F32);

@@ -55,7 +55,7 @@ __device__ __forceinline__ void round_quad(const Rounder& rounder, const RandomS
                                            int64_t i, float (&x)[kQuad]) {
   using How = Rounder::How;
   using fast::Specials;
-  const bool numbers = rounder.stays_a_number && all_finite(x);
+  const bool numbers = rounder.makes_no_nan && all_finite(x);
   const auto round = [&]<How kHow>() {
     PhiloxWords words{};
     if constexpr (Rounder::draws(kHow)) words = random.words(static_cast<uint64_t>(i) / kQuad);
@@ -97,7 +97,7 @@ __device__ __forceinline__ bool round_quads_short(const Rounder& rounder,
                                                   int count = kCount) {
   using How = Rounder::How;
   if (rounder.how == How::Copy) return true;
-  if (!rounder.stays_a_number) return false;
+  if (!rounder.makes_no_nan) return false;
   const auto round = [&]<How kHow>() {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {

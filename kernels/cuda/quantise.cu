@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, kTell ? 2 : 3)
           return round_fast<kHow, kSpecials>(value, w.rounder, 0, word);
       });
     };
-    const bool numbers = w.rounder.stays_a_number && __all_sync(kFullWarp, all_finite(x));
+    const bool numbers = w.rounder.makes_no_nan && __all_sync(kFullWarp, all_finite(x));
     for_how(w.rounder.how, [&]<How kHow>() {
       if constexpr (is_lattice(kHow)) {
         if (kHow != How::Copy && numbers)

@@ -23,8 +23,8 @@ struct Rounder {
   };
   How how = How::Copy;
   Grid grid{};
-  FastGrid fast{};              // of blocks: at shift 0
-  bool stays_a_number = false;  // the short form makes no NaN of finite values
+  FastGrid fast{};            // of blocks: at shift 0
+  bool makes_no_nan = false;  // the short form makes no NaN of finite values
   RandomKey key{};
 
   /// Draws plainly: one word an element, all of it.
@@ -52,7 +52,7 @@ inline Rounder make_rounder(Device device, const Quantizer& quantizer, const Ran
   if (rounder.grid.kind == GridKind::Table)
     rounder.grid.table = table_on(device, quantizer.format.table);
   rounder.fast = make_fast_grid(fast_of);
-  rounder.stays_a_number = stays_a_number(rounder.fast);
+  rounder.makes_no_nan = makes_no_nan(rounder.fast);
   const bool stochastic = quantizer.rounding == Rounding::Stochastic;
   const bool plain = rounder.fast.bounds == FastGrid::Bounds::Plain;
   if (rounder.fast.form == FastGrid::Form::Spaced)

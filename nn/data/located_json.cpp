@@ -54,15 +54,15 @@ class Builder : public nlohmann::json_sax<Json> {
   bool null() override { return add(LocatedJson::Kind::Null, "null"); }
   bool boolean(bool v) override { return add(LocatedJson::Kind::Boolean, v ? "true" : "false"); }
   bool number_integer(int64_t v) override {
-    return add(LocatedJson::Kind::Integer, std::to_string(v), v);
+    return add(LocatedJson::Kind::Integer, std::to_string(v), v, static_cast<double>(v));
   }
   bool number_unsigned(uint64_t v) override {
     if (v > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
-      return add(LocatedJson::Kind::Number, std::to_string(v));
+      return number_float(static_cast<double>(v), std::to_string(v));
     return number_integer(static_cast<int64_t>(v));
   }
-  bool number_float(double, const std::string& text) override {
-    return add(LocatedJson::Kind::Number, text);
+  bool number_float(double v, const std::string& text) override {
+    return add(LocatedJson::Kind::Number, text, 0, v);
   }
   bool string(std::string& text) override { return add(LocatedJson::Kind::Text, text); }
   bool binary(Json::binary_t&) override { return false; }
@@ -85,12 +85,14 @@ class Builder : public nlohmann::json_sax<Json> {
 
   bool parse_error(size_t position, const std::string& token,
                    const nlohmann::detail::exception&) override {
-    const size_t end = std::min(text_.size(), position == 0 ? 0 : position - 1);
-    const int64_t line =
-        1 + std::count(text_.begin(), text_.begin() + static_cast<int64_t>(end), '\n');
-    if (position > text_.size())
-      throw_error("{}, line {}: no JSON: the text ends too early", name_, line);
-    throw_error("{}, line {}: no JSON at '{}'", name_, line, token);
+    const bool ended = position > text_.size();
+    const size_t at = ended ? text_.size() : position - std::min<size_t>(position, 1);
+    const std::string_view before = text_.substr(0, at);
+    const int64_t line = 1 + std::count(before.begin(), before.end(), '\n');
+    const size_t column = at - (before.rfind('\n') + 1) + 1;  // npos + 1 is 0
+    if (ended)
+      throw_error("{}, line {}, column {}: no JSON: the text ends too early", name_, line, column);
+    throw_error("{}, line {}, column {}: no JSON at '{}'", name_, line, column, token);
   }
 
  private:
@@ -108,10 +110,11 @@ class Builder : public nlohmann::json_sax<Json> {
     value.line = member ? open_.back()->members.back().line : line_;
     return value;
   }
-  bool add(LocatedJson::Kind kind, std::string text, int64_t integer = 0) {
+  bool add(LocatedJson::Kind kind, std::string text, int64_t integer = 0, double number = 0) {
     LocatedJson& value = put(kind);
     value.text = std::move(text);
     value.integer = integer;
+    value.number = number;
     return true;
   }
   bool open(LocatedJson::Kind kind) {
@@ -152,6 +155,11 @@ const char* LocatedJson::what() const {
     case Kind::Object: return "an object";
   }
   return "?";
+}
+
+std::string LocatedJson::shown() const {
+  const bool plain = text.empty() || kind == Kind::Null;
+  return plain ? what() : std::string(what()) + " (" + text + ")";
 }
 
 LocatedJson parse_located(std::string_view text, const std::string& name) {

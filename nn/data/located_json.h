@@ -16,12 +16,15 @@ struct LocatedJson {
   int64_t line = 1;     // from 1, where it begins
   std::string text{};   // Text; Integer, Number, Boolean and Null as they are printed
   int64_t integer = 0;  // Integer
+  double number = 0;    // Integer, Number
   std::vector<LocatedJson> items;
   std::vector<Member> members;  // in the order of the text
 
   const LocatedJson* find(std::string_view key) const;
   /// "a text", "a list" …: for messages.
   const char* what() const;
+  /// The same with the value, where it is one: "a whole number (3)".
+  std::string shown() const;
 };
 struct LocatedJson::Member {
   std::string key;
@@ -29,7 +32,8 @@ struct LocatedJson::Member {
   LocatedJson value;
 };
 
-/// `name` begins messages. Throws ulp::Error with the line for what is no JSON, and for a key that an object has twice.
+/// `name` begins messages. Throws ulp::Error with line and column (in bytes, where reading stopped) for what is no
+/// JSON, with the line for a key that an object has twice.
 LocatedJson parse_located(std::string_view text, const std::string& name);
 
 }  // namespace ulp::nn

@@ -69,9 +69,7 @@ class RuleReader {
   void expect(LocatedJson::Kind kind, const char* wanted) const {
     const LocatedJson& value = member_->value;
     if (value.kind == kind) return;
-    const bool shown = !value.text.empty() && value.kind != LocatedJson::Kind::Null;
-    fail(member_->line, std::string("takes ") + wanted + ", got " + value.what() +
-                            (shown ? " (" + value.text + ")" : ""));
+    fail(member_->line, std::string("takes ") + wanted + ", got " + value.shown());
   }
 
   void read_key() {
