@@ -96,8 +96,9 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
 
 /// out = factor · a · bᵀ, a: (B, M, K), b: (B, N, K), rounded.
 void multiply(const Run& run, const Matrices& a, const Matrices& b, const Tensor& out,
-              const Quantizer& rounding = {}, double factor = 1) {
+              const Sums& sums, const Quantizer& rounding = {}, double factor = 1) {
   BatchedMatmulArgs args;
+  args.sums = sums;
   args.factor = factor;
   args.output = rounding;
   args.a = a.values;
@@ -156,6 +157,8 @@ class Attention {
     score_ = keys_of(qk_, f_.qk.output, "output", 1);
     interior_ = keys_of(softmax_, f_.softmax.interior, "interior", 3);
     p_ = keys_of(pv_, f_.pv.input, "input", 1);
+    score_sums_ = sums_of(qk_, f_.qk, kForwardProduct);
+    const Sums y_sums = sums_of(pv_, f_.pv, kForwardProduct);
     const Quantizer rounding = in_product(pv_, f_.pv.output);
     const Tensor y =
         Tensor::empty({batch_, queries_, depth_}, pv_.result_type(x.q, rounding), x.q.device());
@@ -168,7 +171,8 @@ class Attention {
       const Matrices p =
           probabilities(c, scores, f_.pv.input, "input", p_.of(c), Count::Yes, trace);
       count_interior(softmax_, f_.softmax.interior, interior_.of(c, 3), trace);
-      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), rounding, gains_.sums);
+      multiply(run, p, v_.chunk(begin, end), y.slice(0, begin, end), of_chunk(y_sums, c), rounding,
+               gains_.sums);
       if (keeps_ && tape_.recording()) {
         kept_scores_ = tape_.save("attention", scores.values);
         kept_to_round_ = scores.to_round;
@@ -228,6 +232,10 @@ class Attention {
     const char* dk_role = one_ds ? "grad_output_dx" : "grad_output_dw";
     const RoleKeys ds_dq = keys_of(qk_, f_.qk.grad_output_dx, "grad_output_dx", 1);
     const RoleKeys ds_dk = one_ds ? ds_dq : keys_of(qk_, f_.qk.grad_output_dw, "grad_output_dw", 1);
+    const Sums dp_sums = dq || dk ? sums_of(pv_, f_.pv, kDxProduct) : Sums{},
+               dv_sums = dv ? sums_of(pv_, f_.pv, kDwProduct) : Sums{},
+               dq_sums = dq ? sums_of(qk_, f_.qk, kDxProduct) : Sums{},
+               dk_sums = dk ? sums_of(qk_, f_.qk, kDwProduct) : Sums{};
     const Matrices k_dq = dq ? k_dq_.get() : Matrices{}, q_dk = dk ? q_dk_.get() : Matrices{},
                    v_dp = dq || dk ? v_dp_.get() : Matrices{};
 
@@ -265,11 +273,13 @@ class Attention {
                                same_p ? Count::No : Count::Yes, {}, !same_p);
       p.turned = true;
       if (dv && !p_beside)
-        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), of_chunk(dv_sums, c),
+                 v_rounding, gains_.sums);
       if (!dq && !dk) continue;
       const Tensor dp = Tensor::empty({end - begin, queries_, keys_},
                                       pv_.result_type(gy, p_rounding), gy.device());
-      multiply(run, g_dp.chunk(begin, end), v_dp.chunk(begin, end), dp, p_rounding);
+      multiply(run, g_dp.chunk(begin, end), v_dp.chunk(begin, end), dp, of_chunk(dp_sums, c),
+               p_rounding);
       hide_masked(c, dp, f_.pv.grad_input);
       Gradient grad{dp, dp_keys.of(c), {}, {}, {}};
       if (!fuses_chunk(pv_, f_.pv.grad_input))
@@ -281,8 +291,8 @@ class Attention {
       if (dq) {
         ds = score_gradient(c, scores, grad, f_.qk.grad_output_dx, "grad_output_dx", ds_dq.of(c),
                             false);
-        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), q_rounding,
-                 gains_.sums);
+        multiply(run, ds, k_dq.chunk(begin, end), d.q.slice(0, begin, end), of_chunk(dq_sums, c),
+                 q_rounding, gains_.sums);
       }
       if (dk) {
         if (dq) grad.p = {};  // it is there
@@ -290,11 +300,12 @@ class Attention {
           ds.turned = true;
         else
           ds = score_gradient(c, scores, grad, f_.qk.grad_output_dw, dk_role, ds_dk.of(c), true);
-        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), k_rounding,
-                 gains_.sums);
+        multiply(run, ds, q_dk.chunk(begin, end), d.k.slice(0, begin, end), of_chunk(dk_sums, c),
+                 k_rounding, gains_.sums);
       }
       if (p_beside)
-        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), v_rounding, gains_.sums);
+        multiply(run, p, g_dv.chunk(begin, end), d.v.slice(0, begin, end), of_chunk(dv_sums, c),
+                 v_rounding, gains_.sums);
     }
     if (dq) d.q = after_product(qk_, d.q, f_.qk.grad_input, "grad_input");
     if (dk) d.k = after_product(qk_, d.k, f_.qk.grad_weight, "grad_weight");
@@ -326,6 +337,17 @@ class Attention {
   RoleKeys keys_of(const RoleUse& use, const Quantizer& q, const char* role, uint32_t draws) const {
     if (q.is_identity() || chunks_ == 0) return {};
     return {use.tape.run().key(use.site.stream(role), draws * static_cast<uint32_t>(chunks_))};
+  }
+
+  /// How a product keeps its sums: those of all matrices, of which chunks take theirs.
+  Sums sums_of(const RoleUse& use, const OpFormats& formats, const ProductRole& product) const {
+    Sums sums = use.sums(formats.*product.accumulator, product.sums);
+    sums.matrices = std::max<int64_t>(1, batch_);
+    return sums;
+  }
+  Sums of_chunk(Sums sums, int64_t c) const {
+    sums.matrix = range(c).begin;
+    return sums;
   }
 
   /// The kernels of a chunk's softmax round such a format themselves.
@@ -361,7 +383,8 @@ class Attention {
     const Quantizer rounding = early(qk_, f_.qk.output);
     const Tensor scores = Tensor::empty({end - begin, queries_, keys_},
                                         qk_.result_type(q_.values, rounding), q_.values.device());
-    multiply(tape_.run(), q_.chunk(begin, end), k_.chunk(begin, end), scores, rounding);
+    multiply(tape_.run(), q_.chunk(begin, end), k_.chunk(begin, end), scores,
+             of_chunk(score_sums_, c), rounding);
     hide_masked(c, scores, f_.qk.output);
     if (fuses_chunk(qk_, f_.qk.output)) return {scores, rounding != f_.qk.output};
     return {rounded(qk_, scores, f_.qk.output, "output", 2, score_.of(c), DType::F32, count),
@@ -474,6 +497,7 @@ class Attention {
   Kept kept_q_, kept_k_, k_dq_, q_dk_, v_dp_;
   Saved kept_scores_, kept_p_;
   RoleKeys score_, interior_, p_, p_dv_;
+  Sums score_sums_;  // scores are made again in the backward pass, with the same draws
 };
 
 /// (N, T, H·D) → (N·H, T, D).
@@ -601,6 +625,18 @@ std::string attention_obstacle(const AttentionFormats& f) {
     if (q.is_stochastic()) return text + " draws by position";
     if (!is_local(q)) return text + " scales by a number of the whole tensor";
     if (use.along_keys && !q.is_elementwise()) return text + " has groups along the sequence";
+  }
+  struct Sum {
+    const char* name;
+    const Accumulator& accumulator;
+    bool along_keys;  // of more terms with every key
+  };
+  for (const Sum& sum : {Sum{"qk.forward_acc", f.qk.forward_acc, false},
+                         Sum{"pv.forward_acc", f.pv.forward_acc, true}}) {
+    const std::string text = std::string(sum.name) + " " + to_string(sum.accumulator);
+    if (sum.accumulator.is_stochastic()) return text + " draws by position";
+    if (sum.along_keys && sum.accumulator.kind == Accumulator::Kind::Kahan)
+      return text + " goes on compensating over keys that are masked";
   }
   return "";
 }

@@ -135,7 +135,7 @@ class Convolution {
   void set_outcome(Args& args, const Operand& a, const Operand& b, const Outcome& outcome) const {
     args.output = use_.fused(outcome.rounding);
     args.key = use_.fused_key(outcome.rounding, outcome.role);
-    args.accumulator = outcome.accumulator;
+    args.sums = use_.sums(outcome.accumulator, outcome.sums_role);
     args.math = use_.tape.run().math();
     args.fits_tf32 = fit_tf32(a, b);
     args.factor = outcome.factor;
@@ -155,7 +155,7 @@ class Convolution {
 
   Tensor forward(const Operand& x, const Operand& w, const Tensor& bias,
                  const Shape& y_shape) const {
-    const Outcome outcome{formats_.output, "output", formats_.forward_acc, factors_.forward};
+    const Outcome outcome{formats_, kForwardProduct, factors_.forward};
     const Shape matrix{windows_.rows(), windows_.groups * outputs_};
     if (windows_.is_image())
       return finished(unfinished_product(use_, op_, x, w, bias, outcome), matrix, y_shape,
@@ -176,7 +176,7 @@ class Convolution {
 
   Tensor input_gradient(const Operand& g, const Operand& w, const Shape& x_shape) const {
     const Stream stream = use_.tape.stream();
-    const Outcome outcome{formats_.grad_input, "grad_input", formats_.dx_acc, factors_.dx};
+    const Outcome outcome{formats_, kDxProduct, factors_.dx};
     const Shape matrix{windows_.images * windows_.h.in * windows_.w.in, windows_.pixel()};
     if (windows_.is_image())
       return finished(unfinished_product(use_, op_, g, turned(stream, w), {}, outcome), matrix,
@@ -196,7 +196,7 @@ class Convolution {
 
   Tensor weight_gradient(const Operand& g, const Operand& x, const Shape& w_shape) const {
     const Stream stream = use_.tape.stream();
-    const Outcome outcome{formats_.grad_weight, "grad_weight", formats_.dw_acc, factors_.dw};
+    const Outcome outcome{formats_, kDwProduct, factors_.dw};
     if (windows_.is_image())
       return finished(
           unfinished_product(use_, op_, turned(stream, g), turned(stream, x), {}, outcome),

@@ -34,8 +34,8 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
   const Operand xq = use.operand(x2, f.input, "input", 1, Side::Left, mask);
   const Operand wq = use.operand(w2, f.weight, "weight", 1, Side::Right);
   constexpr auto kKept = Outcome::Type::Kept;
-  const Tensor y = product(use, "linear", xq, wq, b.value,
-                           {f.output, "output", f.forward_acc, factors.forward, kKept});
+  const Tensor y =
+      product(use, "linear", xq, wq, b.value, {f, kForwardProduct, factors.forward, kKept});
 
   SavedOperand x_dw, w_dx;
   if (tape.recording() && w.needs_grad())
@@ -52,35 +52,35 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& b, const OpFormats
   Shape y_shape = x.shape();
   y_shape[y_shape.rank() - 1] = out_features;
   const Shape x_shape = x.shape();
-  return tape.record(
-      "linear", f, {x, w, b}, y.reshape(y_shape),
-      [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
-        const Tensor g = flat(stream, grads[0]);
-        Tensor dx, dw, db;
-        Operand g_dx;
-        if (needs[0]) {
-          g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
-          dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
-                       {f.grad_input, "grad_input", f.dx_acc, factors.dx, kKept});
-          dx = unclamped(stream, clamped.get(), dx).reshape(x_shape);
-        }
-        if (needs[1]) {
-          const bool alike = shares(f.grad_output_dx, f.grad_output_dw);
-          // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
-          const Operand g_dw =
-              needs[0] && alike
-                  ? g_dx
-                  : use.operand(g, f.grad_output_dw, alike ? "grad_output_dx" : "grad_output_dw", 0,
-                                Side::Left);
-          dw = product(use, "linear", turned(stream, g_dw), turned(stream, x_dw.get()), {},
-                       {f.grad_weight, "grad_weight", f.dw_acc, factors.dw});
-        }
-        if (needs[2]) {
-          db = Tensor::empty({out_features}, use.result_type(g, {}), g.device());
-          kernels::sum(stream, {g, db, 1, g.size(0), out_features, factors.db});
-        }
-        return {dx, dw, db};
-      });
+  return tape.record("linear", f, {x, w, b}, y.reshape(y_shape),
+                     [=](std::span<const Tensor> grads, Needs needs) -> std::vector<Tensor> {
+                       const Tensor g = flat(stream, grads[0]);
+                       Tensor dx, dw, db;
+                       Operand g_dx;
+                       if (needs[0]) {
+                         g_dx = use.operand(g, f.grad_output_dx, "grad_output_dx", 1, Side::Left);
+                         dx = product(use, "linear", g_dx, turned(stream, w_dx.get()), {},
+                                      {f, kDxProduct, factors.dx, kKept});
+                         dx = unclamped(stream, clamped.get(), dx).reshape(x_shape);
+                       }
+                       if (needs[1]) {
+                         const bool alike = shares(f.grad_output_dx, f.grad_output_dw);
+                         // With equal quantizers the draw is that of grad_output_dx, whether or not dx is needed.
+                         const Operand g_dw =
+                             needs[0] && alike
+                                 ? g_dx
+                                 : use.operand(g, f.grad_output_dw,
+                                               alike ? "grad_output_dx" : "grad_output_dw", 0,
+                                               Side::Left);
+                         dw = product(use, "linear", turned(stream, g_dw),
+                                      turned(stream, x_dw.get()), {}, {f, kDwProduct, factors.dw});
+                       }
+                       if (needs[2]) {
+                         db = Tensor::empty({out_features}, use.result_type(g, {}), g.device());
+                         kernels::sum(stream, {g, db, 1, g.size(0), out_features, factors.db});
+                       }
+                       return {dx, dw, db};
+                     });
 }
 
 }  // namespace ulp::ops

@@ -29,7 +29,7 @@ Tensor unfinished_product(const RoleUse& use, const char* op, const Operand& a, 
   args.out = out;
   args.output = use.fused(outcome.rounding);
   args.key = use.fused_key(outcome.rounding, outcome.role);
-  args.accumulator = outcome.accumulator;
+  args.sums = use.sums(outcome.accumulator, outcome.sums_role);
   args.math = use.tape.run().math();
   args.fits_tf32 = fit_tf32(a, b);
   args.factor = outcome.factor;

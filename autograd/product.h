@@ -34,12 +34,24 @@ inline bool fit_tf32(const Operand& a, const Operand& b) {
 
 /// What a product makes beside its operands.
 struct Outcome {
+  /// F32, or what the run keeps such a result in.
+  enum class Type : uint8_t { F32, Kept };
+
   const Quantizer& rounding;
   const char* role;
   const Accumulator& accumulator;
-  double factor = 1;  // of the sums
-  /// F32, or what the run keeps such a result in.
-  enum class Type : uint8_t { F32, Kept } type = Type::F32;
+  const char* sums_role;
+  double factor;  // of the sums
+  Type type;
+
+  Outcome(const OpFormats& formats, const ProductRole& product, double sums_factor,
+          Type kept = Type::F32)
+      : rounding(formats.*product.rounding),
+        role(product.result),
+        accumulator(formats.*product.accumulator),
+        sums_role(product.sums),
+        factor(sums_factor),
+        type(kept) {}
 };
 
 /// factor · (a · bᵀ) (+ bias), a: (M, K), b: (N, K), its sums kept by the accumulator: → (M, N), rounded if the quantizer is

@@ -108,6 +108,14 @@ RandomKey RoleUse::fused_key(const Quantizer& quantizer, const char* role) const
   return tape.run().key(site.stream(role));
 }
 
+Sums RoleUse::sums(const Accumulator& accumulator, const char* role) const {
+  Sums sums;
+  sums.how = accumulator;
+  if (accumulator.is_stochastic())
+    sums.key = tape.run().key(site.stream(role), accumulator.draws());
+  return sums;
+}
+
 Tensor wide(Stream stream, const Tensor& x) {
   if (x.dtype() == DType::F32 || x.dtype() == DType::F64) return kernels::contiguous(stream, x);
   Tensor out = Tensor::empty(x.shape(), DType::F32, x.device());

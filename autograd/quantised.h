@@ -34,6 +34,8 @@ struct RoleUse {
   QuantiseUse use_of(const Quantizer& quantizer, const char* role, int group_axis) const;
   /// The draw for a fused quantizer; none is taken if nothing is fused.
   RandomKey fused_key(const Quantizer& quantizer, const char* role) const;
+  /// How a product keeps its sums, with the draws of a call.
+  Sums sums(const Accumulator& accumulator, const char* role) const;
   /// Applies a quantizer that was not fused.
   Tensor after(const Tensor& in, const Quantizer& quantizer, const char* role,
                int group_axis) const {

@@ -131,7 +131,7 @@ struct Products {
     const Operand xq = input.operand(rows, fi.input, "input", 1, Side::Left);
     const Operand wq = input.operand(wi, fi.weight, "weight", 1, Side::Right);
     const Tensor sums = product(input, op, xq, wq, contiguous_or_none(stream, w.input_bias),
-                                {fi.output, "output", fi.forward_acc, factors.input.forward});
+                                {fi, kForwardProduct, factors.input.forward});
     w_hidden = hidden.operand(wh, fh.weight, "weight", 1, Side::Right);
     bias_hidden = contiguous_or_none(stream, w.hidden_bias);
     if (tape.recording() && w.input.needs_grad())
@@ -147,7 +147,7 @@ struct Products {
   Tensor step(const Tensor& h) const {
     const OpFormats& fh = f.hidden_product;
     return product(hidden, op, hidden.operand(h, fh.input, "input", 1, Side::Left), w_hidden,
-                   bias_hidden, {fh.output, "output", fh.forward_acc, factors.hidden.forward});
+                   bias_hidden, {fh, kForwardProduct, factors.hidden.forward});
   }
 
   /// The gradient of the state before one step, through the product. w: the turned w_hidden_dx.
@@ -155,7 +155,7 @@ struct Products {
     const OpFormats& fh = f.hidden_product;
     return product(hidden, op,
                    hidden.operand(gates, fh.grad_output_dx, "grad_output_dx", 1, Side::Left), w, {},
-                   {fh.grad_input, "grad_input", fh.dx_acc, factors.hidden.dx});
+                   {fh, kDxProduct, factors.hidden.dx});
   }
 
   Tensor bias_gradient(const Tensor& g, double factor) const {
@@ -176,7 +176,7 @@ struct Products {
       g_dx = input.operand(g_input, fi.grad_output_dx, "grad_output_dx", 1, Side::Left);
       d[0] = by_sequence(stream,
                          product(input, op, g_dx, turned(stream, w_input_dx.get()), {},
-                                 {fi.grad_input, "grad_input", fi.dx_acc, factors.input.dx}),
+                                 {fi, kDxProduct, factors.input.dx}),
                          size);
     }
     if (needs[1]) {
@@ -187,14 +187,14 @@ struct Products {
               : input.operand(g_input, fi.grad_output_dw,
                               alike ? "grad_output_dx" : "grad_output_dw", 0, Side::Left);
       d[1] = product(input, op, turned(stream, g_dw), turned(stream, x_dw.get()), {},
-                     {fi.grad_weight, "grad_weight", fi.dw_acc, factors.input.dw});
+                     {fi, kDwProduct, factors.input.dw});
     }
     if (needs[2]) {
       const Operand g_dw =
           hidden.operand(g_hidden, fh.grad_output_dw, "grad_output_dw", 0, Side::Left);
       const Operand h_dw = hidden.operand(h, fh.input_dw, "input_dw", 0, Side::Right);
       d[2] = product(hidden, op, turned(stream, g_dw), turned(stream, h_dw), {},
-                     {fh.grad_weight, "grad_weight", fh.dw_acc, factors.hidden.dw});
+                     {fh, kDwProduct, factors.hidden.dw});
     }
     if (needs[3]) d[3] = bias_gradient(g_input, factors.input.db);
     if (needs[4]) d[4] = bias_gradient(g_hidden, factors.hidden.db);

@@ -5,25 +5,10 @@
 #include <string>
 #include <string_view>
 
+#include "core/accumulator.h"
 #include "core/quantizer.h"
 
 namespace ulp {
-
-/// How the sums inside a GEMM are kept. Order, chunk and start value belong to the policy, never to a tile size.
-struct Accumulator {
-  enum class Kind : uint8_t {
-    Fp32,  // one fp32 accumulator in strict order (core/sum.h), or the tensor core's in fast math
-    Rounded,  // product and sum rounded to `product` and `sum` at every step
-    Fused,    // fma, one rounding to `sum` at every step
-    Chunked,  // chunks of `chunk`, each rounded to `product`, their sum rounded to `sum`
-    Kahan,
-    TensorCore,  // a model of one matrix instruction
-  };
-  Kind kind = Kind::Fp32;
-  Quantizer product, sum;
-  int32_t chunk = 0;
-  bool operator==(const Accumulator&) const = default;
-};
 
 /// The number formats of one op, forward and backward. Immutable once an op has it; the default quantises nothing.
 /// Blocks that follow the reduction run along in_features forward, out_features for dx, the batch for dw.
@@ -61,5 +46,20 @@ inline constexpr std::array<Role, 10> kRoles = {{
     {"grad_weight", &OpFormats::grad_weight, "dw, the weight's gradient"},
     {"interior", &OpFormats::interior, "intermediates of softmax and norms"},
 }};
+
+/// One of the three products of an op: its result's role and how its sums are kept. `sums` is a key of policies and ends the
+/// random stream of their draws.
+struct ProductRole {
+  const char* result;
+  Quantizer OpFormats::*rounding;
+  const char* sums;
+  Accumulator OpFormats::*accumulator;
+};
+inline constexpr ProductRole kForwardProduct{"output", &OpFormats::output, "forward_acc",
+                                             &OpFormats::forward_acc},
+    kDxProduct{"grad_input", &OpFormats::grad_input, "dx_acc", &OpFormats::dx_acc},
+    kDwProduct{"grad_weight", &OpFormats::grad_weight, "dw_acc", &OpFormats::dw_acc};
+inline constexpr std::array<ProductRole, 3> kProductRoles = {kForwardProduct, kDxProduct,
+                                                             kDwProduct};
 
 }  // namespace ulp

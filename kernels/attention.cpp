@@ -61,6 +61,10 @@ BatchedExtents check_batched_matmul(Stream stream, const BatchedMatmulArgs& args
                  : is_float_up_to_32(args.out.dtype()) && fits(args.output, args.out.dtype()),
             "{}: {} values do not fit the output's {}", kName, args.output, args.out.dtype());
   check_rounding(kName, args.output, wide);
+  check_sums(kName, args.sums, args.a.dtype());
+  ULP_CHECK(args.sums.matrix + e.count <= args.sums.matrices || !args.sums.how.is_simulated(),
+            "{}: sums are of {} matrices from number {} on, got {}", kName, args.sums.matrices,
+            args.sums.matrix, e.count);
   ULP_CHECK(!args.output.is_stochastic(), "{}: {} draws; round the result instead", kName,
             args.output);
   return e;

@@ -16,6 +16,7 @@ struct BatchedMatmulArgs {
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
   double factor = 1;
   Quantizer output{};
+  Sums sums{};  // of matrix number sums.matrix and on, of sums.matrices
 };
 
 /// What a row of scores (B, T, S), any float, becomes. Row t sees the first keys of its sequence only: all S of them, or the first

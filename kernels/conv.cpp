@@ -26,7 +26,7 @@ void check_axis(const char* kernel, const char* name, const WindowAxis& a) {
 /// The parts that both kernels have. `pixels` lies where the windows are, `image` where they read.
 void check_common(const char* kernel, Stream stream, const Windows& w, const Tensor& image,
                   const Tensor& pixels, int64_t outputs, const Tensor& out, const Quantizer& output,
-                  const Accumulator& accumulator, Math math) {
+                  const Sums& sums, Math math) {
   check_axis(kernel, "height", w.h);
   check_axis(kernel, "width", w.w);
   ULP_CHECK(w.images >= 0 && w.groups >= 1 && w.channels >= 1 && outputs >= 1,
@@ -46,8 +46,7 @@ void check_common(const char* kernel, Stream stream, const Windows& w, const Ten
             kernel, output);
   ULP_CHECK(!doubles || output.is_identity(), "{}: F64 results are not rounded, got output {}",
             kernel, output);
-  ULP_CHECK(accumulator.kind == Accumulator::Kind::Fp32,
-            "{}: this build has only the fp32 accumulator", kernel);
+  check_sums(kernel, sums, image.dtype());
   ULP_CHECK(math == Math::Strict || stream.device.type == DeviceType::Cuda,
             "{}: fast math needs CUDA; on the CPU ask for strict math", kernel);
 }
@@ -76,7 +75,7 @@ void check_conv(Stream stream, const ConvArgs& args) {
   ULP_CHECK(args.weight.device() == stream.device, "conv: weight must be on {}, got {}",
             stream.device, args.weight);
   check_common("conv", stream, w, args.image, args.out, args.weight.size(3), args.out, args.output,
-               args.accumulator, args.math);
+               args.sums, args.math);
   check_operand("conv", args.image, args.image);
   check_operand("conv", args.image, args.weight);
   if (args.bias.defined()) {
@@ -95,7 +94,7 @@ void check_conv_weight(Stream stream, const ConvWeightArgs& args) {
   ULP_CHECK(args.out.defined(), "conv_weight: out must be ({}, {})", args.grad.size(3),
             w.columns());
   check_common("conv_weight", stream, w, args.image, args.grad, args.grad.size(3) / w.groups,
-               args.out, args.output, args.accumulator, args.math);
+               args.out, args.output, args.sums, args.math);
   check_kernel_tensor("conv_weight", stream, args.out, {args.grad.size(3), w.columns()});
   check_operand("conv_weight", args.image, args.image);
   check_operand("conv_weight", args.image, args.grad);

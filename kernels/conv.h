@@ -11,14 +11,15 @@ namespace ulp {
 /// out (N, OH, OW, G·O) = windows(image) · weight + bias (G·O, optional), then `output` (element-wise only) rounds each
 /// element. image (N, H, W, G·C): any float; weight (G, KH·KW, C, O): any float, any strides. Group g reads the image's
 /// channels from g·C on and makes those of out from g·O on.
-/// Sums over (kh, kw, c) are those of matmul with the windows' matrix, padding taken as +0: in strict math the same bits.
+/// Sums over (kh, kw, c) are those of matmul with the windows' matrix, padding taken as +0: in strict math, and of simulated
+/// accumulators, the same bits, group g being matrix number g.
 /// image_factor, weight_factor (F32, one number, optional), factor: as a_factor, b_factor and factor of MatmulArgs.
 struct ConvArgs {
   Tensor image, weight, bias, out;
   Windows windows;
   Quantizer output;
   RandomKey key;
-  Accumulator accumulator;
+  Sums sums;
   Math math = Math::Strict;
   bool fits_tf32 = false;
   Tensor image_factor{}, weight_factor{};
@@ -32,7 +33,7 @@ struct ConvWeightArgs {
   Windows windows;
   Quantizer output;
   RandomKey key;
-  Accumulator accumulator;
+  Sums sums;
   Math math = Math::Strict;
   bool fits_tf32 = false;
   Tensor grad_factor{}, image_factor{};

@@ -110,6 +110,18 @@ void check_scaled_add(Stream stream, const ScaledAddArgs& args) {
   if (args.bias.defined()) check_kernel_tensor("scaled_add", stream, args.bias, {shape[1]});
 }
 
+void check_sums(const char* kernel, const Sums& sums, DType operands) {
+  if (!sums.how.is_simulated()) return;
+  ULP_CHECK(operands != DType::F64,
+            "{}: F64 tensors are for gradient checks, their sums take no format; got {}", kernel,
+            to_string(sums.how));
+  const std::string problem = misfit(sums.how);
+  ULP_CHECK(problem.empty(), "{}: sums cannot be kept so: {}", kernel, problem);
+  ULP_CHECK(sums.first_k >= 0 && sums.matrix >= 0 && sums.matrix < sums.matrices,
+            "{}: sums must be those of matrix 0 to {} of {}, got {}", kernel, sums.matrices - 1,
+            sums.matrices, sums.matrix);
+}
+
 void check_matmul_factors(Stream stream, const MatmulArgs& args) {
   for (const Tensor& factor : {args.a_factor, args.b_factor}) {
     if (!factor.defined()) continue;

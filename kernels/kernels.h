@@ -87,9 +87,28 @@ struct RotateArgs {
   bool inverse = false;
 };
 
+/// How a kernel keeps the sums of its products (core/accumulator.h). Draw r of the term k of the sum (i, j) of a matrix (M, N)
+/// takes word ((k · matrices + matrix) · M + i) · 4⌈N / 4⌉ + j of draw number r from `key` on; k counts from first_k.
+struct Sums {
+  Accumulator how{};
+  RandomKey key{};
+  int64_t first_k = 0;
+  int64_t matrix = 0,
+          matrices = 1;  // which of how many that the kernel's callers make: groups, heads
+
+  /// The same for matrix number `i` of `count` that this one is cut into.
+  Sums of(int64_t i, int64_t count) const {
+    Sums one = *this;
+    one.matrix = matrix * count + i;
+    one.matrices = matrices * count;
+    return one;
+  }
+};
+
 /// out (M, N; any float that holds it) = a (M, K) · b (K, N) + bias (N, optional), then `output` (element-wise only) rounds each
 /// element.
-/// a and b: any float, any strides. Sums in the order of core/sum.h, one fp32 accumulator; other math: cuBLASLt.
+/// a and b: any float, any strides. Sums of fp32 in the order of core/sum.h, other math: cuBLASLt; simulated ones as `sums` says,
+/// in any math.
 /// a_factor, b_factor (F32, one number, optional) and factor: before the bias, a sum s becomes
 /// fma(s, fl(fl(a_factor · b_factor) · factor), +0), factor as fp32; nothing is done where neither is given and factor is 1.
 /// F64: s · factor.
@@ -97,7 +116,7 @@ struct MatmulArgs {
   Tensor a, b, bias, out;
   Quantizer output;
   RandomKey key;
-  Accumulator accumulator;
+  Sums sums;
   Math math = Math::Strict;
   bool fits_tf32 = false;  // every F32 operand holds numbers of tf32 only
   Tensor a_factor{}, b_factor{};
@@ -382,6 +401,8 @@ void check_quantise(Stream stream, const QuantiseArgs& args);
 void check_rotate(Stream stream, const RotateArgs& args);
 void check_scaled_add(Stream stream, const ScaledAddArgs& args);
 void check_matmul_factors(Stream stream, const MatmulArgs& args);
+/// Throws unless products of operands of this type can be summed so.
+void check_sums(const char* kernel, const Sums& sums, DType operands);
 void check_gather_rows(Stream stream, const GatherRowsArgs& args);
 void check_optimizer_step(Stream stream, const OptimizerArgs& args);
 void check_check_gradients(Stream stream, const CheckGradientsArgs& args);

@@ -33,6 +33,7 @@ Math parse_math(std::string_view text) {
 std::string_view to_string(MatrixUnit unit) {
   switch (unit) {
     case MatrixUnit::Strict: return "fp32 in strict order";
+    case MatrixUnit::Simulated: return "simulated sums";
     case MatrixUnit::Fp32: return "fp32";
     case MatrixUnit::Tf32: return "tf32 tensor cores";
     case MatrixUnit::F16: return "fp16 tensor cores";
@@ -44,11 +45,13 @@ std::string_view to_string(MatrixUnit unit) {
 
 UnitChoice matrix_unit(const MatmulArgs& args) {
   return matrix_unit(ProductKind{args.a.dtype(), args.b.dtype(), args.a.size(0), args.b.size(1),
-                                 args.a.size(1), args.math, args.fits_tf32});
+                                 args.a.size(1), args.math, args.fits_tf32,
+                                 args.sums.how.is_simulated()});
 }
 
 UnitChoice matrix_unit(const ProductKind& product) {
   const DType a = product.a, b = product.b;
+  if (product.simulated) return {MatrixUnit::Simulated, a, b};
   if (product.math == Math::Strict) return {MatrixUnit::Strict, a, b};
   if (product.math == Math::Fp8 && is_f8(a) && is_f8(b)) {
     ULP_CHECK(a == DType::F8E4M3 || b == DType::F8E4M3,

@@ -15,9 +15,10 @@ std::string_view to_string(Math math);
 Math parse_math(std::string_view text);
 
 enum class MatrixUnit : uint8_t {
-  Strict,  // fp32 fma in the order of core/sum.h
-  Fp32,    // fp32 fma in the library's order
-  Tf32,    // tensor cores
+  Strict,     // fp32 fma in the order of core/sum.h
+  Simulated,  // an accumulator of core/accumulator.h, term by term
+  Fp32,       // fp32 fma in the library's order
+  Tf32,       // tensor cores
   F16,
   BF16,
   Fp8,
@@ -44,6 +45,7 @@ struct ProductKind {
   int64_t m = 1, n = 1, k = 1;
   Math math = Math::Strict;
   bool fits_tf32 = false;  // as in MatmulArgs
+  bool simulated = false;  // an accumulator other than fp32
 };
 UnitChoice matrix_unit(const ProductKind& product);
 

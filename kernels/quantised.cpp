@@ -158,7 +158,8 @@ void scaled_matmul(Stream stream, const MatmulArgs& args, const Factors& a_facto
     part.a = args.a.slice(1, at[i], at[i + 1]);
     part.b = args.b.slice(0, at[i], at[i + 1]);
     part.out = sums;
-    part.accumulator = args.accumulator;
+    part.sums = args.sums;
+    part.sums.first_k += at[i];
     part.math = args.math;
     part.fits_tf32 = args.fits_tf32;
     kernels::matmul(stream, part);

@@ -36,7 +36,8 @@ struct PlannedOperand {
 };
 
 /// a (m, k) · b (n, k)ᵀ.
-PlannedProduct plan(const char* name, const PlannedOperand& a, const PlannedOperand& b, Math math) {
+PlannedProduct plan(const char* name, const PlannedOperand& a, const PlannedOperand& b,
+                    const Accumulator& sums, Math math) {
   PlannedProduct p{name, a.matrix[a.turned ? 1 : 0], b.matrix[b.turned ? 1 : 0],
                    a.matrix[a.turned ? 0 : 1]};
   std::set<int64_t> cuts{p.k};
@@ -49,7 +50,7 @@ PlannedProduct plan(const char* name, const PlannedOperand& a, const PlannedOper
   }
   try {
     p.unit = matrix_unit(ProductKind{a.type(math), b.type(math), p.m, p.n, *cuts.begin(), math,
-                                     a.tf32(math) && b.tf32(math)})
+                                     a.tf32(math) && b.tf32(math), sums.is_simulated()})
                  .unit;
   } catch (const Error& error) {
     p.problem = error.what();
@@ -107,12 +108,16 @@ constexpr const char* kDwRoles[] = {"grad_output_dw", "input_dw", "grad_weight"}
 template <size_t N>
 std::string roles_text(const Layer& layer, const char* const (&names)[N]) {
   std::string text;
+  const auto add = [&](const char* name, const std::string& value) {
+    text += (text.empty() ? "" : "  ") + std::string(name) + " " + value;
+  };
   for (const char* name : names) {
     if (!layer.uses(name)) continue;
     for (const Role& role : kRoles)
-      if (std::string_view(role.name) == name)
-        text += (text.empty() ? "" : "  ") + std::string(name) + " " +
-                to_string(layer.formats->*role.quantizer);
+      if (std::string_view(role.name) == name) add(name, to_string(layer.formats->*role.quantizer));
+    for (const ProductRole& product : kProductRoles)
+      if (std::string_view(product.result) == name && layer.has_product())
+        add(product.sums, to_string(layer.formats->*product.accumulator));
   }
   return text;
 }
@@ -186,13 +191,13 @@ std::vector<PlannedProduct> ModelTree::products(const TreeNode& node, int64_t ba
   const DType stored = weight->value.dtype();
   const Shape x{rows, in}, g{rows, out}, w{out, in};
   std::vector<PlannedProduct> all;
-  all.push_back(
-      plan("forward", {f->input, DType::F32, x, 1, false}, {f->weight, stored, w, 1, false}, math));
+  all.push_back(plan("forward", {f->input, DType::F32, x, 1, false},
+                     {f->weight, stored, w, 1, false}, f->forward_acc, math));
   if (node.needs_dx)
     all.push_back(plan("dx", {f->grad_output_dx, DType::F32, g, 1, false},
-                       {f->weight_dx, stored, w, 0, true}, math));
+                       {f->weight_dx, stored, w, 0, true}, f->dx_acc, math));
   all.push_back(plan("dw", {f->grad_output_dw, DType::F32, g, 0, true},
-                     {f->input_dw, DType::F32, x, 0, true}, math));
+                     {f->input_dw, DType::F32, x, 0, true}, f->dw_acc, math));
   return all;
 }
 

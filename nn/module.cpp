@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/memory_error.h"
+#include "nn/policy.h"
 #include "nn/training_loss.h"
 
 namespace ulp::nn {
@@ -115,6 +116,8 @@ void Module::initialise(Run& run, const std::string& path) {
     std::vector<const char*> roles = module->roles();
     if (module->type() == LayerType::Dropout) roles.push_back("mask");
     if (module->formats() != nullptr) roles.push_back("grad_input2");
+    if (has_product(module->type()))  // also of parts that have none: their names are free
+      for (const ProductRole& product : kProductRoles) roles.push_back(product.sums);
     module->twin_ = streams.take(module->path(), roles);
     for (Slot& slot : module->slots_) {
       ULP_CHECK(parameters.insert(slot.parameter.path).second,

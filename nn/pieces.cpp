@@ -16,6 +16,8 @@ void for_incremental(Module& model, const F& f) {
 std::string obstacle_of_formats(Module& module) {
   const OpFormats* f = module.formats();
   if (f == nullptr) return "";
+  const std::string sums = obstacle_of(f->forward_acc);
+  if (!sums.empty()) return sums;
   for (const char* role : module.roles())
     for (const Role& known : kRoles) {
       const bool forward = known.quantizer == &OpFormats::input ||
@@ -42,6 +44,11 @@ std::string obstacle_of(const char* role, const Quantizer& q) {
       q.block.kind == Block::Kind::Axis || q.block.kind == Block::Kind::Tile)
     return name + " has scales that several places share";
   return "";
+}
+
+std::string obstacle_of(const Accumulator& forward_acc) {
+  if (!forward_acc.is_stochastic()) return "";
+  return "forward_acc " + to_string(forward_acc) + " draws random numbers";
 }
 
 std::string obstacle_of(Module& model) {

@@ -12,6 +12,8 @@ namespace ulp::nn {
 /// Why results rounded by this quantizer would depend on how a sequence is cut: "output bfp8 has blocks beyond a row", "… draws
 /// random numbers"; empty if they do not. `role` is for the text.
 std::string obstacle_of(const char* role, const Quantizer& quantizer);
+/// The same of how a forward product keeps its sums.
+std::string obstacle_of(const Accumulator& forward_acc);
 
 /// Why a model's results piece by piece may have other bits than those of whole sequences: the first layer that says so, with
 /// its path, or whose forward formats do; empty if none.

@@ -116,9 +116,11 @@ class Matching {
     check(kRoles[0], "forward", rule_.forward);
     check(kRoles[0], "backward", rule_.backward);
     for (size_t i = 0; i < kRoles.size(); ++i) check(kRoles[i], kRoles[i].name, rule_.roles[i]);
-    for (const auto& a : {rule_.forward_acc, rule_.dx_acc, rule_.dw_acc})
-      ULP_CHECK(!a || a->kind == Accumulator::Kind::Fp32,
-                "{}: products have only the fp32 accumulator", origin_);
+    for (const RuleSums& one : kRuleSums) {
+      const auto& sums = rule_.*one.sums;
+      const std::string problem = sums ? misfit(*sums) : "";
+      ULP_CHECK(problem.empty(), "{}: \"{}\" does not fit: {}", origin_, one.product.sums, problem);
+    }
   }
 
   std::vector<const Layer*> where(bool (Matching::*holds)(const Layer&) const) const {
@@ -217,10 +219,9 @@ class Matching {
     for (size_t i = 0; i < kRoles.size(); ++i)
       if (rule_.roles[i])
         check(kRoles[i].name, [&](const Layer* layer) { return layer->uses(kRoles[i].name); });
-    const auto product = [](const Layer* layer) { return has_product(layer->type); };
-    if (rule_.forward_acc) check("forward_acc", product);
-    if (rule_.dx_acc) check("dx_acc", product);
-    if (rule_.dw_acc) check("dw_acc", product);
+    const auto product = [](const Layer* layer) { return layer->has_product(); };
+    for (const RuleSums& one : kRuleSums)
+      if (rule_.*one.sums) check(one.product.sums, product);
     if (rule_.clamp_mask)
       check("clamp_mask", [](const Layer* layer) { return takes_mask(*layer); });
   }
@@ -246,10 +247,9 @@ class Assigned {
       formats_.clamp_mask = *rule.clamp_mask;
       mask_origin_ = origin;
     }
-    if (!has_product(layer_.type)) return;
-    if (rule.forward_acc) formats_.forward_acc = *rule.forward_acc;
-    if (rule.dx_acc) formats_.dx_acc = *rule.dx_acc;
-    if (rule.dw_acc) formats_.dw_acc = *rule.dw_acc;
+    if (!layer_.has_product()) return;
+    for (const RuleSums& one : kRuleSums)
+      if (rule.*one.sums) formats_.*one.product.accumulator = *(rule.*one.sums);
   }
 
   /// Throws if the layer's op refuses what a rule gave it.
@@ -355,6 +355,8 @@ bool Layer::uses(const char* role) const {
                      [&](const char* own) { return std::string_view(own) == role; });
 }
 
+bool Layer::has_product() const { return nn::has_product(type) && uses("weight"); }
+
 std::vector<Layer> layers_of(Module& model) {
   std::vector<Layer> all;
   add_layers(model, model.path(), all);
@@ -426,16 +428,6 @@ std::string misfit(const Quantizer& q) {
 
 std::string misfit(const Role& role, const Quantizer& q) {
   return role.quantizer == &OpFormats::interior ? ops::interior_misfit(q) : misfit(q);
-}
-
-Accumulator parse_accumulator(std::string_view text) {
-  ULP_CHECK(text == "fp32", "products keep their sums in fp32 only, got '{}'", text);
-  return {};
-}
-
-std::string to_string(const Accumulator& accumulator) {
-  ULP_ASSERT(accumulator.kind == Accumulator::Kind::Fp32);
-  return "fp32";
 }
 
 }  // namespace ulp::nn

@@ -33,6 +33,8 @@ struct Layer {
       nullptr;  // what its op refuses, if that is more than others of the type
 
   bool uses(const char* role) const;
+  /// Its op is a product, whose sums an accumulator can keep; a part of a layer that has one need not have it.
+  bool has_product() const;
 };
 /// Every module below this one, and itself, that has formats, in order. The model may still be without paths.
 std::vector<Layer> layers_of(Module& model);
@@ -52,9 +54,10 @@ struct Rule {
 
   // The operands that OpFormats::make sets, before single roles: of layers with a product, unless `types` names others.
   std::optional<Quantizer> forward{}, backward{};
-  std::array<std::optional<Quantizer>, kRoles.size()> roles{};   // in the order of kRoles
-  std::optional<Accumulator> forward_acc{}, dx_acc{}, dw_acc{};  // of layers with a product
-  std::optional<bool> clamp_mask{};                              // of linear layers, convolutions
+  std::array<std::optional<Quantizer>, kRoles.size()> roles{};  // in the order of kRoles
+  std::optional<Accumulator> forward_acc{}, dx_acc{},
+      dw_acc{};                      // sums of layers whose op is a product
+  std::optional<bool> clamp_mask{};  // of linear layers, convolutions
 
   std::string origin{};    // begins messages: "policy.json, line 3"; "" is "rule N"
   bool optional = false;   // for models that may lack such layers: then it does nothing
@@ -64,6 +67,15 @@ struct Rule {
   /// Two rules that do the same, wherever they come from.
   bool operator==(const Rule& other) const;
 };
+
+/// One of the three products whose sums a rule may set.
+struct RuleSums {
+  const ProductRole& product;
+  std::optional<Accumulator> Rule::*sums;
+};
+inline constexpr std::array<RuleSums, 3> kRuleSums = {{{kForwardProduct, &Rule::forward_acc},
+                                                       {kDxProduct, &Rule::dx_acc},
+                                                       {kDwProduct, &Rule::dw_acc}}};
 
 /// Rules in order: of those that match a layer in an epoch the last one wins, for each role.
 struct Policy {
@@ -97,8 +109,4 @@ void lower(Module& model, std::initializer_list<LayerType> types, std::optional<
 std::string misfit(const Quantizer& quantizer);
 /// The same for a role.
 std::string misfit(const Role& role, const Quantizer& quantizer);
-/// Reads how sums are kept; "fp32" is what products have today. Throws ulp::Error for anything else.
-Accumulator parse_accumulator(std::string_view text);
-std::string to_string(const Accumulator& accumulator);
-
 }  // namespace ulp::nn

@@ -33,17 +33,19 @@ constexpr Recipe kSwalp{
 
 /// Eight bits for operands, sixteen for what is kept. With e5m2 for Q8 and e6m9 for Q16:
 ///   y = Q8(x) Q8(w)ᵀ;  dx = Q8(g) Q8(w);  dw = Q8(Q8(g)ᵀ Q8(x));  the loss × 1000, gradients / 1000
+/// Every product sums 64 terms at a time, each sum and that of all of them rounded by Q16 after every term.
 ///   v ← SR16(momentum·v + dw);  w ← SR16(w − lr·v)
 /// The input of the first layer and all of the last one: Q16.
 constexpr Recipe kIbmFp8{
     "ibm-fp8",
-    "e5m2 operands, e6m9 stochastic weights and momentum, loss × 1000",
+    "e5m2 operands, sums in chunks of 64 in e6m9, e6m9 stochastic weights and momentum, loss × "
+    "1000",
     "Wang et al. 2018, arXiv 1812.08011",
-    "sums of products are kept in fp32, not in chunks of 64 in e6m9, which there is not yet; "
-    "e5m2 is the OCP format with Inf",
+    "e5m2 is the OCP format with Inf; a term and its addition are rounded once, as by an fma",
     R"({"rules": [
   {"type": ["conv", "linear", "attention", "recurrent"], "optional": true,
-   "forward": "e5m2", "backward": "e5m2", "grad_weight": "e5m2"},
+   "forward": "e5m2", "backward": "e5m2", "grad_weight": "e5m2",
+   "forward_acc": "chunk64/e6m9", "dx_acc": "chunk64/e6m9", "dw_acc": "chunk64/e6m9"},
   {"position": "first", "input": "e6m9", "input_dw": "e6m9"},
   {"position": "last", "forward": "e6m9", "backward": "e6m9", "grad_weight": "e6m9"}
 ]})",

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "nn/pieces.h"
+
 namespace ulp::nn {
 namespace {
 
@@ -122,7 +124,8 @@ class Recurrent::Layer : public Module {
       const std::string why = obstacle_of(use.role, use.quantizer, use.of_sequence);
       if (!why.empty()) return use.part.path() + ": " + why;
     }
-    return "";
+    const std::string why = nn::obstacle_of(fi.forward_acc);
+    return why.empty() ? "" : input_.path() + ": " + why;
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "tests/op_table.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -269,6 +270,21 @@ std::vector<uint32_t> bits_of_tensor(const Tensor& tensor) {
 bool same_bits(const Tensor& a, const Tensor& b) {
   return a.defined() == b.defined() &&
          (!a.defined() || (a.shape() == b.shape() && bits_of_tensor(a) == bits_of_tensor(b)));
+}
+
+bool has_products(const OpRow& row) {
+  return std::ranges::any_of(row.kernels, [](std::string_view kernel) {
+    return kernel == "matmul" || kernel == "batched_matmul" || kernel == "conv";
+  });
+}
+
+OpFormats formats_of(const OpRow& row, const SummedFormats& formats) {
+  OpFormats made;
+  for (const char* name : row.roles)
+    for (const Role& role : kRoles)
+      if (std::string_view(name) == role.name) made.*role.quantizer = formats.roles;
+  made.forward_acc = made.dx_acc = made.dw_acc = formats.sums;
+  return made;
 }
 
 void restart_step(Run& run) {

@@ -64,6 +64,19 @@ struct Pass {
 Pass run_row(const OpRow& row, Run& run, std::span<const Tensor> inputs, const OpFormats& formats,
              uint64_t cotangent_seed = 99);
 bool same_bits(const Pass& a, const Pass& b);
+/// Formats for the roles and for the sums of every product.
+struct SummedFormats {
+  const char *roles, *sums;
+};
+inline constexpr SummedFormats kSummedFormats[] = {{"fp32", "e4m3/fixed16.8:sr"},
+                                                   {"e5m2:sr", "chunk5/e6m9:sr/bf16"},
+                                                   {"e4m3", "kahan/e6m9:sr"},
+                                                   {"bfp8:sr", "e6m9:sr"},
+                                                   {"bf16", "posit16.1"}};
+/// True if the op sums products, by an accumulator.
+bool has_products(const OpRow& row);
+OpFormats formats_of(const OpRow& row, const SummedFormats& formats);
+
 /// Makes every random stream begin anew at the same step, so that a pass can be repeated.
 void restart_step(Run& run);
 

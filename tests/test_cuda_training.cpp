@@ -128,6 +128,27 @@ TEST_SUITE("cuda_training") {
     }
   }
 
+  TEST_CASE("simulated accumulators: every op with products gives the same bits on both devices") {
+    Run cpu_run, gpu_run(cuda_device(0)), fast_run(cuda_device(0), 1, Math::Fast);
+    for (const OpRow& row : op_table()) {
+      if (!has_products(row)) continue;
+      for (const auto& shapes : row.shapes)
+        for (const SummedFormats& one : kSummedFormats) {
+          CAPTURE(std::string(row.name));
+          CAPTURE(std::string(one.sums));
+          const OpFormats formats = formats_of(row, one);
+          std::vector<Tensor> host, device;
+          for (size_t k = 0; k < shapes.size(); ++k) {
+            host.push_back(hard_tensor(shapes[k], 5 + k));
+            device.push_back(host.back().to(cuda_device(0)));
+          }
+          const Pass wanted = run_row(row, cpu_run, host, formats);
+          CHECK(same_bits(wanted, run_row(row, gpu_run, device, formats)));
+          CHECK(same_bits(wanted, run_row(row, fast_run, device, formats)));  // no unit sums so
+        }
+    }
+  }
+
   TEST_CASE(
       "every op gives the same bits on both devices, forward and backward, hard values included") {
     Run cpu_run, gpu_run(cuda_device(0));

@@ -1,5 +1,4 @@
 #include <doctest/doctest.h>
-#include <omp.h>
 
 #include <cmath>
 #include <set>
@@ -12,6 +11,7 @@
 #include "kernels/quantised.h"
 #include "tests/kernel_rows.h"
 #include "tests/op_table.h"
+#include "tests/threads.h"
 
 using namespace ulp;
 using namespace ulp::tests;
@@ -57,12 +57,6 @@ Tensor by_role(Run& run, const Tensor& x, const Quantizer& q, const char* role, 
 
 const char* const kFormats[] = {"e4m3",       "e5m2:sr",    "bfp8:sr",      "bfp8-axis0:sr",
                                 "bfp8-axis1", "bfp6-g4:sr", "fixed8.4:rtz", "e6m9:sr8"};
-
-struct Threads {
-  int before = omp_get_max_threads();
-  explicit Threads(int n) { omp_set_num_threads(n); }
-  ~Threads() { omp_set_num_threads(before); }
-};
 
 }  // namespace
 

@@ -330,8 +330,10 @@ TEST_SUITE("policy") {
     CHECK(has(refusal([&] { nn::apply(direct, *net); }), "from 3 to 2"));
     Rule sums{.types = {LayerType::Conv}};
     sums.forward_acc.emplace().kind = Accumulator::Kind::Kahan;
+    sums.forward_acc->sum = "bfp8";
     direct.rules = {sums};
-    CHECK(has(refusal([&] { nn::apply(direct, *net); }), "only the fp32 accumulator"));
+    CHECK(has(refusal([&] { nn::apply(direct, *net); }),
+              "rule 1: \"forward_acc\" does not fit: bfp8"));
   }
 
   TEST_CASE("lower: one line for all layers of some types, on top of what they have") {
@@ -402,8 +404,8 @@ TEST_SUITE("policy") {
   {"path": "features.*.conv1", "position": "first", "from_epoch": 2, "to_epoch": 5,
    "input": "e4m3", "weight": "bfp8:sr", "output": "bf16", "grad_output_dx": "e5m2",
    "weight_dx": "e3m4", "grad_input": "fp16", "grad_output_dw": "mxfp8", "input_dw": "e2m3",
-   "grad_weight": "tf32", "interior": "bf16:sr", "forward_acc": "fp32", "dx_acc": "fp32",
-   "dw_acc": "fp32"},
+   "grad_weight": "tf32", "interior": "bf16:sr", "forward_acc": "chunk64/e6m9:sr/bf16", "dx_acc": "fp32",
+   "dw_acc": "kahan/e5m10"},
   {"type": "loss", "position": "last", "interior": "fp16"}
 ]})";
     const Policy policy = nn::parse_policy(text, "p.json");
@@ -417,7 +419,9 @@ TEST_SUITE("policy") {
     CHECK(policy.rules[1].to_epoch == 5);
     CHECK(policy.rules[1].position == Position::First);
     CHECK(policy.rules[1].roles[9] == Quantizer("bf16:sr"));
-    CHECK(policy.rules[1].dw_acc == Accumulator{});
+    CHECK(policy.rules[1].forward_acc == Accumulator("chunk64/e6m9:sr/bf16"));
+    CHECK(policy.rules[1].dx_acc == Accumulator{});
+    CHECK(policy.rules[1].dw_acc == Accumulator("kahan/e5m10"));
     CHECK(policy.rules[2].position == Position::Last);
     const std::string written = nn::rules_json(policy);
     CHECK(nn::parse_policy("{\"rules\":" + written + "}", "again") == policy);
@@ -473,8 +477,8 @@ TEST_SUITE("policy") {
         {"{\"rules\": [{\"weight\": \"bfp8-axis2\"}]}", {"\"weight\"", "axes 0 and 1"}},
         {"{\"rules\": [{\"forward\": \"bfp8-axis2\"}]}", {"\"forward\"", "axes 0 and 1"}},
         {"{\"rules\": [{\"interior\": \"bfp8\"}]}", {"\"interior\"", "takes element-wise"}},
-        {"{\"rules\": [{\n\"forward_acc\": \"bf16\"}]}",
-         {"line 2", "\"forward_acc\"", "fp32 only", "'bf16'"}},
+        {"{\"rules\": [{\n\"forward_acc\": \"bfp8\"}]}",
+         {"line 2", "\"forward_acc\"", "sums 'bfp8'", "a sum is one number"}},
         {"{\"rules\": [{\"from_epoch\": 0, \"weight\": \"e4m3\"}]}", {"\"from_epoch\"", "from 1"}},
         {"{\"rules\": [{\"from_epoch\": 1.5, \"weight\": \"e4m3\"}]}", {"\"from_epoch\"", "1.5"}},
         {"{\"rules\": [{\"from_epoch\": 3,\n\"to_epoch\": 2, \"weight\": \"e4m3\"}]}",

@@ -1,5 +1,4 @@
 #include <doctest/doctest.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +14,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/quantised.h"
 #include "reference.h"
+#include "tests/threads.h"
 
 namespace ulp {
 namespace {
@@ -174,12 +174,6 @@ std::vector<float> ordinary_values(int64_t n, uint64_t seed) {
   return values;
 }
 
-struct Threads {
-  int before = omp_get_max_threads();
-  explicit Threads(int n) { omp_set_num_threads(n); }
-  ~Threads() { omp_set_num_threads(before); }
-};
-
 }  // namespace
 
 TEST_SUITE("quantise_stats") {
@@ -264,7 +258,7 @@ TEST_SUITE("quantise_stats") {
           if (!cpu::has_isa(isa)) continue;
           cpu::set_isa(isa);
           for (const int threads : {1, 2, 3}) {
-            const Threads scope(threads);
+            const tests::Threads scope(threads);
             const Stats again = measured(name, x, axis);
             CHECK(same_stats(again.stats, first.stats));
             CHECK(same_values(again.values, first.values));
@@ -281,7 +275,7 @@ TEST_SUITE("quantise_stats") {
       CAPTURE(std::string(name));
       const Stats got = measured(name, x, 1);
       check_against_loop(got, expected(name, x, DType::F32, 1));
-      const Threads one(1);
+      const tests::Threads one(1);
       CHECK(same_stats(measured(name, x, 1).stats, got.stats));
     }
   }

@@ -186,6 +186,11 @@ TEST_SUITE("recipes") {
       check_roles(layers.back(), paper.loss);
       for (const nn::Layer* layer : products)
         CHECK(layer->formats->clamp_mask == (recipe.name == "wage"));
+      for (const nn::Layer* layer :
+           products)  // IBM alone says how sums are kept: 64 by 64 in 1-6-9
+        for (const ProductRole& product : kProductRoles)
+          CHECK(to_string(layer->formats->*product.accumulator) ==
+                (recipe.name == "ibm-fp8" ? "chunk64/e6m9" : "fp32"));
       for (const std::string_view text :
            {recipe.about, recipe.source, recipe.differences, recipe.policy})
         CHECK(!text.empty());

@@ -1,5 +1,4 @@
 #include <doctest/doctest.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +12,7 @@
 #include "kernels/quantised.h"
 #include "op_table.h"
 #include "reference.h"
+#include "tests/threads.h"
 
 namespace ulp {
 namespace {
@@ -227,12 +227,6 @@ Tensor matrix(int64_t rows, int64_t depth, int axis, uint64_t seed) {
   return ordinary(axis == 0 ? Shape{depth, rows} : Shape{rows, depth}, seed);
 }
 
-struct Threads {
-  int before = omp_get_max_threads();
-  explicit Threads(int n) { omp_set_num_threads(n); }
-  ~Threads() { omp_set_num_threads(before); }
-};
-
 // ---- linear ---------------------------------------------------------------------------------------------------------
 uint32_t stream_of(const char* role) { return RandomSite(tests::kSite).stream(role); }
 
@@ -421,7 +415,7 @@ TEST_SUITE("scaled_matmul") {
         if (!cpu::has_isa(isa)) continue;
         cpu::set_isa(isa);
         for (const int threads : {1, 2, 3}) {
-          const Threads scope(threads);
+          const tests::Threads scope(threads);
           CHECK(same_values(run(), first));
         }
       }

@@ -62,7 +62,7 @@ void check_forward(const nn::Policy& policy) {
   if (!policy.rules.empty() && std::none_of(policy.rules.begin(), policy.rules.end(), forward))
     throw UsageError(
         "--policy: its rules are for backward passes only, and evaluation has none; it takes "
-        "forward, input, weight, output and interior");
+        "forward, input, weight, output, interior and forward_acc");
 }
 
 /// The epoch whose formats are evaluated, where that makes a difference.

@@ -46,6 +46,25 @@ void FormatOptions::add_to(CLI::App& app) {
   for (const Role& role : kRoles)
     add_text(app, role_flag(role.name), roles_[role.name], role.meaning)
         ->group(both || is_forward(role.quantizer) ? group : unlisted);
+  for (const nn::RuleSums& one : nn::kRuleSums)
+    add_text(
+        app, role_flag(one.product.sums), roles_[one.product.sums],
+        std::string("how the sums of ") + one.product.result +
+            " are kept: fp32, F (one rounding a term), F/G (products, sums), chunkN/F[/G], kahan/F")
+        ->group(both || is_forward(one.product.rounding) ? group : unlisted);
+}
+
+std::optional<Accumulator> FormatOptions::read_sums(const nn::RuleSums& one) const {
+  const auto& text = roles_.at(one.product.sums);
+  if (!text) return {};
+  const std::string flag = role_flag(one.product.sums);
+  if (passes_ == Passes::Forward && !is_forward(one.product.rounding))
+    throw UsageError(flag + ": evaluation has no backward pass");
+  try {
+    return Accumulator::parse(*text);
+  } catch (const Error& error) {
+    throw UsageError(flag + ": " + error.what());
+  }
 }
 
 std::optional<Quantizer> FormatOptions::read(
@@ -79,6 +98,10 @@ nn::Policy FormatOptions::policy(nn::Policy policy) const {
     const bool is_interior = role.quantizer == &OpFormats::interior;
     (is_interior ? interior : products).role(role.name) = q;
     of_products = of_products || (q && !is_interior);
+  }
+  for (const nn::RuleSums& one : nn::kRuleSums) {
+    products.*one.sums = read_sums(one);
+    of_products = of_products || products.*one.sums;
   }
   if (policy_ && policy_->empty()) throw UsageError("--policy takes a file, got nothing");
   if (policy_) policy = nn::load_policy(*policy_);

@@ -15,7 +15,8 @@ namespace ulp::tools {
 CLI::Option* add_text(CLI::App& app, const std::string& flag, std::optional<std::string>& text,
                       const std::string& meaning);
 
-/// What says which formats go where, for train, eval and sweep: --policy, --forward, --backward and every role by its name.
+/// What says which formats go where, for train, eval and sweep: --policy, --forward, --backward, and every role
+/// and the sums of every product by name.
 class FormatOptions {
  public:
   enum class Passes : uint8_t { Both, Forward };
@@ -29,12 +30,13 @@ class FormatOptions {
   bool has_file() const { return policy_.has_value(); }
 
  private:
+  std::optional<Accumulator> read_sums(const nn::RuleSums& sums) const;
   std::optional<Quantizer> read(const std::string& flag, const std::optional<std::string>& text,
                                 std::initializer_list<Quantizer OpFormats::*> roles) const;
 
   Passes passes_;
   std::optional<std::string> policy_, forward_, backward_;
-  std::map<std::string, std::optional<std::string>> roles_;  // role name → text
+  std::map<std::string, std::optional<std::string>> roles_;  // name of a role, or of sums → text
 };
 
 /// Of states with fewer axes the optimizer takes the last one instead.

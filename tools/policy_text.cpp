@@ -101,6 +101,10 @@ std::string forward_formats_text(const std::vector<nn::Layer>& layers) {
         roles += fmt::format("  {} {}", name, to_string(q));
         any = any || !q.is_identity();
       }
+    if (const Accumulator& sums = layer.formats->forward_acc; sums.is_simulated()) {
+      roles += fmt::format("  {} {}", kForwardProduct.sums, to_string(sums));
+      any = true;
+    }
     if (!any) {
       plain += roles.empty() ? 0 : 1;
       continue;

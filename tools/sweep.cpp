@@ -117,6 +117,8 @@ std::set<std::string> roles_of(const nn::Rule& rule) {
   if (rule.backward) roles.insert({"grad_output_dx", "grad_output_dw"});
   for (size_t i = 0; i < kRoles.size(); ++i)
     if (rule.roles[i]) roles.insert(kRoles[i].name);
+  for (const nn::RuleSums& one : nn::kRuleSums)
+    if (rule.*one.sums) roles.insert(one.product.sums);
   return roles;
 }
 
@@ -138,6 +140,8 @@ void check_flags(const Item& item, const nn::Policy& flags) {
     if (rule.backward && any_of({"grad_output_dx", "grad_output_dw"})) refuse("--backward");
     for (size_t i = 0; i < kRoles.size(); ++i)
       if (rule.roles[i] && own.count(kRoles[i].name) != 0) refuse(role_flag(kRoles[i].name));
+    for (const nn::RuleSums& one : nn::kRuleSums)
+      if (rule.*one.sums && own.count(one.product.sums) != 0) refuse(role_flag(one.product.sums));
   }
 }
 

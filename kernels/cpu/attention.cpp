@@ -237,6 +237,8 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
                    p.k = e.k;
                    p.n = p.out_step = e.n;
                    p.out = sums + b * e.m * e.n;
+                   p.sums = args.sums;
+                   p.sums.matrix += b;
                    multiply(p, finish);
                  }
                });

@@ -58,6 +58,7 @@ void conv_products(const ConvArgs& args, float* out, const Finish& finish) {
     p.out_step = w.groups * outputs;
     p.column = g * outputs;
     p.out = out + p.column;
+    p.sums = args.sums.of(g, w.groups);
     multiply(p, finish);
   }
 }
@@ -78,6 +79,7 @@ void weight_products(const ConvWeightArgs& args, float* out, const Finish& finis
     p.n = p.out_step = w.columns();
     p.row = g * outputs;
     p.out = out + p.row * p.out_step;
+    p.sums = args.sums.of(g, w.groups);
     multiply(p, finish);
   }
 }
@@ -295,7 +297,8 @@ void conv(Stream stream, const ConvArgs& args) {
   const Finish finish({args.image_factor, args.weight_factor}, args.factor, args.bias, args.output,
                       args.key);
   const int64_t outputs = args.weight.size(3);
-  const auto sum = is_narrow(args.windows, outputs)     ? conv_direct
+  const auto sum = args.sums.how.is_simulated()         ? conv_products
+                   : is_narrow(args.windows, outputs)   ? conv_direct
                    : shifts_suit(args.windows, outputs) ? conv_shifted
                                                         : conv_products;
   sum(args, out.mutable_data<float>(), finish);
@@ -309,7 +312,8 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
   const Finish finish({args.grad_factor, args.image_factor}, args.factor, {}, args.output,
                       args.key);
   const int64_t outputs = args.grad.size(3) / args.windows.groups;
-  const auto sum = is_narrow(args.windows, outputs)            ? weight_direct
+  const auto sum = args.sums.how.is_simulated()                ? weight_products
+                   : is_narrow(args.windows, outputs)          ? weight_direct
                    : weight_shifts_suit(args.windows, outputs) ? weight_shifted
                                                                : weight_products;
   sum(args, out.mutable_data<float>(), finish);

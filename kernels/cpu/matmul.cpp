@@ -31,7 +31,7 @@
 namespace ulp::cpu {
 namespace {
 
-constexpr int64_t kStep = 512;  // k steps between loading and storing the sums of a tile
+constexpr int64_t kStep = kPackedColumns;  // k steps between loading and storing the sums of a tile
 constexpr int64_t kRow =
     kStep + 16;  // floats between packed rows of a: a power of two would share few cache sets
 constexpr int64_t kSide = 2048;  // rows and columns of out whose operands are packed together
@@ -326,6 +326,8 @@ ULP_HD void pack_windows(float* to, int64_t to_step, const Matrix& from, int64_t
   }
 }
 
+}  // namespace
+
 void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t rows, int64_t column,
           int64_t columns) {
   if (from.windows != nullptr) {
@@ -341,8 +343,6 @@ void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t r
     row += n;
   }
 }
-
-}  // namespace
 
 // ---- the last step: factors, bias, output rounding -------------------------------------------------------------------
 
@@ -689,6 +689,7 @@ void multiply(const Product& p, const Finish& finish) {
     }
     return;
   }
+  if (p.sums.how.is_simulated()) return accumulate(p, finish);
   for (int64_t i = 0; i < p.m; i += kSide)
     for (int64_t j = 0; j < p.n; j += kSide)
       BlockProduct(p, finish, i, std::min(kSide, p.m - i), j, std::min(kSide, p.n - j)).run();
@@ -721,6 +722,7 @@ void multiply_floats(const MatmulArgs& args) {
   product.k = args.a.size(1);
   product.n = product.out_step = args.b.size(1);
   product.out = result.mutable_data<float>();
+  product.sums = args.sums;
   multiply(product,
            Finish({args.a_factor, args.b_factor}, args.factor, args.bias, args.output, args.key));
 }
@@ -782,8 +784,7 @@ void check(Stream stream, const MatmulArgs& args) {
   check_matmul_factors(stream, args);
   ULP_CHECK(args.math == Math::Strict, "matmul: {} math needs CUDA; on the CPU ask for strict math",
             to_string(args.math));
-  ULP_CHECK(args.accumulator.kind == Accumulator::Kind::Fp32,
-            "matmul: this build has only the fp32 accumulator");
+  check_sums("matmul", args.sums, args.a.dtype());
   ULP_CHECK(args.output.is_elementwise() && args.output.format.kind != FormatKind::BlockFloat,
             "matmul: its output can be rounded element by element only, not to {}; quantise the "
             "result instead",

@@ -64,15 +64,23 @@ struct Finish {
   void round(float* x, int64_t first, int64_t n) const;
 };
 
-/// out (m, n) = a (m, k) · b (k, n), each sum in the order of core/sum.h, then finished. `out` is the element (row, column)
+/// to[r·to_step + c] = from(row + r, column + c) as fp32. Windows: at most kPackedColumns columns.
+inline constexpr int64_t kPackedColumns = 512;
+void pack(float* to, int64_t to_step, const Matrix& from, int64_t row, int64_t rows, int64_t column,
+          int64_t columns);
+
+/// out (m, n) = a (m, k) · b (k, n), each sum in the order of core/sum.h or as `sums` says, then finished. `out` is the element (row, column)
 /// of a whole with rows `out_step` apart, which bias and draws follow.
 struct Product {
   Matrix a, b;
   int64_t m, k, n;
   float* out;
   int64_t out_step, row = 0, column = 0;
+  Sums sums{};
 };
 void multiply(const Product& product, const Finish& finish);
+/// The same for simulated accumulators; k > 0.
+void accumulate(const Product& product, const Finish& finish);
 
 /// out = the numbers of `values` (F32, as many), which its type holds.
 void narrow(const Tensor& values, Tensor out);

@@ -312,9 +312,10 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
   first.b = view(args.b, args.turn_b, 0);
   first.math = args.math == Math::Fp8 ? Math::Fast : args.math;
   first.fits_tf32 = args.fits_tf32;
+  first.sums = args.sums;
   const UnitChoice choice = matrix_unit(first);
   const Outcome outcome{{}, {}, {}, args.out, args.output, {}, e.n, args.factor};
-  const bool fast = choice.unit != MatrixUnit::Strict && e.k > 0;
+  const bool fast = is_fast(choice.unit) && e.k > 0;
   if (fast && fast_finishes(outcome, choice.unit) &&
       batched_fast(stream, args, choice, {written(args.out), args.out.dtype()}))
     return;
@@ -329,7 +330,10 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
       MatmulArgs one;
       one.a = view(args.a, args.turn_a, b);
       one.b = view(args.b, args.turn_b, b);
-      matmul_strict(stream, one, sums + b * e.m * e.n);
+      one.sums = args.sums;
+      one.sums.matrix += b;
+      const auto sum = one.sums.how.is_simulated() ? matmul_simulated : matmul_strict;
+      sum(stream, one, sums + b * e.m * e.n);
     }
   }
   finish_product("batched_matmul", stream, outcome, sums);

@@ -5,6 +5,7 @@
 #include "core/sum.h"
 #include "kernels/conv.h"
 #include "kernels/cuda/matmul.cuh"
+#include "kernels/cuda/simulated_product.cuh"
 #include "kernels/cuda/windows.cuh"
 
 namespace ulp::cuda {
@@ -237,10 +238,18 @@ void conv_strict(Stream stream, const ConvArgs& args, float* sums) {
   const int64_t outputs = args.weight.size(3);
   const WeightMatrices weights =
       weight_matrices(stream, args.weight, w.columns(), args.weight.dtype());
-  for (int64_t g = 0; g < w.groups; ++g)
-    strict::run<strict::WindowRowLoader, strict::ElementLoader>(
-        "conv", stream, window_source(args.image, w, g), strict::operand(weights.of(g), 1),
-        w.rows(), w.columns(), outputs, sums + g * w.rows() * outputs);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const WindowSource windows = window_source(args.image, w, g);
+    const strict::Operand weight = strict::operand(weights.of(g), 1);
+    float* const own = sums + g * w.rows() * outputs;
+    if (args.sums.how.is_simulated())
+      run_simulated<strict::WindowRowLoader, strict::ElementLoader>("conv", stream, windows, weight,
+                                                                    w.rows(), w.columns(), outputs,
+                                                                    own, args.sums.of(g, w.groups));
+    else
+      strict::run<strict::WindowRowLoader, strict::ElementLoader>(
+          "conv", stream, windows, weight, w.rows(), w.columns(), outputs, own);
+  }
 }
 
 /// False if cuBLASLt has no algorithm; sums may be changed then. whole: factors and bias too.
@@ -283,9 +292,15 @@ void weight_strict(Stream stream, const ConvWeightArgs& args, float* sums) {
     grad.outer_stride = 1;
     grad.k_stride = all;
     grad.k_fast = false;
-    strict::run<strict::ElementLoader, strict::WindowColumnLoader>(
-        "conv_weight", stream, grad, window_source(args.image, w, g), outputs, w.rows(),
-        w.columns(), sums + g * outputs * w.columns());
+    const WindowSource windows = window_source(args.image, w, g);
+    float* const own = sums + g * outputs * w.columns();
+    if (args.sums.how.is_simulated())
+      run_simulated<strict::ElementLoader, strict::WindowColumnLoader>(
+          "conv_weight", stream, grad, windows, outputs, w.rows(), w.columns(), own,
+          args.sums.of(g, w.groups));
+    else
+      strict::run<strict::ElementLoader, strict::WindowColumnLoader>(
+          "conv_weight", stream, grad, windows, outputs, w.rows(), w.columns(), own);
   }
 }
 
@@ -443,16 +458,17 @@ void conv(Stream stream, const ConvArgs& args) {
                         args.out,  args.output,       args.key,
                         all,       args.factor};
   auto* const out = static_cast<float*>(written(args.out));
-  const bool narrow = is_narrow(w, outputs);
+  const bool simulated = args.sums.how.is_simulated();
+  const bool narrow = is_narrow(w, outputs) && !simulated;
   Tensor apart;  // (G, rows, O) where groups lie side by side in out
   if (w.groups > 1 && !narrow)
     apart = Tensor::empty({w.groups, w.rows(), outputs}, DType::F32, stream.device);
   float* const sums = apart.defined() ? apart.mutable_data<float>() : out;
   const UnitChoice choice =
       matrix_unit(ProductKind{args.image.dtype(), args.weight.dtype(), w.rows(), outputs,
-                              w.columns(), args.math, args.fits_tf32});
+                              w.columns(), args.math, args.fits_tf32, simulated});
   bool done = false;
-  if (!narrow && choice.unit != MatrixUnit::Strict) {
+  if (!narrow && is_fast(choice.unit)) {
     const bool whole = w.groups == 1 && fast_finishes(outcome, choice.unit);
     done = conv_fast(stream, args, whole, choice, sums);
     if (done && whole) return;
@@ -475,11 +491,12 @@ void conv_weight(Stream stream, const ConvWeightArgs& args) {
   const Outcome outcome{{},          args.grad_factor, args.image_factor, args.out,
                         args.output, args.key,         w.columns(),       args.factor};
   auto* const out = static_cast<float*>(written(args.out));
-  const bool narrow = is_narrow(w, outputs);
+  const bool simulated = args.sums.how.is_simulated();
+  const bool narrow = is_narrow(w, outputs) && !simulated;
   const UnitChoice choice =
       matrix_unit(ProductKind{args.grad.dtype(), args.image.dtype(), outputs, w.columns(), w.rows(),
-                              args.math, args.fits_tf32});
-  if (!narrow && choice.unit != MatrixUnit::Strict && w.rows() > 0) {
+                              args.math, args.fits_tf32, simulated});
+  if (!narrow && is_fast(choice.unit) && w.rows() > 0) {
     Blocks blocks(w, choice.b);
     blocks.make(choice.b, stream.device);
     const bool padded = blocks.columns != w.columns();

@@ -75,8 +75,7 @@ void check(Stream stream, const MatmulArgs& args) {
               stream.device, args.bias.device());
     check_float("matmul", args.bias);
   }
-  ULP_CHECK(args.accumulator.kind == Accumulator::Kind::Fp32,
-            "matmul: this build has only the fp32 accumulator");
+  check_sums("matmul", args.sums, args.a.dtype());
 }
 
 }  // namespace
@@ -107,7 +106,7 @@ void matmul(Stream stream, const MatmulArgs& call) {
   if (m == 0 || n == 0) return;
 
   const UnitChoice choice = matrix_unit(args);
-  const bool fast = choice.unit != MatrixUnit::Strict && k > 0;
+  const bool fast = is_fast(choice.unit) && k > 0;
   if (fast && fast_finishes(outcome, choice.unit) &&
       matmul_fast(stream, args, choice, true, {written(args.out), args.out.dtype()}))
     return;
@@ -116,7 +115,10 @@ void matmul(Stream stream, const MatmulArgs& call) {
   if (!into_out) scratch = Tensor::empty({m, n}, DType::F32, stream.device);
   auto* const sums = static_cast<float*>(written(into_out ? args.out : scratch));
   const bool done = fast && matmul_fast(stream, args, choice, false, {sums});
-  if (!done) matmul_strict(stream, args, sums);
+  if (args.sums.how.is_simulated())
+    matmul_simulated(stream, args, sums);
+  else if (!done)
+    matmul_strict(stream, args, sums);
   finish_product("matmul", stream, outcome, sums);
 }
 

@@ -9,6 +9,14 @@ namespace ulp::cuda {
 /// sums (M, N) = the strict product a · b. M, N > 0.
 void matmul_strict(Stream stream, const MatmulArgs& args, float* sums);
 
+/// sums (M, N) = a · b by a simulated accumulator. M, N > 0.
+void matmul_simulated(Stream stream, const MatmulArgs& args, float* sums);
+
+/// True for the units that multiply in the library.
+constexpr bool is_fast(MatrixUnit unit) {
+  return unit != MatrixUnit::Strict && unit != MatrixUnit::Simulated;
+}
+
 /// Where cuBLASLt writes a product: F32, or BF16, to which it rounds its fp32 sums.
 struct FastOut {
   void* data;

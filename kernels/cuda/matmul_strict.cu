@@ -1,4 +1,5 @@
 #include "kernels/cuda/matmul.cuh"
+#include "kernels/cuda/simulated_product.cuh"
 #include "kernels/cuda/strict_product.cuh"
 
 namespace ulp::cuda {
@@ -13,6 +14,12 @@ void matmul_strict(Stream stream, const MatmulArgs& args, float* sums) {
   else
     strict::run<strict::ElementLoader, strict::ElementLoader>("matmul", stream, a, b, m, k, n,
                                                               sums);
+}
+
+void matmul_simulated(Stream stream, const MatmulArgs& args, float* sums) {
+  run_simulated<strict::ElementLoader, strict::ElementLoader>(
+      "matmul", stream, strict::operand(args.a, 0), strict::operand(args.b, 1), args.a.size(0),
+      args.a.size(1), args.b.size(1), sums, args.sums);
 }
 
 }  // namespace ulp::cuda

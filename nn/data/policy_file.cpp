@@ -14,19 +14,11 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::array<const char*, 3> kPositions = {"", "first", "last"};
 
-/// Keys of a rule that take an accumulator.
-struct SumsKey {
-  const char* name;
-  std::optional<Accumulator> Rule::*sums;
-};
-constexpr std::array<SumsKey, 3> kSumsKeys = {
-    {{"forward_acc", &Rule::forward_acc}, {"dx_acc", &Rule::dx_acc}, {"dw_acc", &Rule::dw_acc}}};
-
 std::vector<std::string> rule_keys() {
   std::vector<std::string> keys = {"type",     "path",     "position", "from_epoch",
                                    "to_epoch", "optional", "forward",  "backward"};
   for (const Role& role : kRoles) keys.push_back(role.name);
-  for (const SumsKey& key : kSumsKeys) keys.push_back(key.name);
+  for (const RuleSums& one : kRuleSums) keys.push_back(one.product.sums);
   keys.push_back("clamp_mask");
   return keys;
 }
@@ -41,7 +33,7 @@ std::string listed(const std::vector<std::string>& names, const char* quote = "\
 std::vector<std::string> near(const std::string& key) {
   if (!key.starts_with("acc")) return similar(key, rule_keys());
   std::vector<std::string> sums;
-  for (const SumsKey& one : kSumsKeys) sums.push_back(one.name);
+  for (const RuleSums& one : kRuleSums) sums.push_back(one.product.sums);
   return sums;
 }
 
@@ -92,8 +84,8 @@ class RuleReader {
     if (key == "backward") return read_format(rule_.backward, nullptr);
     for (const Role& role : kRoles)
       if (key == role.name) return read_format(rule_.role(key), &role);
-    for (const SumsKey& sums : kSumsKeys)
-      if (key == sums.name) return read_sums(rule_.*sums.sums);
+    for (const RuleSums& one : kRuleSums)
+      if (key == one.product.sums) return read_sums(rule_.*one.sums);
     fail(member_->line, "is no key of a rule; near it are " + listed(near(key)) +
                             " (all: " + listed(rule_keys(), "") + ")");
   }
@@ -151,9 +143,9 @@ class RuleReader {
     if (!problem.empty()) fail(member_->line, "does not fit: " + problem);
   }
   void read_sums(std::optional<Accumulator>& sums) {
-    expect(LocatedJson::Kind::Text, "how sums are kept, \"fp32\"");
+    expect(LocatedJson::Kind::Text, "how sums are kept, such as \"fp32\" or \"chunk64/e6m9\"");
     try {
-      sums = parse_accumulator(member_->value.text);
+      sums = Accumulator::parse(member_->value.text);
     } catch (const Error& error) {
       fail(member_->line, std::string("cannot be: ") + error.what());
     }
@@ -190,8 +182,8 @@ Json rule_json(const Rule& rule) {
   if (rule.backward) json["backward"] = to_string(*rule.backward);
   for (size_t i = 0; i < kRoles.size(); ++i)
     if (rule.roles[i]) json[kRoles[i].name] = to_string(*rule.roles[i]);
-  for (const SumsKey& key : kSumsKeys)
-    if (const auto& sums = rule.*key.sums) json[key.name] = to_string(*sums);
+  for (const RuleSums& one : kRuleSums)
+    if (const auto& sums = rule.*one.sums) json[one.product.sums] = to_string(*sums);
   if (rule.clamp_mask) json["clamp_mask"] = *rule.clamp_mask;
   return json;
 }

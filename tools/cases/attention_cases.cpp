@@ -10,6 +10,7 @@ void check_batched_matmul_case(Comparison& compare) {
   struct Size {
     int64_t count, m, k, n;
   };
+  const Pair state = step_state(compare, some_step());
   for (const Size& s : {Size{0, 2, 3, 4}, Size{1, 1, 1, 1}, Size{3, 5, 0, 4}, Size{3, 5, 7, 4},
                         Size{6, 16, 64, 16}, Size{5, 33, 17, 65}, Size{2, 130, 64, 140}})
     for (const auto& [a_type, b_type] : {std::pair{DType::F32, DType::F32},
@@ -30,21 +31,26 @@ void check_batched_matmul_case(Comparison& compare) {
                            turn_b ? Shape{s.count, s.n, s.k} : Shape{s.count, s.k, s.n}, b_type,
                            domain, 4),
                        out = compare.output({s.count, s.m, s.n}, turn_b ? DType::BF16 : DType::F32);
-            compare.run(kernels::batched_matmul, [&](Side d) {
-              BatchedMatmulArgs args;
-              if (turn_b)
-                args.output = "bf16";
-              else if (turn_a)
-                args.output = "e5m2";
-              args.a = a.on(d);
-              args.b = b.on(d);
-              args.out = out.on(d);
-              args.turn_a = turn_a;
-              args.turn_b = turn_b;
-              return args;
-            });
-            compare.same(out, s.count, " times ", s.m, " x ", s.n, " x ", s.k, " ", kind,
-                         turn_b ? ", b turned" : "");
+            const auto once = [&](const char* sums) {
+              compare.run(kernels::batched_matmul, [&](Side d) {
+                BatchedMatmulArgs args;
+                if (turn_b)
+                  args.output = "bf16";
+                else if (turn_a)
+                  args.output = "e5m2";
+                args.a = a.on(d);
+                args.b = b.on(d);
+                args.out = out.on(d);
+                args.turn_a = turn_a;
+                args.turn_b = turn_b;
+                args.sums = {Accumulator(sums), key_on(state, d), 0, 2, s.count + 3};
+                return args;
+              });
+              compare.same(out, s.count, " times ", s.m, " x ", s.n, " x ", s.k, " ", kind,
+                           turn_b ? ", b turned" : "", ", sums ", std::string(sums));
+            };
+            once("fp32");
+            if (turn_a != turn_b) once(turn_a ? "chunk8/e6m9:sr/bf16" : "e5m2/e6m9:sr");
           }
 }
 

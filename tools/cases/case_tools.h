@@ -26,6 +26,10 @@ Pair repeated(const Comparison& compare, const Shape& shape, DType dtype, Domain
 /// A step state in each device's memory.
 Pair step_state(const Comparison& compare, const StepState& state);
 const StepState* state_on(const Pair& state, Side side);
+/// Accumulators of every kind, that draw and that do not.
+inline constexpr const char* kSimulatedSums[] = {
+    "e6m9", "e5m2:sr/e6m9", "chunk8/e6m9:sr/bf16", "kahan/e5m10", "posit16.1", "fp32/fixed16.6:sr"};
+
 StepState some_step();
 RandomKey key_on(const Pair& state, Side side, uint32_t stream = 0x1234567);
 

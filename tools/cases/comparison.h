@@ -193,6 +193,7 @@ struct TrainingCase {
       momentum;  // accumulator: may be empty
   std::string optimizer = "sgd", moment2 = "fp32";
   std::string compensation{};  // empty: plain updates
+  std::string sums = "fp32";   // of all products
 };
 /// Settings that use every kind of format; with `formats`, one for each of them.
 std::vector<TrainingCase> training_cases(const std::vector<std::string>& formats = {});

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/conv.h"
-#include "tools/cases/comparison.h"
+#include "tools/cases/case_tools.h"
 
 namespace ulp::cases {
 namespace {
@@ -18,6 +18,7 @@ struct ConvCase {
   bool bias = false, factors = false;
   bool turned = false;     // the weight lies as (G, O, KH·KW, C)
   bool unaligned = false;  // the image begins one element late
+  const char* sums = "fp32";
 };
 
 std::string text(const ConvCase& c) {
@@ -33,11 +34,7 @@ std::string text(const ConvCase& c) {
          std::string(to_string(c.image)) + " · " + std::string(to_string(c.other)) + ", domain " +
          std::to_string(static_cast<int>(c.domain)) + ", output " + c.output +
          (c.bias ? ", bias" : "") + (c.factors ? ", factors" : "") + (c.turned ? ", turned" : "") +
-         (c.unaligned ? ", unaligned" : "");
-}
-
-Pair view(const Pair& pair, const std::function<Tensor(const Tensor&)>& f) {
-  return {f(pair.reference), f(pair.other)};
+         (c.unaligned ? ", unaligned" : "") + ", sums " + c.sums;
 }
 
 Pair image_of(const Comparison& compare, const Shape& shape, DType dtype, Domain domain,
@@ -55,6 +52,9 @@ RandomKey some_key() {
   return key;
 }
 
+/// Of Comparison::takes.
+std::string kind_of(const ConvCase& c) { return c.sums == std::string("fp32") ? "" : c.sums; }
+
 struct Shapes {
   Shape image, pixels;
   explicit Shapes(const ConvCase& c)
@@ -64,7 +64,7 @@ struct Shapes {
 
 void conv_once(Comparison& compare, const ConvCase& c) {
   const Windows& w = c.windows;
-  if (!compare.takes(w.rows() * w.columns() * w.groups * c.outputs)) return;
+  if (!compare.takes(w.rows() * w.columns() * w.groups * c.outputs, kind_of(c))) return;
   const Shapes shapes(c);
   const Pair image = image_of(compare, shapes.image, c.image, c.domain, c.unaligned, 301);
   const Shape as_made = c.turned ? Shape{w.groups, c.outputs, w.taps(), w.channels}
@@ -84,6 +84,7 @@ void conv_once(Comparison& compare, const ConvCase& c) {
     args.windows = w;
     args.output = Quantizer::parse(c.output);
     args.key = some_key();
+    args.sums = {Accumulator(c.sums), some_key()};
     if (c.bias) args.bias = bias.on(d);
     if (c.factors) args.image_factor = factors[0].on(d);
     if (c.factors && !c.bias) args.weight_factor = factors[1].on(d);
@@ -94,7 +95,7 @@ void conv_once(Comparison& compare, const ConvCase& c) {
 
 void weight_once(Comparison& compare, const ConvCase& c) {
   const Windows& w = c.windows;
-  if (!compare.takes(w.rows() * w.columns() * w.groups * c.outputs)) return;
+  if (!compare.takes(w.rows() * w.columns() * w.groups * c.outputs, kind_of(c))) return;
   const Shapes shapes(c);
   const Pair image = image_of(compare, shapes.image, c.image, c.domain, c.unaligned, 311);
   const Pair grad = compare.input(shapes.pixels, c.other, c.domain, 312);
@@ -109,6 +110,7 @@ void weight_once(Comparison& compare, const ConvCase& c) {
     args.windows = w;
     args.output = Quantizer::parse(c.output);
     args.key = some_key();
+    args.sums = {Accumulator(c.sums), some_key()};
     if (c.factors) args.image_factor = factors[0].on(d);
     if (c.factors && c.bias) args.grad_factor = factors[1].on(d);
     return args;
@@ -199,6 +201,17 @@ void for_each_case(Comparison& compare, void (*once)(Comparison&, const ConvCase
         c.factors = true;
         once(compare, c);
       }
+  for (size_t i = 0; i < all.size() - 1; ++i) {  // groups of every size
+    ConvCase c = all[i];
+    c.sums = kSimulatedSums[i % std::size(kSimulatedSums)];
+    once(compare, c);
+    c.image = DType::BF16;
+    c.other = DType::F8E5M2;
+    c.domain = Domain::Hard;
+    c.turned = c.bias = true;
+    c.output = "e4m3";
+    once(compare, c);
+  }
 }
 
 void check_conv(Comparison& compare) { for_each_case(compare, conv_once); }

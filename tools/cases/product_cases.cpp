@@ -68,6 +68,7 @@ struct MatmulCase {
   std::string kind{};        // of Comparison::takes
   Math math = Math::Strict;  // of the other side; numbers whose sums are exact then
   bool fits_tf32 = false;
+  const char* sums = "fp32";
 };
 
 /// A matrix that lies in memory as the case's layout says.
@@ -106,13 +107,14 @@ void matmul_once(Comparison& compare, const MatmulCase& c) {
     args.key = key_on(state, d);
     if (d == Side::Other) args.math = c.math;
     args.fits_tf32 = c.fits_tf32;
+    args.sums = {Accumulator(c.sums), key_on(state, d), 5, 1, 2};
     return args;
   };
   compare.run(kernels::matmul, args_on);
   compare.same(out, "(", c.m, ", ", c.k, ") · (", c.k, ", ", c.n, "), ", text(c.a), " · ",
                text(c.b), ", layout ", c.layout, ", domain ", static_cast<int>(c.domain), ", bias ",
                c.bias, ", factors ", c.factors, ", output ", std::string(c.output), ", math ",
-               to_string(c.math));
+               to_string(c.math), ", sums ", std::string(c.sums));
   const DType store = storage_type(q);
   const Device other = compare.place(Side::Other).device;
   if (store == DType::F32 || other.type == DeviceType::Cpu) return;
@@ -239,6 +241,22 @@ void check_matmul(Comparison& compare) {
         c.bias = bias;
         matmul_once(compare, c);
         c.factors = true;
+        matmul_once(compare, c);
+      }
+  for (const char* sums : kSimulatedSums)
+    for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{
+             {1, 1, 1}, {5, 0, 7}, {33, 17, 31}, {32, 64, 32}, {70, 130, 67}, {3, 700, 1030}})
+      for (const Domain domain : {Domain::Modest, Domain::Hard}) {
+        MatmulCase c{m, k, n};
+        c.sums = sums;
+        c.domain = domain;
+        c.kind = sums;
+        matmul_once(compare, c);
+        c.a = DType::F8E4M3;
+        c.b = DType::BF16;
+        c.layout = 7;
+        c.bias = c.factors = true;
+        c.output = "e5m2:sr";
         matmul_once(compare, c);
       }
   // For tools that do not see what a library's kernels write.

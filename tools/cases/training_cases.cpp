@@ -12,6 +12,7 @@ std::vector<std::pair<std::string, Tensor>> trained(Device device, const Trainin
                                                     uint64_t seed) {
   OpFormats formats = OpFormats::make(c.forward, c.backward);
   formats.output = formats.grad_input = formats.grad_weight = Quantizer::parse(c.results);
+  formats.forward_acc = formats.dx_acc = formats.dw_acc = Accumulator::parse(c.sums);
   optim::OptimizerOptions options =
       optim::OptimizerOptions::of(optim::parse_algorithm(c.optimizer));
   const bool sgd_momentum = options.algorithm == optim::Algorithm::Sgd;
@@ -76,6 +77,8 @@ std::vector<TrainingCase> training_cases(const std::vector<std::string>& formats
          "fp32"},
         {"fixed8.5:rtz", "fixed16.12:sr4c", "e6m9:ru", "e5m2", "fp32", "fp32", "e6m9:odd"},
         {"fp32", "fp32", "fp32", "fp32", "", "fp32", "fp32", "adam"},
+        {"e5m2", "e5m2", "fp32", "e6m9:sr", "", "fp32", "e6m9:sr", "sgd", "fp32", "",
+         "chunk64/e6m9:sr"},
         {"e4m3", "e5m2:sr", "fp32", "fp32", "", "fp32", "dynamic8-g256-scalef32", "adamw",
          "dynamic8u-g256-scalef32:sr"},
         {"e4m3", "e5m2:sr", "fp32", "e4m3", "e6m9:sr", "e5m2:sr", "e4m3-g64-scalef32:sr", "adam",
@@ -96,7 +99,8 @@ Outcome compare_training(Comparison& comparison, const TrainingCase& training, i
   const std::string name = training.forward == training.backward
                                ? training.forward
                                : training.forward + " / " + training.backward;
-  const std::string how = training.optimizer == "sgd" ? "" : ", " + training.optimizer;
+  const std::string how = (training.optimizer == "sgd" ? "" : ", " + training.optimizer) +
+                          (training.sums == "fp32" ? "" : ", sums " + training.sums);
   return comparison.outcome_of("training " + name + how, [&](Comparison& compare) {
     std::vector<std::pair<std::string, Tensor>> reference, other;
     compare.on_both([&](Side side) {
