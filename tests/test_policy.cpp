@@ -405,7 +405,7 @@ TEST_SUITE("policy") {
    "input": "e4m3", "weight": "bfp8:sr", "output": "bf16", "grad_output_dx": "e5m2",
    "weight_dx": "e3m4", "grad_input": "fp16", "grad_output_dw": "mxfp8", "input_dw": "e2m3",
    "grad_weight": "tf32", "interior": "bf16:sr", "forward_acc": "chunk64/e6m9:sr/bf16", "dx_acc": "fp32",
-   "dw_acc": "kahan/e5m10"},
+   "dw_acc": "kahan/fp16"},
   {"type": "loss", "position": "last", "interior": "fp16"}
 ]})";
     const Policy policy = nn::parse_policy(text, "p.json");
