@@ -29,6 +29,10 @@ struct Parameter {
 };
 static_assert(std::has_unique_object_representations_v<Parameter>);  // compared byte by byte
 
+/// What lies behind the last whole tile of n elements. Kernels of tiles give it a block of its own, a parameter's last one: it
+/// costs more than others, and starts beside them so.
+__host__ __device__ constexpr int32_t tail_of(int64_t n) { return static_cast<int32_t>(n % kTile); }
+
 /// Gradients of one launch: as many as fit its 4 KB of arguments beside the rest. They lie elsewhere in every step that is
 /// not recorded; everything else that belongs to a parameter stays where it is and is a table in the device's memory.
 inline constexpr int kMost = 192;

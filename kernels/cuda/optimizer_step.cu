@@ -227,7 +227,10 @@ void optimizer_step(Stream stream, const OptimizerArgs& args) {
     Parameter p = make_parameter(from);
     if (from.grad.defined()) p.grad_type = from.grad.dtype();
     p.first_block = blocks.back();
-    blocks.back() += static_cast<int32_t>(std::min(blocks_for(p.n, per_block), kMostBlocks));
+    const int32_t tail = quads ? 0 : tail_of(p.n);
+    blocks.back() +=
+        static_cast<int32_t>(std::min(blocks_for(p.n - tail, per_block), kMostBlocks)) +
+        (tail != 0 ? 1 : 0);
     parameters.push_back(p);
   }
   ParameterTable of_call;

@@ -205,21 +205,86 @@ __device__ __forceinline__ bool begin_tiles(const Work& w, BlockStart& start,
   return true;
 }
 
+/// True for the block of a parameter's tail.
+__device__ __forceinline__ bool is_of_tail(const BlockStart& start) {
+  return tail_of(start.parameter.n) != 0 && static_cast<int32_t>(blockIdx.x) == start.end - 1;
+}
+
 /// Calls body(begin) for the tiles that are this warp's.
 template <class Body>
 __device__ __forceinline__ void for_tiles(const BlockStart& start, const Body& body) {
   constexpr int kWarps = kThreads / kWarp;
-  const int first = static_cast<int>(blockIdx.x) - start.parameter.first_block;
-  for (int64_t tile = first * kWarps + static_cast<int>(threadIdx.x) / kWarp;
-       tile * kTile < start.parameter.n; tile += (start.end - start.parameter.first_block) * kWarps)
+  const Parameter& p = start.parameter;
+  const int tail = tail_of(p.n) != 0 ? 1 : 0;
+  const int block = static_cast<int>(blockIdx.x) - p.first_block,
+            blocks = start.end - p.first_block - tail;
+  const bool last = block == blocks;  // that of the tail
+  const int64_t whole = p.n / kTile, end = last ? whole + 1 : whole;
+  for (int64_t tile = (last ? whole : block * kWarps) + static_cast<int>(threadIdx.x) / kWarp;
+       tile < end; tile += last ? kWarps : blocks * kWarps)
     body(tile * kTile);
 }
+
+/// A parameter's tail with zeros behind it, so that it is a whole tile, in the memory of its block.
+struct Tail {
+  alignas(16) unsigned char bytes[kStates + 1][kTile * sizeof(float)];  // of the gradient last
+  void* states[kStates];  // where the parameter's data are
+
+  __device__ static int size_of(int8_t shift) { return (1 << shift) / kQuad; }
+
+  /// True if whole bytes hold each element, and zeros beside it change nothing.
+  __device__ static bool serves(const Work& w, const Parameter& p) {
+    bool all = true;
+#pragma unroll
+    for (int i = 0; i < kStates; ++i)
+      all =
+          all && (p.states[i].data == nullptr || (w.rules[i].group == 0 && w.rules[i].shift >= 2));
+    return all;
+  }
+
+  /// Brings the tail here and lets `start` point to it. Called by all threads.
+  __device__ __noinline__ void take(const Work& w, BlockStart& start) {
+    Parameter& p = start.parameter;
+    const int64_t begin = p.n - tail_of(p.n);
+    const auto fill = [&](int i, const void* data, int size) {
+      const auto* const from = static_cast<const unsigned char*>(data) + begin * size;
+      for (int b = static_cast<int>(threadIdx.x); b < kTile * size; b += kThreads)
+        bytes[i][b] = b < tail_of(p.n) * size ? from[b] : 0;
+    };
+    for (int i = 0; i < kStates; ++i)
+      if (p.states[i].data != nullptr) fill(i, p.states[i].data, size_of(w.rules[i].shift));
+    fill(kStates, start.grad, size_of(start.grad_shift));
+    __syncthreads();
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < kStates) {
+      states[i] = p.states[i].data;
+      if (states[i] != nullptr) p.states[i].data = bytes[i] - begin * size_of(w.rules[i].shift);
+    } else if (i == kStates) {
+      start.grad = bytes[i] - begin * size_of(start.grad_shift);
+    }
+    __syncthreads();
+  }
+
+  /// Brings what became of it back. Called by all threads.
+  __device__ __noinline__ void give(const Work& w, const Parameter& p) const {
+    __syncthreads();
+    const int64_t begin = p.n - tail_of(p.n);
+    for (int i = 0; i < kStates; ++i) {
+      if (states[i] == nullptr) continue;
+      const int size = size_of(w.rules[i].shift);
+      auto* const to = static_cast<unsigned char*>(states[i]) + begin * size;
+      for (int b = static_cast<int>(threadIdx.x); b < tail_of(p.n) * size; b += kThreads)
+        to[b] = bytes[i][b];
+    }
+  }
+};
 
 template <UpdateRule kRule, bool kKahan>
 __global__ void __launch_bounds__(kThreads, kKahan || kRule == UpdateRule::Adam ? 3 : 4)
     optimizer_short_kernel(const __grid_constant__ Work w) {
   __shared__ BlockStart start;
   __shared__ StateLookup lookups[kStates];
+  __shared__ Tail tail;
   if (!begin_tiles(w, start, lookups)) return;
   const auto lies_well = [](const void* data) {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0;
@@ -227,12 +292,16 @@ __global__ void __launch_bounds__(kThreads, kKahan || kRule == UpdateRule::Adam 
   bool is_short = lies_well(start.grad);
   for (const StateArray& state : start.parameter.states)
     is_short = is_short && lies_well(state.data);
+  const bool apart = is_of_tail(start) && is_short && Tail::serves(w, start.parameter);
+  if (apart)
+    tail.take(w, start);
+  else
+    is_short = is_short && !is_of_tail(start);
   for_tiles(start, [&](int64_t begin) {
-    if (is_short && begin + kTile <= start.parameter.n &&
-        update_short<kRule, kKahan>(w, start, lookups, ShortTile(begin)))
-      return;
+    if (is_short && update_short<kRule, kKahan>(w, start, lookups, ShortTile(begin))) return;
     update_tile(w, Walk{&start, lookups, Randoms(w, start)}, Tile<false>{begin, start.parameter.n});
   });
+  if (apart) tail.give(w, start.parameter);
 }
 
 template <bool kOctets>
