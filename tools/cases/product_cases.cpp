@@ -244,8 +244,13 @@ void check_matmul(Comparison& compare) {
         matmul_once(compare, c);
       }
   for (const char* sums : kSimulatedSums)
-    for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{
-             {1, 1, 1}, {5, 0, 7}, {33, 17, 31}, {32, 64, 32}, {70, 130, 67}, {3, 700, 1030}})
+    for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},
+                                                                     {5, 0, 7},
+                                                                     {33, 17, 31},
+                                                                     {32, 64, 32},
+                                                                     {70, 130, 67},
+                                                                     {3, 700, 1030},
+                                                                     {1030, 21, 1100}})
       for (const Domain domain : {Domain::Modest, Domain::Hard}) {
         MatmulCase c{m, k, n};
         c.sums = sums;
