@@ -3,8 +3,9 @@
 // The arithmetic of simulated accumulators (core/accumulator.h), the same on every device.
 //
 // A rounding F of an exact sum is that of F on the sum rounded to odd in fp32: toward zero, with the last bit set if
-// anything was lost. To formats of at most 22 significant bits that is one rounding of the exact value, ties included
-// (S. Boldo, G. Melquiond, "When double rounding is odd", 2005); a stochastic one is off by less than the last bit of fp32.
+// anything was lost. That is one rounding of the exact value, ties included, where F has two bits fewer everywhere (S. Boldo,
+// G. Melquiond, "When double rounding is odd", 2005), and sum_misfit refuses others; a stochastic one is off by less than the
+// last bit of fp32.
 // Sums in fp32 itself are rounded to nearest even, once.
 
 #include "core/accumulator.h"

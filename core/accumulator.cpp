@@ -4,11 +4,15 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/pattern.h"
 
 namespace ulp {
 namespace {
 
 constexpr std::string_view kChunk = "chunk", kKahan = "kahan";
+
+// What rounding by way of fp32 rounded to odd leaves exact (core/accumulate.h): two bits more than the format's.
+constexpr int kMostSumBits = 22, kLeastSumQuantum = -147;
 
 std::vector<std::string_view> parts_of(std::string_view text) {
   std::vector<std::string_view> parts;
@@ -25,7 +29,7 @@ std::vector<std::string_view> parts_of(std::string_view text) {
       "sums '{}': {}; they are kept in \"fp32\", \"F\" (one rounding a term), \"F/G\" (products to "
       "F, sums to "
       "G), \"chunkN/F\", \"chunkN/F/G\" (sums of N terms in F, their sum in G) or \"kahan/F\"",
-      text.size() > 80 ? std::string(text.substr(0, 77)) + "..." : std::string(text), why);
+      shortened(text), why);
 }
 
 Quantizer format_of(std::string_view text, std::string_view part) {
@@ -118,12 +122,27 @@ std::string to_string(const Accumulator& a) {
 }
 
 std::string sum_misfit(const Quantizer& q) {
-  const bool alone = q.is_elementwise() && q.scale.kind == Scale::Kind::None &&
-                     q.format.kind != FormatKind::BlockFloat && q.format.kind != FormatKind::Hbfp;
-  if (alone) return "";
-  return to_string(q) +
-         " rounds tensors, and a sum is one number; take a format without blocks, scales or "
-         "rotations, such as e6m9";
+  if (q.is_identity()) return "";
+  const auto no = [&](const char* why) { return to_string(q) + " " + why; };
+  const FormatKind kind = q.format.kind;
+  if (!q.is_elementwise() || q.scale.kind != Scale::Kind::None || kind == FormatKind::BlockFloat ||
+      kind == FormatKind::Hbfp)
+    return no(
+        "rounds tensors, and a sum is one number; take a format without blocks, scales or "
+        "rotations, "
+        "such as e6m9");
+  if (kind == FormatKind::Codebook)
+    return no("is a table, and sums are kept in floats, fixed point or posits");
+  if (q.format.overflow == Overflow::Wrap || q.format.overflow == Overflow::None)
+    return no("has no bounds at which a sum stays; take one that clamps");
+  const FormatLimits limits = limits_of(q.format);
+  if (limits.significant_bits > kMostSumBits)
+    return no(
+        "has more significant bits than the 22 with which a sum is rounded once; take fewer, or "
+        "fp32");
+  if (limits.quantum < kLeastSumQuantum)
+    return no("reaches below 2^-147, where fp32 has no bits left to round a sum once");
+  return "";
 }
 
 std::string misfit(const Accumulator& a) {

@@ -18,7 +18,7 @@ struct Accumulator {
     Fused,    // s ← sum(a·b + s)
     Rounded,  // p = inner(a·b);  s ← sum(p + s)
     Chunked,  // t ← inner(a·b + t); after every `chunk` terms, and the last one: s ← sum(t + s), t ← +0.  Source: arXiv 1812.08011, §2.3
-    Kahan,    // y = sum(a·b − c);  t = sum(s + y);  c ← sum(sum(t − s) − y);  s ← t
+    Kahan,  // y = sum(a·b − c);  t = sum(s + y);  c ← sum(sum(t − s) − y);  s ← t.  An Inf is NaN after
   };
   Kind kind = Kind::Fp32;
   Quantizer sum{};
@@ -38,7 +38,7 @@ struct Accumulator {
   /// The format of each of them.
   std::array<const Quantizer*, 4> roundings() const;
 
-  /// Reads how sums are kept, F and G being formats that round each number by itself, or fp32:
+  /// Reads how sums are kept, F and G being formats (sum_misfit) or fp32:
   ///   "fp32"        fp32
   ///   "F"           Fused: one rounding a term
   ///   "F/G"         Rounded: products to F, sums to G
@@ -52,7 +52,7 @@ struct Accumulator {
 /// The text that parses back to the same.
 std::string to_string(const Accumulator& accumulator);
 
-/// Why sums cannot be kept in this format; empty if they can.
+/// Why sums cannot be kept in this format; empty for fp32, and floats, fixed point and posits that one rounding reaches (core/accumulate.h).
 std::string sum_misfit(const Quantizer& quantizer);
 /// The same of a whole accumulator.
 std::string misfit(const Accumulator& accumulator);

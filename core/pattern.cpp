@@ -56,4 +56,12 @@ std::vector<std::string> similar(std::string_view pattern, const std::vector<std
   return sorted;
 }
 
+std::string shortened(std::string_view text) {
+  constexpr size_t kMost = 80;
+  if (text.size() <= kMost) return std::string(text);
+  size_t end = kMost;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return std::string(text.substr(0, end)) + "…";
+}
+
 }  // namespace ulp

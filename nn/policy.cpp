@@ -33,14 +33,6 @@ std::string joined(const std::vector<std::string>& names, const char* between = 
   return names.size() > kMostNames ? text + " …" : text;
 }
 
-/// A pattern in a message.
-std::string shortened(const std::string& text) {
-  constexpr size_t kMost = 80;
-  size_t end = std::min(text.size(), kMost);
-  while (end > 0 && end < text.size() && (text[end] & 0xC0) == 0x80) --end;  // whole characters
-  return end == text.size() ? text : text.substr(0, end) + "…";
-}
-
 std::string name_of(const Layer& layer) { return layer.path.empty() ? "the model" : layer.path; }
 
 std::vector<std::string> names_of(const std::vector<const Layer*>& layers) {
@@ -193,14 +185,14 @@ class Matching {
   }
 
   void check_use(const std::vector<const Layer*>& matched) const {
-    const auto check = [&](const char* key, auto used) {
+    const auto check = [&](const char* key, auto used, const std::string& beside = "") {
       if (std::any_of(matched.begin(), matched.end(), used)) return;
       std::vector<std::string> roles(matched[0]->roles.begin(), matched[0]->roles.end());
       std::string text;
       for (const std::string& role : roles) text += (text.empty() ? "" : ", ") + role;
       throw_error("{}: no layer that it matches uses \"{}\"; {} ({}) has {}", origin_, key,
                   name_of(*matched[0]), to_string(matched[0]->type),
-                  text.empty() ? "no roles" : text);
+                  (text.empty() ? "no roles" : text) + beside);
     };
     const auto operands = [&](const char* key, const auto& roles) {
       ULP_CHECK(std::any_of(matched.begin(), matched.end(),
@@ -221,7 +213,8 @@ class Matching {
         check(kRoles[i].name, [&](const Layer* layer) { return layer->uses(kRoles[i].name); });
     const auto product = [](const Layer* layer) { return layer->has_product(); };
     for (const RuleSums& one : kRuleSums)
-      if (rule_.*one.sums) check(one.product.sums, product);
+      if (rule_.*one.sums)
+        check(one.product.sums, product, "; sums are those of layers whose op is a product");
     if (rule_.clamp_mask)
       check("clamp_mask", [](const Layer* layer) { return takes_mask(*layer); });
   }

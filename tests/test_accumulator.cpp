@@ -17,6 +17,7 @@
 #include "nn/models.h"
 #include "nn/pieces.h"
 #include "nn/policy.h"
+#include "tests/command.h"
 #include "tests/op_table.h"
 #include "tests/reference.h"
 #include "tests/threads.h"
@@ -38,9 +39,10 @@ std::string refusal(const std::string& text) {
 }
 
 /// One rounding of an exact number.
-class Rounding {
+class ExactRounding {
  public:
-  Rounding(const Quantizer& format, RandomKey key, uint32_t draw) : fp32_(format.is_identity()) {
+  ExactRounding(const Quantizer& format, RandomKey key, uint32_t draw)
+      : fp32_(format.is_identity()) {
     if (!fp32_) reference_.emplace(format);
     stochastic_ = format.is_stochastic();
     key.ordinal += draw;
@@ -59,11 +61,9 @@ class Rounding {
 
 /// Σ a[k]·b[k] as core/accumulator.h says, for the output whose words begin at `first` and lie `step` apart.
 float written_out(const std::vector<double>& a, const std::vector<double>& b, const Sums& sums,
-                  uint64_t first, uint64_t step) {
+                  const std::vector<ExactRounding>& f, uint64_t first, uint64_t step) {
   using Kind = Accumulator::Kind;
   const Accumulator& how = sums.how;
-  std::vector<Rounding> f;
-  for (uint32_t r = 0; r < how.draws(); ++r) f.emplace_back(*how.roundings()[r], sums.key, r);
   double s = 0, t = 0;
   for (size_t k = 0; k < a.size(); ++k) {
     const uint64_t word = first + step * (static_cast<uint64_t>(sums.first_k) + k);
@@ -83,6 +83,13 @@ float written_out(const std::vector<double>& a, const std::vector<double>& b, co
     }
   }
   return static_cast<float>(s);
+}
+
+std::vector<ExactRounding> roundings_of(const Sums& sums) {
+  std::vector<ExactRounding> all;
+  for (uint32_t r = 0; r < sums.how.draws(); ++r)
+    all.emplace_back(*sums.how.roundings()[r], sums.key, r);
+  return all;
 }
 
 /// Numbers of few bits, so that every sum is exact in double and, where `floats`, in fp32.
@@ -114,6 +121,9 @@ constexpr const char* kNearest[] = {"e6m9",
                                     "kahan/fp32",
                                     "e2m1/e6m9",
                                     "e6m9:rtz",
+                                    "e8m21",
+                                    "fixed23.14",
+                                    "e8m20/e8m21",
                                     "kahan/fp16:ru",
                                     "chunk1/e5m7",
                                     "tf32"};
@@ -161,6 +171,15 @@ TEST_SUITE("accumulator") {
     CHECK(has("chunk0/e6m9", "from 1 to 2147483647"));
     CHECK(has("chunk64", "one or two formats"));
     CHECK(has("bfp8", "a sum is one number"));
+    CHECK(has("kahan/e8m22", "22 with which a sum is rounded once"));
+    CHECK(has("fixed8.4-wrap", "no bounds"));
+    CHECK(has("e5m2-bias147", "below 2^-147"));
+    CHECK(has("nf4", "is a table"));
+    for (const char* text : {"e8m21", "fixed23.14", "e5m2-bias146"}) CHECK(refusal(text).empty());
+    // Cut between characters.
+    std::string accents;
+    for (int i = 0; i < 60; ++i) accents += "\u00e9";
+    CHECK(has(accents, "\u00e9\u2026'"));
     CHECK(refusal(std::string(5000, 'x')).size() < 6000);
   }
 
@@ -211,6 +230,8 @@ TEST_SUITE("accumulator") {
       for (const char* text : floats ? std::span<const char* const>(kDrawing)
                                      : std::span<const char* const>(kNearest)) {
         CAPTURE(std::string(text));
+        const Sums sums{Accumulator(text), key_of(state), 4, 1, 3};
+        const std::vector<ExactRounding> rounding = roundings_of(sums);
         for (const auto& [m, k, n] : std::vector<std::array<int64_t, 3>>{
                  {3, 7, 5}, {1, 1, 1}, {2, 300, 2}, {17, 11, 6}, {2, 5, 700}}) {
           const Tensor a = numbers({m, k}, 1, floats), b = numbers({k, n}, 2, floats);
@@ -218,7 +239,7 @@ TEST_SUITE("accumulator") {
           args.a = a;
           args.b = b;
           args.out = Tensor::empty({m, n}, DType::F32, kCpu);
-          args.sums = {Accumulator(text), key_of(state), 4, 1, 3};
+          args.sums = sums;
           kernels::matmul(kStream, args);
           const std::vector<double> x = a.to_doubles(), y = b.to_doubles();
           const int64_t pitch = (n + 3) / 4 * 4;
@@ -230,9 +251,9 @@ TEST_SUITE("accumulator") {
                 row.push_back(x[static_cast<size_t>(i * k + p)]);
                 column.push_back(y[static_cast<size_t>(p * n + j)]);
               }
-              const float wanted =
-                  written_out(row, column, args.sums, static_cast<uint64_t>((m + i) * pitch + j),
-                              static_cast<uint64_t>(3 * m * pitch));
+              const float wanted = written_out(row, column, sums, rounding,
+                                               static_cast<uint64_t>((m + i) * pitch + j),
+                                               static_cast<uint64_t>(3 * m * pitch));
               bad += reference::same(args.out.data<float>()[i * n + j], wanted) ? 0 : 1;
             }
           CHECK(bad == 0);
@@ -306,6 +327,7 @@ TEST_SUITE("accumulator") {
       CHECK(std::isnan(sum({inf, -inf}, {1, 1}, how)));
       CHECK(bits_of(sum({}, {}, how)) == 0u);
     }
+    CHECK(std::isnan(sum({inf, 1}, {1, 1}, "kahan/bf16")));  // Inf − Inf compensates it
     CHECK(sum({inf, 1}, {1, 1}, "bf16") == inf);
     CHECK(sum({3e38f, 3e38f}, {2, -2}, "bf16") == inf);       // does not come back
     CHECK(sum({448, 448, -448}, {1, 1, 1}, "e4m3") == 0.0f);  // e4m3 saturates
@@ -623,3 +645,47 @@ TEST_SUITE("accumulator") {
     CHECK(coarse > fp32 + 0.05f);
   }
 }
+
+#if defined(ULP_COMMAND)
+
+using namespace ulp::command;
+
+TEST_SUITE("accumulator") {
+  TEST_CASE("the command: flags, what is saved, resuming, scoring, what is refused") {
+    const Folder folder;
+    const std::string whole = folder / "whole", cut = folder / "cut";
+    const std::string train =
+        "train --hidden 16 --epochs 2 --batch-size 64 --forward-acc "
+        "chunk8/e6m9:sr/bf16 "
+        "--dx-acc kahan/fp16 --dw-acc e5m2:sr/e6m9:sr ";
+    const std::string out = succeed(train + "--out '" + whole + "'").out;
+    for (const char* said :
+         {"forward_acc chunk8/e6m9:sr/bf16", "dx_acc kahan/fp16", "dw_acc e5m2:sr/e6m9:sr"})
+      CHECK(out.find(said) != std::string::npos);
+    const std::string config = slurp(whole + "/config.json");
+    for (const char* kept : {"\"forward_acc\": \"chunk8/e6m9:sr/bf16\"",
+                             "\"dx_acc\": \"kahan/fp16\"", "\"dw_acc\": \"e5m2:sr/e6m9:sr\""})
+      CHECK(config.find(kept) != std::string::npos);
+    // Stopped and resumed on another number of threads: the same weights.
+    succeed(train + "--checkpoint-every 10 --keep 100 --out '" + cut + "'");
+    CHECK(slurp(cut + "/model.safetensors") == slurp(whole + "/model.safetensors"));
+    for (const auto& file : std::filesystem::directory_iterator(cut)) {
+      const std::string name = file.path().filename().string();
+      if (name.starts_with("checkpoint-") && name != "checkpoint-20.safetensors")
+        std::filesystem::remove(file.path());
+    }
+    const std::string again = succeed(train + "--resume --threads 1 --out '" + cut + "'").out;
+    CHECK(again.find("resumed    checkpoint-20.safetensors") != std::string::npos);
+    CHECK(slurp(cut + "/model.safetensors") == slurp(whole + "/model.safetensors"));
+    // Scored with other sums.
+    CHECK(succeed("eval '" + whole + "' --forward-acc e4m3").out.find("forward_acc e4m3") !=
+          std::string::npos);
+    check_refused("eval '" + whole + "' --dx-acc e4m3", 2, {"--dx-acc", "no backward pass"});
+    check_refused("train --forward-acc bfp8", 2, {"--forward-acc", "a sum is one number"});
+    check_refused("train --dw-acc e8m22", 2, {"--dw-acc", "22"});
+    check_refused("sweep --formats fp32 --forward-acc e4m3 --out '" + (folder / "sweep") + "'", 2,
+                  {"--formats", "reference only"});
+  }
+}
+
+#endif

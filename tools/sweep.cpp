@@ -170,6 +170,11 @@ std::vector<Item> read_items(const SweepOptions& o) {
     item.policy.rules.insert(item.policy.rules.end(), all.rules.begin(), all.rules.end());
     items.push_back(item);
   }
+  if (items.size() == 1 && !all.rules.empty())
+    throw UsageError(
+        "--formats has the reference only, which is fp32 throughout, and --policy or the format "
+        "flags are for the other "
+        "entries; add one, such as e4m3");
   return items;
 }
 

@@ -266,7 +266,8 @@ void run_simulated(const char* kernel, Stream stream, const A& a, const B& b, in
   const int64_t chunks = (k + p.chunk - 1) / p.chunk,
                 wanted = kBlocksEach * strict::multiprocessors(stream.device) / p.tiles,
                 bytes = chunks * m * n * static_cast<int64_t>(sizeof(float));
-  if (chunks < 2 || wanted < 2 || bytes > kMostBytes) return run(p.tiles);
+  const bool aligned = p.chunk % 4 == 0;  // loaders read four terms at once
+  if (chunks < 2 || wanted < 2 || bytes > kMostBytes || !aligned) return run(p.tiles);
   const Tensor sums_of_chunks = Tensor::empty({chunks, m, n}, DType::F32, stream.device);
   p.out = static_cast<float*>(written(sums_of_chunks));
   p.chunks_each = (chunks + wanted - 1) / wanted;

@@ -31,7 +31,7 @@ std::string listed(const std::vector<std::string>& names, const char* quote = "\
 
 /// The keys that somebody may have meant.
 std::vector<std::string> near(const std::string& key) {
-  if (!key.starts_with("acc")) return similar(key, rule_keys());
+  if (key.find("acc") == std::string::npos) return similar(key, rule_keys());
   std::vector<std::string> sums;
   for (const RuleSums& one : kRuleSums) sums.push_back(one.product.sums);
   return sums;
