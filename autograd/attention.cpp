@@ -66,18 +66,6 @@ Tensor rounded(const RoleUse& use, const Tensor& x, const Quantizer& q, const ch
   return quantised(run.stream(), x, how, dtype);
 }
 
-/// The type of an operand.
-DType type_of(const Quantizer& q, Math math) {
-  if (q.is_identity() || storage_type(q) == DType::F32 || q.transform.hadamard != 0)
-    return DType::F32;
-  return math == Math::Fp8 ? gemm_type(q) : operand_type(q, math);
-}
-
-/// True if tf32 holds what `rounded` makes, with factors and rotations in the values.
-bool values_fit_tf32(const Quantizer& q) {
-  return !q.is_identity() && fits_tf32(q) && !q.has_factor() && q.transform.hadamard == 0;
-}
-
 void check_type(const Tensor& x, const OpFormats& f) {
   ULP_CHECK(x.dtype() != DType::F64 || f.is_identity(),
             "attention: F64 tensors are for gradient checks and take no format");
@@ -90,8 +78,8 @@ Matrices operand(const RoleUse& use, const Matrices& x, const Quantizer& q, cons
     return x;
   }
   return {rounded(use, x.values, q, role, x.axis(), run.key(use.site.stream(role)),
-                  type_of(q, run.math())),
-          x.turned, values_fit_tf32(q)};
+                  attention_operand(q).type),
+          x.turned, attention_operand(q).fits_tf32};
 }
 
 /// out = factor · a · bᵀ, a: (B, M, K), b: (B, N, K), rounded.
@@ -265,9 +253,9 @@ class Attention {
       const RandomKey p_key = same_p ? p_.of(c) : p_dv_.of(c);
       if (p_beside)
         p = {Tensor::empty(scores.values.shape(), p_type(scores, of_p), gy.device()), true,
-             values_fit_tf32(of_p)};
+             attention_operand(of_p).fits_tf32};
       else if (dv && same_p && keeps_)
-        p = {kept_p_.get(), true, false};
+        p = {kept_p_.get(), true, attention_operand(of_p).fits_tf32};
       else if (dv)
         p = back.probabilities(c, scores, of_p, same_p ? "input" : "input_dw", p_key,
                                same_p ? Count::No : Count::Yes, {}, !same_p);
@@ -436,7 +424,7 @@ class Attention {
     }
     args.trace = trace;
     kernels::masked_softmax(tape_.stream(), args);
-    const bool fits = values_fit_tf32(q);
+    const bool fits = attention_operand(q).fits_tf32;
     if (fused) return {args.out, false, fits};
     return {rounded(pv_, args.out, q, role, turned ? 1 : 2, key, narrow, count), false, fits};
   }
@@ -444,7 +432,7 @@ class Attention {
   /// The type of probabilities, or of their like, as a role makes them.
   DType p_type(const Scores& scores, const Quantizer& q) const {
     const DType wide = scores.values.dtype() == DType::F64 ? DType::F64 : DType::F32;
-    return q.is_identity() ? wide : type_of(q, tape_.run().math());
+    return q.is_identity() ? wide : attention_operand(q).type;
   }
 
   /// The gradient of p, and how the kernel that reads it still has to round it. p: where that kernel also puts p in its format.
@@ -478,7 +466,7 @@ class Attention {
       args.key = key;
     }
     kernels::masked_softmax_backward(tape_.stream(), args);
-    const bool fits = values_fit_tf32(q);
+    const bool fits = attention_operand(q).fits_tf32;
     if (fused) return {args.out, turned, fits};
     return {rounded(qk_, args.out, q, role, turned ? 1 : 2, key, narrow), turned, fits};
   }
@@ -602,6 +590,11 @@ Var self_attention(Tape& tape, const Var& qkv, const AttentionOptions& o, const 
         return {kernels::contiguous(stream, all.transpose(0, 1).transpose(2, 3).transpose(1, 2))
                     .reshape({n, t, 3 * heads * d})};
       });
+}
+
+AttentionOperand attention_operand(const Quantizer& q) {
+  if (q.is_identity() || q.has_factor() || q.transform.hadamard != 0) return {};
+  return {gemm_type(q), fits_tf32(q)};
 }
 
 AttentionGains attention_gains(double keys) {

@@ -16,6 +16,13 @@ struct AttentionFormats {
   OpFormats qk, softmax, pv;
 };
 
+/// What an operand of the two products is, in whatever math: its type, F32 without a format; and, of F32, whether tf32 holds it.
+struct AttentionOperand {
+  DType type = DType::F32;
+  bool fits_tf32 = false;
+};
+AttentionOperand attention_operand(const Quantizer& quantizer);
+
 /// Where the parts stand in a model, for their random streams.
 struct AttentionSites {
   RandomSite qk, softmax, pv;

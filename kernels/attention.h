@@ -19,6 +19,9 @@ struct BatchedMatmulArgs {
   Sums sums{};  // of matrix number sums.matrix and on, of sums.matrices
 };
 
+/// The math that they are computed in when this one is asked for.
+inline Math batched_math(Math math) { return math == Math::Fp8 ? Math::Fast : math; }
+
 /// What a row of scores (B, T, S), any float, becomes. Row t sees the first keys of its sequence only: all S of them, or the first
 /// lengths[b / heads]; `causal`: at most the first S − T + t + 1. Over these, with one element each:
 ///   z = Qscore(score) · scale;  d = Qi(z − max z);  e = Qi(exp d);  sum = Qi(Σ e), in the order of core/sum.h;  p = e / sum

@@ -14,6 +14,19 @@ std::vector<const char*> product_roles() {
           "grad_input", "grad_output_dw", "input_dw", "grad_weight"};
 }
 
+/// Those of one attention's sequences with themselves: for each head y = x wᵀ of (T, in) and (out, in), where width is T or
+/// that of a head.
+AttentionPart::Products products_of(int64_t heads, bool scores) {
+  return [=](const Shape& y) {
+    const int64_t t = y[1], width = y[2] / heads;
+    ProductShapes s{t, scores ? t : width, scores ? width : t};
+    s.repeat = ProductShapes::Repeat::Matrices;
+    s.count = y[0] * heads;
+    s.turned = !scores;  // v is (S, E)
+    return s;
+  };
+}
+
 int64_t checked(int64_t width, int64_t heads, bool rotary) {
   ULP_CHECK(
       heads >= 1 && width >= heads && width % heads == 0 && (!rotary || width / heads % 2 == 0),
@@ -33,9 +46,9 @@ MultiHeadAttention::MultiHeadAttention(int64_t width, int64_t heads,
            settings.qkv_init.value_or(Initialiser::kaiming_uniform(width))),
       out_(width, width, formats, settings.bias,
            settings.out_init.value_or(Initialiser::kaiming_uniform(width))),
-      qk_("scores = q kᵀ", product_roles()),
+      qk_("scores = q kᵀ", product_roles(), products_of(heads, true)),
       softmax_("probabilities = softmax(scores)", {"interior"}),
-      pv_("probabilities · v", product_roles()) {
+      pv_("probabilities · v", product_roles(), products_of(heads, false)) {
   qkv_.set_parts(3);
 }
 

@@ -13,18 +13,24 @@ namespace ulp::nn {
 /// forward passes on what comes.
 class AttentionPart : public Module {
  public:
-  AttentionPart(std::string text, std::vector<const char*> roles, OpFormats formats = {})
-      : text_(std::move(text)), roles_(std::move(roles)), formats_(std::move(formats)) {}
+  /// What it multiplies for a y (N, T, W) of the attention; by default nothing.
+  using Products = std::function<std::optional<ProductShapes>(const Shape& y)>;
+  AttentionPart(std::string text, std::vector<const char*> roles, Products products = {})
+      : text_(std::move(text)), roles_(std::move(roles)), products_(std::move(products)) {}
   Var forward(Tape&, const Var& x) override { return x; }
   std::string describe() const override { return text_; }
   LayerType type() const override { return LayerType::Attention; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override { return roles_; }
   bool unit_scale(const UnitPlace&) override { return true; }  // the attention's rule
+  std::optional<ProductShapes> product_shapes(const Shape&, const Shape& y) const override {
+    return products_ ? products_(y) : std::nullopt;
+  }
 
  private:
   std::string text_;
   std::vector<const char*> roles_;
+  Products products_;
   OpFormats formats_;
 };
 

@@ -47,6 +47,9 @@ class TiedLinear : public Module {
   LayerType type() const override { return LayerType::Linear; }
   OpFormats* formats() override { return &formats_; }
   std::vector<const char*> roles() const override;
+  std::optional<ProductShapes> product_shapes(const Shape& x, const Shape& y) const override {
+    return table_.product_shapes(x, y);
+  }
 
  private:
   Embedding& table_;

@@ -6,56 +6,76 @@
 #include <map>
 #include <set>
 
+#include "autograd/attention.h"
 #include "core/block_map.h"
 #include "core/error.h"
+#include "kernels/attention.h"
 
 namespace ulp::nn {
 namespace {
 
-/// An operand of a product before it is made: (rows, columns), quantised with groups along `axis`; then perhaps turned.
+/// An operand of a product before it is made: (rows, columns), summed over its columns or, turned, its rows, along which its groups
+/// run.
 struct PlannedOperand {
-  const Quantizer& quantizer;
-  DType source;
   Shape matrix;
-  int axis;
   bool turned;
+  DType type;
+  bool fits_tf32;
+  int64_t factor_run = 0;  // how many elements along the reduction share a factor; 0: all of them
+  int hadamard = 0;
 
-  DType type(Math math) const {
-    return quantizer.is_identity() ? source : operand_type(quantizer, math);
-  }
-  bool tf32(Math math) const {
-    return type(math) != DType::F32 || (!quantizer.is_identity() && fits_tf32(quantizer));
-  }
-  /// How many elements along the reduction share a factor; 0: all of them.
-  int64_t factor_run() const {
-    if (quantizer.scale.kind != Scale::Kind::F32 || factor_count(quantizer, matrix, axis) == 1)
-      return 0;
-    const BlockExtent extent = block_extent(quantizer, matrix, axis);
-    return turned ? extent.rows : extent.columns;
-  }
+  int64_t outer() const { return matrix[turned ? 1 : 0]; }
+  int64_t summed() const { return matrix[turned ? 0 : 1]; }
 };
+
+/// As RoleUse::operand makes it of a tensor of type `source`, with factors apart.
+PlannedOperand with_factors(const Quantizer& q, DType source, const Shape& matrix, bool turned,
+                            Math math) {
+  const DType type = q.is_identity() ? source : operand_type(q, math);
+  PlannedOperand o{matrix, turned, type, !q.is_identity() && ulp::fits_tf32(q)};
+  o.hadamard = q.transform.hadamard;
+  const int axis = turned ? 0 : 1;
+  if (q.scale.kind == Scale::Kind::F32 && factor_count(q, matrix, axis) != 1) {
+    const BlockExtent extent = block_extent(q, matrix, axis);
+    o.factor_run = turned ? extent.rows : extent.columns;
+  }
+  return o;
+}
+
+/// As ops::attention makes it.
+PlannedOperand as_values(const Quantizer& q, const Shape& matrix, bool turned) {
+  const ops::AttentionOperand kind = ops::attention_operand(q);
+  return {matrix, turned, kind.type, kind.fits_tf32};
+}
 
 /// a (m, k) · b (n, k)ᵀ.
 PlannedProduct plan(const char* name, const PlannedOperand& a, const PlannedOperand& b,
                     const Accumulator& sums, Math math) {
-  PlannedProduct p{name, a.matrix[a.turned ? 1 : 0], b.matrix[b.turned ? 1 : 0],
-                   a.matrix[a.turned ? 0 : 1]};
+  PlannedProduct p{name, a.outer(), b.outer(), a.summed()};
   std::set<int64_t> cuts{p.k};
-  for (const int64_t run : {a.factor_run(), b.factor_run()})
+  for (const int64_t run : {a.factor_run, b.factor_run})
     for (int64_t at = run; run > 0 && at < p.k; at += run) cuts.insert(at);
   p.parts = static_cast<int64_t>(cuts.size());
-  if (a.quantizer.transform.hadamard != b.quantizer.transform.hadamard) {
+  if (a.hadamard != b.hadamard) {
     p.problem = "one operand is rotated and the other is not so";
     return p;
   }
+  const bool tf32 = (a.fits_tf32 || a.type != DType::F32) && (b.fits_tf32 || b.type != DType::F32);
   try {
-    p.unit = matrix_unit(ProductKind{a.type(math), b.type(math), p.m, p.n, *cuts.begin(), math,
-                                     a.tf32(math) && b.tf32(math), sums.is_simulated()})
+    p.unit = matrix_unit(ProductKind{a.type, b.type, p.m, p.n, *cuts.begin(), math, tf32,
+                                     sums.is_simulated()})
                  .unit;
   } catch (const Error& error) {
     p.problem = error.what();
   }
   return p;
+}
+
+/// That of a batch, of the shape that a batch of one has.
+Shape of_batch(const Shape& one, int64_t batch) {
+  std::vector<int64_t> sizes;
+  for (int axis = 0; axis < one.rank(); ++axis) sizes.push_back(one[axis] * (axis == 0 ? batch : 1));
+  return Shape(sizes);
 }
 
 int64_t bytes_of(const Tensor& tensor) {
@@ -78,6 +98,15 @@ std::string shape_text(const TreeNode& node) {
   for (int axis = 1; axis < node.output.rank(); ++axis)
     text += (axis == 1 ? "" : "×") + std::to_string(node.output[axis]);
   return text.empty() ? "1" : text;
+}
+
+/// What a part makes that its layer keeps to itself: a row for each place of x.
+Shape part_output(const Module& part, const Shape& x) {
+  const std::optional<ProductShapes> shapes = part.product_shapes(x, {});
+  std::vector<int64_t> sizes;
+  for (int axis = 0; axis + 1 < x.rank(); ++axis) sizes.push_back(x[axis]);
+  if (shapes) sizes.push_back(shapes->out);
+  return Shape(sizes);
 }
 
 /// Columns that a UTF-8 text takes.
@@ -126,8 +155,11 @@ std::string roles_text(const Layer& layer, const char* const (&names)[N]) {
 
 std::string to_string(const PlannedProduct& p) {
   if (!p.problem.empty()) return p.problem;
-  return fmt::format("{} × {} × {}: {}{}", p.m, p.n, p.k, to_string(p.unit),
-                     p.parts == 1 ? "" : fmt::format(", in {} parts", p.parts));
+  std::string text = fmt::format("{} × {} × {}: {}", p.m, p.n, p.k, to_string(p.unit));
+  if (p.parts != 1) text += fmt::format(", in {} parts", p.parts);
+  if (p.matrices != 1) text += fmt::format(", {} matrices", p.matrices);
+  if (p.steps != 1) text += fmt::format(", {} steps", p.steps);
+  return text;
 }
 
 void ModelTree::add(Module& module, const std::string& name, int depth,
@@ -163,7 +195,7 @@ ModelTree::ModelTree(Run& run, Module& model, const std::string& name, const Sha
     TreeNode& node = *found->second;
     node.seen = true;
     node.input = x.shape();
-    node.output = y.shape();
+    node.output = y.value.defined() ? y.shape() : part_output(module, x.shape());
     node.needs_dx = x.needs_grad();
   });
   struct Unobserve {
@@ -181,23 +213,34 @@ std::vector<PlannedProduct> ModelTree::products(const TreeNode& node, int64_t ba
                                                 Math math) const {
   const OpFormats* f = node.module->formats();
   if (!has_product(node.module->type()) || f == nullptr || !node.seen) return {};
-  const Parameter* weight = nullptr;
-  for (const Parameter* p : own(node.module->parameters(), *node.module, &Module::parameters))
-    if (p->value.rank() >= 2 && weight == nullptr) weight = p;
-  if (weight == nullptr) return {};
-  const int64_t out = weight->value.size(0), in = weight->value.numel() / std::max<int64_t>(1, out);
-  const int64_t channels = node.output[node.output.rank() - 1];
-  const int64_t rows = batch * node.output.numel() / std::max<int64_t>(1, channels);
-  const DType stored = weight->value.dtype();
-  const Shape x{rows, in}, g{rows, out}, w{out, in};
+  const std::optional<ProductShapes> shapes =
+      node.module->product_shapes(of_batch(node.input, batch), of_batch(node.output, batch));
+  if (!shapes) return {};
+  const ProductShapes& s = *shapes;
+  const bool matrices = s.repeat == ProductShapes::Repeat::Matrices,
+             stepwise = s.repeat == ProductShapes::Repeat::Steps;
+  const auto operand = [&](const Quantizer& q, const Shape& matrix, bool turned,
+                           DType source = DType::F32) {
+    return matrices ? as_values(q, matrix, turned) : with_factors(q, source, matrix, turned, math);
+  };
   std::vector<PlannedProduct> all;
-  all.push_back(plan("forward", {f->input, DType::F32, x, 1, false},
-                     {f->weight, stored, w, 1, false}, f->forward_acc, math));
+  const auto add = [&](const char* name, const PlannedOperand& a, const PlannedOperand& b,
+                       const Accumulator& sums, int64_t steps) {
+    if (steps < 1) return;
+    all.push_back(plan(name, a, b, sums, matrices ? batched_math(math) : math));
+    all.back().steps = steps;
+    all.back().matrices = matrices ? s.count : 1;
+  };
+  const int64_t steps = stepwise ? s.count : 1, all_rows = s.rows * steps;
+  const Shape w{s.out, s.in};
+  add("forward", operand(f->input, {s.rows, s.in}, false), operand(f->weight, w, false, s.weight),
+      f->forward_acc, steps);
   if (node.needs_dx)
-    all.push_back(plan("dx", {f->grad_output_dx, DType::F32, g, 1, false},
-                       {f->weight_dx, stored, w, 0, true}, f->dx_acc, math));
-  all.push_back(plan("dw", {f->grad_output_dw, DType::F32, g, 0, true},
-                     {f->input_dw, DType::F32, x, 0, true}, f->dw_acc, math));
+    add("dx", operand(f->grad_output_dx, {s.rows, s.out}, false),
+        operand(f->weight_dx, w, true, s.weight), f->dx_acc, stepwise ? steps - 1 : 1);
+  const PlannedOperand g = operand(f->grad_output_dw, {all_rows, s.out}, true),
+                       x = operand(f->input_dw, {all_rows, s.in}, true);
+  add("dw", s.turned ? x : g, s.turned ? g : x, f->dw_acc, 1);
   return all;
 }
 

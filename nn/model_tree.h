@@ -9,15 +9,16 @@
 
 namespace ulp::nn {
 
-/// One product of a layer as it will be computed.
+/// A product of a layer as it will be computed.
 struct PlannedProduct {
   const char* name;   // "forward", "dx", "dw"
   int64_t m, n, k;    // a (m, k) · b (k, n)
   int64_t parts = 1;  // of k, one after another, where operands have factors that differ along it
+  int64_t matrices = 1, steps = 1;  // so many such products, side by side or one after another
   MatrixUnit unit{};
   std::string problem{};  // not empty: it cannot be computed so, and why
 };
-/// "128 × 32 × 64: bf16 tensor cores".
+/// "128 × 32 × 64: bf16 tensor cores, 12 matrices".
 std::string to_string(const PlannedProduct& product);
 
 /// A module of a model, as one forward pass showed it.
@@ -42,7 +43,7 @@ class ModelTree {
             DType dtype = DType::F32);
 
   const std::vector<TreeNode>& nodes() const { return nodes_; }  // outer before inner, in order
-  /// The products of a layer with a weight for a batch of samples, under the formats that it has now; none for others.
+  /// The products of a layer (Module::product_shapes) for a batch of samples, under the formats that it has now.
   std::vector<PlannedProduct> products(const TreeNode& node, int64_t batch, Math math) const;
 
   int64_t parameters() const;

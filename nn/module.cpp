@@ -81,8 +81,19 @@ Var Module::operator()(Tape& tape, const Var& x) {
     if (path_.empty()) throw;
     throw LayerError(path_ + ": " + error.what());
   }
-  if (observer_) observer_(*this, x, y);
+  show(x, y);
   return y;
+}
+
+std::optional<ProductShapes> Module::product_shapes(const Shape&, const Shape& y) const {
+  for (const Slot& slot : slots_) {
+    if (slot.shape.rank() < 2) continue;
+    const int64_t out = slot.shape[0], channels = y.rank() == 0 ? 1 : y[y.rank() - 1];
+    return ProductShapes{y.numel() / std::max<int64_t>(1, channels), out,
+                         slot.shape.numel() / std::max<int64_t>(1, out),
+                         slot.parameter.value.dtype()};
+  }
+  return {};
 }
 
 void Module::observe(const Observer& observer) {

@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,23 @@ struct Buffer {
   Tensor value;
 };
 
+/// The products of a layer in one step: y = x wᵀ of x (rows, in) and w (out, in), dx = g w and dw = gᵀ x of g (rows, out).
+struct ProductShapes {
+  enum class Repeat : uint8_t {
+    Once,
+    /// `count` times each, side by side, of matrices of their own that are all activations: as ops::attention multiplies.
+    Matrices,
+    /// y `count` times, one after another, with one w; dx so for every step but the first, dw once over the rows of all steps: as
+    /// ops::lstm and ops::gru multiply their states.
+    Steps,
+  };
+  int64_t rows, out, in;
+  DType weight = DType::F32;  // as it is stored
+  Repeat repeat = Repeat::Once;
+  int64_t count = 1;
+  bool turned = false;  // w is kept as (in, out), and dw made so
+};
+
 struct UnitPlace;
 
 /// A layer or a network of layers. Before its first use a model is initialised once, which gives every module its path
@@ -52,7 +70,8 @@ class Module {
   /// children so.
   Var operator()(Tape& tape, const Var& x);
   using Observer = std::function<void(Module& module, const Var& x, const Var& y)>;
-  /// Of the whole tree: called after every forward pass of a module, inner ones first. Without a function: no more.
+  /// Of the whole tree: called after every forward pass of a module, inner ones first. Without a function: no more. y is
+  /// undefined for a part whose result its layer keeps to itself.
   void observe(const Observer& observer);
 
   /// One line for people: "Linear 64 → 32".
@@ -63,6 +82,10 @@ class Module {
   virtual OpFormats* formats() { return nullptr; }
   /// The roles of formats() that the op uses.
   virtual std::vector<const char*> roles() const { return {}; }
+
+  /// The products of the module's own op, of an x and a y that it was observed with; none if it has none. By default those of the
+  /// first parameter that is a matrix or more, (out, …): one row for each place of y.
+  virtual std::optional<ProductShapes> product_shapes(const Shape& x, const Shape& y) const;
 
   struct Child {
     std::string name;
@@ -95,6 +118,11 @@ class Module {
   /// Of the whole tree; Train at first.
   void set_mode(Mode mode);
   Mode mode() const { return mode_; }
+
+  /// For layers that run a child otherwise than by calling it: what its observer sees.
+  void show(const Var& x, const Var& y) {
+    if (observer_) observer_(*this, x, y);
+  }
 
  protected:
   /// For constructors. The name ends the parameter's path.

@@ -33,21 +33,31 @@ class Part : public Module {
   std::vector<const char*> roles_;
 };
 
-/// One of the two products, with its parameters.
+/// One of the two products, with its parameters. It is shown x (N, T, in), what it multiplies in all steps.
 class ProductPart : public Part {
  public:
+  using Repeat = ProductShapes::Repeat;
+  /// repeat: Once for all steps, or Steps.
   ProductPart(const std::string& name, int64_t in, int64_t out, double bound, bool bias,
-              OpFormats formats)
+              Repeat repeat, OpFormats formats)
       : Part(name + " product " + std::to_string(in) + " → " + std::to_string(out) +
                  (bias ? "" : ", no bias"),
-             std::move(formats), kProductRoles) {
+             std::move(formats), kProductRoles),
+        repeat_(repeat) {
     weight_ = &add_parameter("weight", {out, in}, Initialiser::uniform(bound));
     if (bias) bias_ = &add_parameter("bias", {out}, Initialiser::uniform(bound));
+  }
+  std::optional<ProductShapes> product_shapes(const Shape& x, const Shape&) const override {
+    const Tensor& w = weight_->value;
+    const bool once = repeat_ == Repeat::Once;
+    return ProductShapes{x[0] * (once ? x[1] : 1), w.size(0), w.size(1),
+                         w.dtype(),                repeat_,   once ? 1 : x[1]};
   }
   Var weight(Tape& tape) const { return tape.watch(*weight_); }
   Var bias(Tape& tape) const { return bias_ == nullptr ? Var{} : tape.watch(*bias_); }
 
  private:
+  Repeat repeat_;
   Parameter* weight_;
   Parameter* bias_ = nullptr;
 };
@@ -76,8 +86,10 @@ class Recurrent::Layer : public Module {
       : kind_(kind),
         inputs_(inputs),
         hidden_(hidden),
-        input_("Input", inputs, gates() * hidden, bound(), bias, f.input_product),
-        hidden_part_("Hidden", hidden, gates() * hidden, bound(), bias, f.hidden_product),
+        input_("Input", inputs, gates() * hidden, bound(), bias,
+               ProductPart::Repeat::Once, f.input_product),
+        hidden_part_("Hidden", hidden, gates() * hidden, bound(), bias,
+                     ProductPart::Repeat::Steps, f.hidden_product),
         gates_(text_of("Gates", gates() * hidden), f.gates, {"interior", "grad_input"}),
         h_(text_of("Hidden state", hidden), f.hidden_state, {"output", "grad_input"}),
         c_(text_of("Cell state", hidden), f.cell_state, {"output", "grad_input"}) {}
@@ -93,8 +105,13 @@ class Recurrent::Layer : public Module {
     sites.cell_state = c_.own_site();
     const ops::RecurrentFormats f{input_.own_formats(), hidden_part_.own_formats(),
                                   gates_.own_formats(), h_.own_formats(), c_.own_formats()};
-    return kind_ == Kind::Lstm ? ops::lstm(tape, x, weights, state, f, sites)
-                               : ops::gru(tape, x, weights, state, f, sites);
+    const ops::RecurrentResult result = kind_ == Kind::Lstm
+                                            ? ops::lstm(tape, x, weights, state, f, sites)
+                                            : ops::gru(tape, x, weights, state, f, sites);
+    input_.show(x, {});
+    hidden_part_.show(result.y, {});
+    show(x, result.y);
+    return result;
   }
   Var forward(Tape& tape, const Var& x) override { return run(tape, x, {}).y; }
   std::string describe() const override {

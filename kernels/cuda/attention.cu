@@ -310,7 +310,7 @@ void batched_matmul(Stream stream, const BatchedMatmulArgs& args) {
   MatmulArgs first;
   first.a = view(args.a, args.turn_a, 0);
   first.b = view(args.b, args.turn_b, 0);
-  first.math = args.math == Math::Fp8 ? Math::Fast : args.math;
+  first.math = batched_math(args.math);
   first.fits_tf32 = args.fits_tf32;
   first.sums = args.sums;
   const UnitChoice choice = matrix_unit(first);
