@@ -255,7 +255,7 @@ class Attention {
         p = {Tensor::empty(scores.values.shape(), p_type(scores, of_p), gy.device()), true,
              attention_operand(of_p).fits_tf32};
       else if (dv && same_p && keeps_)
-        p = {kept_p_.get(), true, attention_operand(of_p).fits_tf32};
+        p = {kept_p_.get(), true, false};
       else if (dv)
         p = back.probabilities(c, scores, of_p, same_p ? "input" : "input_dw", p_key,
                                same_p ? Count::No : Count::Yes, {}, !same_p);
@@ -593,8 +593,10 @@ Var self_attention(Tape& tape, const Var& qkv, const AttentionOptions& o, const 
 }
 
 AttentionOperand attention_operand(const Quantizer& q) {
-  if (q.is_identity() || q.has_factor() || q.transform.hadamard != 0) return {};
-  return {gemm_type(q), fits_tf32(q)};
+  const bool turned = q.transform.hadamard != 0;
+  if (q.is_identity()) return {};
+  return {turned || storage_type(q) == DType::F32 ? DType::F32 : gemm_type(q),
+          fits_tf32(q) && !q.has_factor() && !turned};
 }
 
 AttentionGains attention_gains(double keys) {

@@ -74,7 +74,8 @@ PlannedProduct plan(const char* name, const PlannedOperand& a, const PlannedOper
 /// That of a batch, of the shape that a batch of one has.
 Shape of_batch(const Shape& one, int64_t batch) {
   std::vector<int64_t> sizes;
-  for (int axis = 0; axis < one.rank(); ++axis) sizes.push_back(one[axis] * (axis == 0 ? batch : 1));
+  for (int axis = 0; axis < one.rank(); ++axis)
+    sizes.push_back(one[axis] * (axis == 0 ? batch : 1));
   return Shape(sizes);
 }
 

@@ -50,8 +50,8 @@ class ProductPart : public Part {
   std::optional<ProductShapes> product_shapes(const Shape& x, const Shape&) const override {
     const Tensor& w = weight_->value;
     const bool once = repeat_ == Repeat::Once;
-    return ProductShapes{x[0] * (once ? x[1] : 1), w.size(0), w.size(1),
-                         w.dtype(),                repeat_,   once ? 1 : x[1]};
+    return ProductShapes{x[0] * (once ? x[1] : 1), w.size(0), w.size(1), w.dtype(), repeat_,
+                         once ? 1 : x[1]};
   }
   Var weight(Tape& tape) const { return tape.watch(*weight_); }
   Var bias(Tape& tape) const { return bias_ == nullptr ? Var{} : tape.watch(*bias_); }
@@ -86,10 +86,10 @@ class Recurrent::Layer : public Module {
       : kind_(kind),
         inputs_(inputs),
         hidden_(hidden),
-        input_("Input", inputs, gates() * hidden, bound(), bias,
-               ProductPart::Repeat::Once, f.input_product),
-        hidden_part_("Hidden", hidden, gates() * hidden, bound(), bias,
-                     ProductPart::Repeat::Steps, f.hidden_product),
+        input_("Input", inputs, gates() * hidden, bound(), bias, ProductPart::Repeat::Once,
+               f.input_product),
+        hidden_part_("Hidden", hidden, gates() * hidden, bound(), bias, ProductPart::Repeat::Steps,
+                     f.hidden_product),
         gates_(text_of("Gates", gates() * hidden), f.gates, {"interior", "grad_input"}),
         h_(text_of("Hidden state", hidden), f.hidden_state, {"output", "grad_input"}),
         c_(text_of("Cell state", hidden), f.cell_state, {"output", "grad_input"}) {}

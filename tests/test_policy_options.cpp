@@ -202,6 +202,40 @@ TEST_SUITE("policy_options") {
     refused("\"fp16\"\\},", "\"fp16\"},{\"interior\": \"fp32\"},", {"a list of 5", "a list of 6"});
   }
 
+  TEST_CASE("--explain tells the products of attention and of recurrent layers too") {
+    const Folder folder;
+    std::string lines;
+    for (int i = 0; i < 200; ++i) lines += "line " + std::to_string(i) + " of a text\n";
+    const std::string common = "train --data 'text:" + write(folder, "t.txt", lines) +
+                               "' --layers 1 --width 32 --context 24 --batch-size 4 --explain ";
+    /// What is told of a part, up to the next one.
+    const auto of = [](const std::string& out, const std::string& part) {
+      const size_t at = out.find(part);
+      REQUIRE(at != std::string::npos);
+      return out.substr(at, out.find("├", at + part.size()) - at);
+    };
+    const std::string gpt = succeed(common +
+                                    "--model gpt --heads 2 --device cuda --forward bf16 "
+                                    "--backward e5m2 --dw-acc chunk64/e6m9")
+                                .out;
+    const std::string qk = of(gpt, "scores = q kᵀ"), pv = of(gpt, "probabilities · v");
+    for (const char* words : {"forward  24 × 24 × 16: bf16 tensor cores, 8 matrices",
+                              "dx       24 × 16 × 24: bf16 tensor cores, 8 matrices",
+                              "dw       24 × 16 × 24: simulated sums, 8 matrices"})
+      CHECK(has(qk, words));
+    for (const char* words : {"forward  24 × 16 × 24: bf16 tensor cores, 8 matrices",
+                              "dx       24 × 24 × 16: bf16 tensor cores, 8 matrices",
+                              "dw       24 × 16 × 24: simulated sums, 8 matrices"})
+      CHECK(has(pv, words));
+    const std::string gru = succeed(common + "--model gru --forward-acc e6m9").out;
+    const std::string input = of(gru, "Input product"), hidden = of(gru, "Hidden product");
+    CHECK(has(input, "forward  96 × 96 × 32: simulated sums\n"));
+    CHECK(has(input, "dw       96 × 32 × 96: fp32 in strict order\n"));
+    CHECK(has(hidden, "forward  4 × 96 × 32: simulated sums, 24 steps"));
+    CHECK(has(hidden, "dx       4 × 32 × 96: fp32 in strict order, 23 steps"));
+    CHECK(has(hidden, "dw       96 × 32 × 96: fp32 in strict order\n"));
+  }
+
   TEST_CASE("--explain prints the tree of the model and trains nothing") {
     const Folder folder;
     const std::string out = folder / "out";
