@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/format_text.h"
 #include "core/pattern.h"
 
 namespace ulp {
@@ -13,16 +14,6 @@ constexpr std::string_view kChunk = "chunk", kKahan = "kahan";
 
 // What rounding by way of fp32 rounded to odd leaves exact (core/accumulate.h): two bits more than the format's.
 constexpr int kMostSumBits = 22, kLeastSumQuantum = -147;
-
-std::vector<std::string_view> parts_of(std::string_view text) {
-  std::vector<std::string_view> parts;
-  for (;;) {
-    const size_t end = text.find('/');
-    parts.push_back(text.substr(0, end));
-    if (end == std::string_view::npos) return parts;
-    text.remove_prefix(end + 1);
-  }
-}
 
 [[noreturn]] void refuse(std::string_view text, const std::string& why) {
   throw_error(
@@ -73,7 +64,7 @@ std::array<const Quantizer*, 4> Accumulator::roundings() const {
 }
 
 Accumulator Accumulator::parse(std::string_view text) {
-  const std::vector<std::string_view> parts = parts_of(text);
+  const std::vector<std::string_view> parts = text::split(text, '/');
   Accumulator a;
   const std::string_view first = parts[0];
   if (first.starts_with(kChunk)) {

@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "autograd/scaling.h"
+#include "kernels/cpu/isa.h"
+#include "tests/threads.h"
 
 namespace ulp::tests {
 namespace {
@@ -314,6 +316,31 @@ bool same_bits(const Pass& a, const Pass& b) {
   bool same = same_bits(a.y, b.y) && a.grads.size() == b.grads.size();
   for (size_t i = 0; same && i < a.grads.size(); ++i) same = same_bits(a.grads[i], b.grads[i]);
   return same;
+}
+
+bool same_on_every_cpu(const OpRow& row, Run& run, std::span<const Tensor> inputs,
+                       const OpFormats& formats) {
+  const Pass first = run_row(row, run, inputs, formats);
+  const auto again = [&] { return same_bits(first, run_row(row, run, inputs, formats)); };
+  bool same = true;
+  for (const int threads : {1, 2, 3}) {
+    const Threads scope(threads);
+    same = again() && same;
+  }
+  const cpu::Isa before = cpu::current_isa();
+  for (const cpu::Isa isa : {cpu::Isa::Portable, cpu::Isa::Avx2, cpu::Isa::Avx512}) {
+    if (!cpu::has_isa(isa)) continue;
+    cpu::set_isa(isa);
+    same = again() && same;
+  }
+  cpu::set_isa(before);
+  return same;
+}
+
+std::vector<Tensor> hard_inputs(const std::vector<Shape>& shapes) {
+  std::vector<Tensor> inputs;
+  for (size_t k = 0; k < shapes.size(); ++k) inputs.push_back(hard_tensor(shapes[k], 5 + k));
+  return inputs;
 }
 
 }  // namespace ulp::tests

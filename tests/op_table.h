@@ -52,6 +52,9 @@ Tensor random_tensor(const Shape& shape, double low, double high, uint64_t seed,
 /// F32 with every kind of hard value sprinkled over random ones: ±0, ±Inf, NaNs, subnormals, huge.
 Tensor hard_tensor(const Shape& shape, uint64_t seed);
 
+/// One for each shape, of seeds of their own.
+std::vector<Tensor> hard_inputs(const std::vector<Shape>& shapes);
+
 /// The bits of an F32 tensor, NaNs as they are.
 std::vector<uint32_t> bits_of_tensor(const Tensor& tensor);
 bool same_bits(const Tensor& a, const Tensor& b);
@@ -64,6 +67,9 @@ struct Pass {
 Pass run_row(const OpRow& row, Run& run, std::span<const Tensor> inputs, const OpFormats& formats,
              uint64_t cotangent_seed = 99);
 bool same_bits(const Pass& a, const Pass& b);
+/// True if a pass on the CPU has the same bits on 1, 2 and 3 threads and on every instruction set.
+bool same_on_every_cpu(const OpRow& row, Run& run, std::span<const Tensor> inputs,
+                       const OpFormats& formats);
 /// Formats for the roles and for the sums of every product.
 struct SummedFormats {
   const char *roles, *sums;

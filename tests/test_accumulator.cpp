@@ -537,22 +537,7 @@ TEST_SUITE("accumulator") {
           CAPTURE(std::string(row.name));
           CAPTURE(std::string(one.sums));
           const OpFormats formats = formats_of(row, one);
-          std::vector<Tensor> inputs;
-          for (size_t k = 0; k < shapes.size(); ++k)
-            inputs.push_back(hard_tensor(shapes[k], 5 + k));
-          const Pass first = run_row(row, run, inputs, formats);
-          CHECK(same_bits(first, run_row(row, run, inputs, formats)));
-          for (const int threads : {1, 3}) {
-            const Threads scope(threads);
-            CHECK(same_bits(first, run_row(row, run, inputs, formats)));
-          }
-          const cpu::Isa before = cpu::current_isa();
-          for (const cpu::Isa isa : {cpu::Isa::Portable, cpu::Isa::Avx2, cpu::Isa::Avx512}) {
-            if (!cpu::has_isa(isa)) continue;
-            cpu::set_isa(isa);
-            CHECK(same_bits(first, run_row(row, run, inputs, formats)));
-          }
-          cpu::set_isa(before);
+          CHECK(same_on_every_cpu(row, run, hard_inputs(shapes), formats));
         }
     }
   }

@@ -81,6 +81,12 @@ void check_same(const Trained& a, const Trained& b) {
   CHECK(std::memcmp(&b.state, &b.device_state, sizeof b.state) == 0);
 }
 
+std::vector<Tensor> on_gpu(const std::vector<Tensor>& host) {
+  std::vector<Tensor> device;
+  for (const Tensor& one : host) device.push_back(one.to(cuda_device(0)));
+  return device;
+}
+
 }  // namespace
 
 TEST_SUITE("cuda_training") {
@@ -137,11 +143,7 @@ TEST_SUITE("cuda_training") {
           CAPTURE(std::string(row.name));
           CAPTURE(std::string(one.sums));
           const OpFormats formats = formats_of(row, one);
-          std::vector<Tensor> host, device;
-          for (size_t k = 0; k < shapes.size(); ++k) {
-            host.push_back(hard_tensor(shapes[k], 5 + k));
-            device.push_back(host.back().to(cuda_device(0)));
-          }
+          const std::vector<Tensor> host = hard_inputs(shapes), device = on_gpu(host);
           const Pass wanted = run_row(row, cpu_run, host, formats);
           CHECK(same_bits(wanted, run_row(row, gpu_run, device, formats)));
           CHECK(same_bits(wanted, run_row(row, fast_run, device, formats)));  // no unit sums so
@@ -157,16 +159,8 @@ TEST_SUITE("cuda_training") {
         for (const char* format : {"fp32", "e5m2:sr", "bfp8:sr", "fixed8.4:odd"}) {
           CAPTURE(std::string(row.name));
           CAPTURE(std::string(format));
-          OpFormats formats;
-          for (const char* name : row.roles)
-            for (const Role& role : kRoles)
-              if (std::string(name) == role.name)
-                formats.*role.quantizer = Quantizer::parse(format);
-          std::vector<Tensor> host, device;
-          for (size_t k = 0; k < shapes.size(); ++k) {
-            host.push_back(hard_tensor(shapes[k], 5 + k));
-            device.push_back(host.back().to(cuda_device(0)));
-          }
+          const OpFormats formats = formats_of(row, {format, "fp32"});
+          const std::vector<Tensor> host = hard_inputs(shapes), device = on_gpu(host);
           CHECK(same_bits(run_row(row, cpu_run, host, formats),
                           run_row(row, gpu_run, device, formats)));
         }

@@ -120,26 +120,8 @@ TEST_SUITE("ops") {
         for (const char* format : {"fp32", "e5m2:sr", "bfp8:sr"}) {
           CAPTURE(std::string(row.name));
           CAPTURE(std::string(format));
-          OpFormats formats;
-          for (const char* name : row.roles)
-            for (const Role& role : kRoles)
-              if (std::string(name) == role.name)
-                formats.*role.quantizer = Quantizer::parse(format);
-          std::vector<Tensor> inputs;
-          for (size_t k = 0; k < shapes.size(); ++k)
-            inputs.push_back(hard_tensor(shapes[k], 5 + k));
-          const Pass first = run_row(row, run, inputs, formats);
-          for (const int threads : {1, 2, 3}) {
-            const Threads scope(threads);
-            CHECK(same_bits(first, run_row(row, run, inputs, formats)));
-          }
-          const cpu::Isa before = cpu::current_isa();
-          for (const cpu::Isa isa : {cpu::Isa::Portable, cpu::Isa::Avx2, cpu::Isa::Avx512}) {
-            if (!cpu::has_isa(isa)) continue;
-            cpu::set_isa(isa);
-            CHECK(same_bits(first, run_row(row, run, inputs, formats)));
-          }
-          cpu::set_isa(before);
+          CHECK(
+              same_on_every_cpu(row, run, hard_inputs(shapes), formats_of(row, {format, "fp32"})));
         }
   }
 
